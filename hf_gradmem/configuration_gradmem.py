@@ -1,0 +1,187 @@
+"""The configuration of a GradMem model: what is written, how, and over which base decoder."""
+
+import difflib
+import secrets
+from dataclasses import fields
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+# Keywords that are not fields of ours but that Transformers itself puts into, or takes out of, a config.json.
+_TRANSFORMERS_KEYWORDS = frozenset(
+    {
+        "attn_implementation",
+        "auto_map",
+        "distributed_config",
+        "experts_implementation",
+        "model_type",
+        "name_or_path",
+        "num_labels",
+        "output_attentions",
+        "quantization_config",
+        "torch_dtype",
+        "use_cache",
+    }
+)
+
+
+@strict
+class GradMemConfig(PreTrainedConfig):
+    r"""Configuration of a [`GradMemForCausalLM`] (GradMem, arXiv 2603.13875).
+
+    It is a composite configuration: `text_config` is the configuration of the base decoder.
+
+    Args:
+        base_model_name_or_path (`str`, *optional*):
+            Hub repository or directory of the frozen base. Without one the base is saved with the adapter.
+        base_model_revision (`str`, *optional*):
+            Revision of the base on the Hub.
+        num_memory_tokens (`int`, defaults to 8):
+            Number of memory vectors, m in the paper.
+        write_steps (`int`, defaults to 2):
+            Number of gradient steps of WRITE, K in the paper. 0 leaves the memory at its learned start.
+        write_learning_rate (`float`, defaults to 0.4):
+            Step size α, on the *mean* loss over a sample's tokens. 0.4 is the paper's choice for pretrained bases.
+        learn_write_learning_rate (`str`, defaults to `"none"`):
+            `"per_step"` or `"per_token"` meta-learns one positive step size for each step, or for each step and
+            memory token, from `write_learning_rate`. Beyond the trained steps the last is used.
+        write_optimizer (`str`, defaults to `"sgd"`):
+            `"sgd"` (the paper's), `"momentum"` or `"adam"`; each is differentiated through.
+        write_betas (`tuple[float, float]`, defaults to `(0.9, 0.9)`):
+            Decay of the first moment (momentum and Adam) and of the second (Adam). The second is shorter than Adam's
+            usual 0.999 because a write takes a handful of steps.
+        write_max_grad_norm (`float`, *optional*):
+            Largest norm of one sample's memory gradient; a longer one is scaled down.
+        write_grad_clip_value (`float`, *optional*):
+            Largest magnitude of one element of the memory gradient.
+        meta_gradient (`str`, defaults to `"exact"`):
+            How the outer loss is differentiated through the write: `"exact"` (with second-order terms),
+            `"first_order"` (without them) or `"none"` (the memory is detached after every step).
+        meta_gradient_steps (`int`, *optional*):
+            How many of the last steps carry the second-order term of `"exact"`. All of them when `None`.
+        checkpoint_write_steps (`bool`, defaults to `True`):
+            Recompute each step in the backward pass, so that memory does not grow with `write_steps`. `False` keeps
+            the graph, which is faster for a small model.
+        memory_projection (`bool`, defaults to `False`):
+            A trained linear layer P, the identity at the start, between the memory and the decoder.
+        write_head (`bool`, defaults to `False`):
+            An output head for WRITE alone, started from the base's.
+        num_control_tokens (`int`, defaults to 0):
+            Trained vectors on either side of the memory: this many in each of `write_start`, `write_end`,
+            `read_start` and `read_end`.
+        write_lora, read_lora (`dict`, *optional*):
+            Arguments of a `peft.LoraConfig` that is active in WRITE, or in READ, only.
+        writer (`str`, defaults to `"gradient"`):
+            How a context becomes a memory. Only `"gradient"` in this version.
+        reconstruction_loss_weight (`float`, defaults to 0.5):
+            Weight of the last reconstruction loss in the training loss. 0 is the paper's plain objective.
+        write_segment_length (`int`, *optional*):
+            Cut contexts that come without segments every so many tokens.
+        write_prefix_segments (`int`, defaults to 1):
+            How many segments before each one are given to it, unscored.
+        includes_base (`bool`, defaults to `False`):
+            Whether checkpoints hold the base as well; set when the base has no name or was trained, and stays.
+        base_model_id (`str`, *optional*):
+            Stands in for the name of a base that has none, so that its memories are told from another's.
+
+    Raises:
+        ValueError: a value is out of range, or an option is unknown (the nearest known one is named).
+    """
+
+    model_type = "gradmem"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", optional=True)}
+    keys_to_ignore_at_inference = ["read_loss", "write_losses", "memory"]
+
+    text_config: dict | PreTrainedConfig | None = None
+    base_model_name_or_path: str | None = None
+    base_model_revision: str | None = None
+    num_memory_tokens: int = 8
+    write_steps: int = 2
+    write_learning_rate: float | int = 0.4
+    learn_write_learning_rate: Literal["none", "per_step", "per_token"] = "none"
+    write_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    write_betas: list | tuple = (0.9, 0.9)
+    write_max_grad_norm: float | int | None = None
+    write_grad_clip_value: float | int | None = None
+    meta_gradient: str = "exact"
+    meta_gradient_steps: int | None = None
+    checkpoint_write_steps: bool = True
+    memory_projection: bool = False
+    write_head: bool = False
+    num_control_tokens: int = 0
+    write_lora: dict | None = None
+    read_lora: dict | None = None
+    writer: str = "gradient"
+    reconstruction_loss_weight: float | int = 0.5
+    write_segment_length: int | None = None
+    write_prefix_segments: int = 1
+    includes_base: bool = False
+    base_model_id: str | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._refuse_unknown(kwargs)
+        self.write_betas = tuple(self.write_betas)
+        super().__post_init__(**kwargs)
+        self._check_values()
+
+    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+        """`PreTrainedConfig` would keep a misspelt option as an attribute that nothing reads."""
+        known = [field.name for field in fields(self)]
+        for name in kwargs:
+            if name in _TRANSFORMERS_KEYWORDS or name.startswith("_"):
+                continue
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"GradMemConfig has no option {name!r}. The nearest is {nearest!r}.")
+
+    def _check_values(self) -> None:
+        at_least = {
+            "num_memory_tokens": 1,
+            "write_steps": 0,
+            "num_control_tokens": 0,
+            "meta_gradient_steps": 0,
+            "write_segment_length": 1,
+            "write_prefix_segments": 0,
+            "reconstruction_loss_weight": 0,
+        }
+        for name, lowest in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {value}.")
+        for name in ("write_learning_rate", "write_max_grad_norm", "write_grad_clip_value"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be greater than 0, got {value}.")
+        if len(self.write_betas) != 2 or not all(0 <= beta < 1 for beta in self.write_betas):
+            raise ValueError(f"write_betas must be two numbers in [0, 1), got {self.write_betas}.")
+        self._check_choice("meta_gradient", ("exact", "first_order", "none"), later=("finite_difference",))
+        self._check_choice("writer", ("gradient",), later=("forward",))
+        if self.learn_write_learning_rate != "none" and self.write_steps == 0:
+            raise ValueError(
+                f"learn_write_learning_rate={self.learn_write_learning_rate!r} needs write_steps of at least 1, "
+                "got 0: there is no step whose size could be learned."
+            )
+
+    def _check_choice(self, name: str, choices: tuple[str, ...], later: tuple[str, ...]) -> None:
+        value = getattr(self, name)
+        allowed = ", ".join(map(repr, choices))
+        if value in later:
+            raise ValueError(f"{name}={value!r} is not available in this version. Use one of {allowed}.")
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+
+    def describe_base(self, base_config: PreTrainedConfig, name: str | None) -> None:
+        """Record the base that this adapter belongs to.
+
+        A base that has no name cannot be fetched again: checkpoints then include it, and a random id tells its
+        memories from those of another nameless base.
+        """
+        self.text_config = base_config
+        self.base_model_name_or_path = name
+        if name is None:
+            self.includes_base = True
+            self.base_model_id = self.base_model_id or secrets.token_hex(8)
+
+
+__all__ = ["GradMemConfig"]

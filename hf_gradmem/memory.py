@@ -1,0 +1,198 @@
+"""A written memory: a value that can be sliced, joined, saved and shared."""
+
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, hf_hub_download
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch.nn import functional
+
+MEMORY_FILE = "memory.safetensors"
+_FORMAT = "gradmem-memory"
+_FORMAT_VERSION = "1"
+Tensor = torch.Tensor
+
+
+@dataclass
+class GradMemMemory:
+    """Contexts as WRITE left them. Indexing gives a memory again; a single index gives a batch of one.
+
+    Attributes:
+        embeddings (`torch.Tensor` of shape `(batch, num_memory_tokens, hidden_size)`):
+            M_K, before the memory projection. Float32, or float64 on a float64 base.
+        write_losses (`torch.Tensor` of shape `(batch, steps)`):
+            Reconstruction loss before each step, in nats per token; NaN once a sample had stopped.
+        segment_lengths (`torch.Tensor` of shape `(batch, segments)`):
+            Tokens in each segment written, 0 where a sample has fewer segments. One segment is a whole context.
+        final_write_loss (`torch.Tensor` of shape `(batch,)`, *optional*):
+            Loss after the last step, if it was measured.
+        fingerprint (`str`, *optional*):
+            The base and the weights with which the memory is read. `None` while a training step is still
+            differentiating through it.
+    """
+
+    embeddings: Tensor
+    write_losses: Tensor
+    segment_lengths: Tensor
+    final_write_loss: Tensor | None = None
+    fingerprint: str | None = None
+
+    @property
+    def num_context_tokens(self) -> Tensor:
+        """Tokens written into each memory, `(batch,)`."""
+        return self.segment_lengths.sum(1)
+
+    @property
+    def is_segmented(self) -> Tensor:
+        """Whether each memory was written in more than one piece, `(batch,)`."""
+        return (self.segment_lengths > 0).sum(1) > 1
+
+    def __len__(self) -> int:
+        return self.embeddings.shape[0]
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "GradMemMemory":
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"index {index} is out of range for a memory of {len(self)} contexts")
+            index = [index]
+        return self._map(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device | str) -> "GradMemMemory":
+        """The same memory on another device."""
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, function) -> "GradMemMemory":
+        return replace(self, **{name: function(tensor) for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {
+            "embeddings": self.embeddings,
+            "write_losses": self.write_losses,
+            "segment_lengths": self.segment_lengths,
+            "final_write_loss": self.final_write_loss,
+        }
+        return {name: tensor for name, tensor in values.items() if tensor is not None}
+
+    @classmethod
+    def cat(cls, memories: Sequence["GradMemMemory"]) -> "GradMemMemory":
+        """Join memories along the batch.
+
+        Raises:
+            ValueError: none are given, or they belong to different models or differ in shape.
+        """
+        if not memories:
+            raise ValueError("GradMemMemory.cat needs at least one memory, got none.")
+        for name, facts in (
+            ("fingerprints", {memory.fingerprint for memory in memories}),
+            ("shapes (num_memory_tokens, hidden_size)", {tuple(memory.embeddings.shape[1:]) for memory in memories}),
+        ):
+            if len(facts) > 1:
+                raise ValueError(f"Memories with different {name} cannot be joined: {sorted(map(str, facts))}.")
+        measured = all(memory.final_write_loss is not None for memory in memories)
+        return cls(
+            embeddings=torch.cat([memory.embeddings for memory in memories]),
+            write_losses=_cat_ragged([memory.write_losses for memory in memories], torch.nan),
+            segment_lengths=_cat_ragged([memory.segment_lengths for memory in memories], 0),
+            final_write_loss=torch.cat([memory.final_write_loss for memory in memories]) if measured else None,
+            fingerprint=memories[0].fingerprint,
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Write `memory.safetensors`, the tensors with the facts in its header, into a directory."""
+        directory = Path(save_directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        header = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "fingerprint": json.dumps(self.fingerprint)}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
+        unfinished = directory / f".{MEMORY_FILE}.{os.getpid()}"
+        try:
+            save_file(tensors, unfinished, metadata=header)
+            unfinished.replace(directory / MEMORY_FILE)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+    ) -> "GradMemMemory":
+        """Load a memory from a directory, its file, or a Hub repository.
+
+        Raises:
+            FileNotFoundError: a path that exists holds no memory.
+            ValueError: the file is truncated or is not a memory.
+        """
+        path = Path(name_or_path)
+        if path.is_dir():
+            path = path / MEMORY_FILE
+            if not path.is_file():
+                raise FileNotFoundError(f"{path.parent} holds no memory: {MEMORY_FILE} is missing.")
+        elif not path.is_file():
+            path = Path(
+                hf_hub_download(
+                    str(name_or_path),
+                    MEMORY_FILE,
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    local_files_only=local_files_only,
+                )
+            )
+        return cls._load(path)
+
+    @classmethod
+    def _load(cls, path: Path) -> "GradMemMemory":
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a readable safetensors file ({error}). Was it copied whole?") from error
+        if header.get("format") != _FORMAT or header.get("format_version") != _FORMAT_VERSION:
+            raise ValueError(
+                f"{path} is not a memory of format {_FORMAT} {_FORMAT_VERSION}: its header says {header or 'nothing'}."
+            )
+        return cls(**tensors, fingerprint=json.loads(header["fingerprint"]))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload GradMem memory",
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> Any:
+        """Upload the memory to a Hub model repository, made if it is missing; returns the `CommitInfo`."""
+        api = HfApi(token=token)
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as directory:
+            self.save_pretrained(directory)
+            return api.upload_folder(
+                repo_id=repo_id,
+                folder_path=directory,
+                commit_message=commit_message,
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+
+def _cat_ragged(tensors: list[Tensor], fill: float) -> Tensor:
+    """Join `(rows, columns)` tensors, filling the narrower ones on the right."""
+    width = max(tensor.shape[1] for tensor in tensors)
+    return torch.cat([functional.pad(tensor, (0, width - tensor.shape[1]), value=fill) for tensor in tensors])
+
+
+__all__ = ["GradMemMemory"]

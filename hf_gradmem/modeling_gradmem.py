@@ -1,0 +1,946 @@
+"""`GradMemForCausalLM`: any Hugging Face decoder with memory tokens that are written by gradient descent.
+
+This file wires the rooms below it: `writing/` turns a context into a memory, `reading.py` lays out memory and query,
+`adapters.py` and `checkpoint.py` say what trains and what is saved.
+"""
+
+import contextlib
+import copy
+import inspect
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from . import checkpoint
+from .adapters import inject_lora, lora_modules, lora_parameters, lora_phase, trainable_summary
+from .configuration_gradmem import GradMemConfig
+from .inputs import Context, Queries, checked_context, checked_queries, tokenize_contexts
+from .memory import GradMemMemory
+from .reading import align_with_query, count_new_tokens, join_memory_and_query, read_loss
+from .writing.inner_loop import InnerLoop, WriteTrace
+from .writing.objective import ContextRows, ReconstructionObjective, split_context
+from .writing.update_rules import UPDATE_RULES
+
+Tensor = torch.Tensor
+
+# Tokens of the vocabulary that the embeddings' mean and spread are estimated from; more change neither visibly.
+_STATISTICS_TOKENS = 4096
+_CONTROL_TOKENS = ("write_start", "write_end", "read_start", "read_end")
+
+
+@dataclass
+class GradMemOutput(ModelOutput):
+    """Output of [`GradMemForCausalLM`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*):
+            `read_loss` plus `reconstruction_loss_weight` times the mean last reconstruction loss, given labels.
+        logits (`torch.FloatTensor` of shape `(..., query_length, vocab_size)`):
+            Aligned with `input_ids`: position i predicts token i + 1. Meaningless at padding.
+        read_loss (`torch.FloatTensor` of shape `()`, *optional*):
+            Mean cross-entropy over the label tokens of the batch.
+        write_losses (`torch.FloatTensor` of shape `(batch, write_steps)`, *optional*):
+            Each context's reconstruction loss before each step, detached. `None` when a memory was given.
+        memory ([`GradMemMemory`]):
+            What was read.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    read_loss: torch.FloatTensor | None = None
+    write_losses: torch.FloatTensor | None = None
+    memory: GradMemMemory | None = None
+
+
+class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
+    """A frozen decoder with a memory that WRITE fills and READ answers from.
+
+    Args:
+        config ([`GradMemConfig`]): its `text_config` describes the base.
+        base_model ([`~transformers.PreTrainedModel`], *optional*): the decoder, already loaded. Built with random
+            weights from `config.text_config` when absent.
+
+    Raises:
+        TypeError: the base is not a decoder that takes `inputs_embeds`.
+        ValueError: an option of the configuration does not fit the base.
+    """
+
+    config: GradMemConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = {
+        "memory_init",
+        "memory_projection",
+        "write_head",
+        *_CONTROL_TOKENS,
+        "write_log_learning_rate",
+    }
+
+    def __init__(self, config: GradMemConfig, base_model: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        built_here = base_model is None
+        if built_here:
+            if config.text_config is None:
+                raise ValueError(
+                    "GradMemConfig.text_config is empty and no base_model was given: there is no decoder to write "
+                    "with. Use get_gradmem_model(base_model, config), or from_pretrained."
+                )
+            base_model = AutoModelForCausalLM.from_config(config.text_config)
+        _check_base(base_model)
+        self.base_model = base_model
+        if not built_here:
+            for module in base_model.modules():  # loaded already: post_init must not initialise it again
+                module._is_hf_initialized = True
+        base_model.requires_grad_(False)
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._hashed: tuple[list, str] | None = None
+        self._add_parameters()
+        self.post_init()
+        self._keys_to_ignore_on_save = checkpoint.base_keys(self)
+        if config.write_head and self.device.type != "meta":
+            self._check_write_head()
+        self.eval()
+
+    def _add_parameters(self) -> None:
+        """Create the parameters beside the base; `_init_weights` gives them their values."""
+        config = self.config
+        like = {"device": self.device, "dtype": torch.float64 if self.dtype == torch.float64 else torch.float32}
+        with torch.no_grad():
+            width = self._embed(torch.zeros((1, 1), dtype=torch.long, device=self.device)).shape[-1]
+        self.memory_init = nn.Parameter(torch.empty((config.num_memory_tokens, width), **like))
+        self.memory_projection = nn.Linear(width, width, **like) if config.memory_projection else None
+        for name in _CONTROL_TOKENS:
+            shape = (config.num_control_tokens, width)
+            setattr(self, name, nn.Parameter(torch.empty(shape, **like)) if config.num_control_tokens else None)
+        rates = {
+            "none": None,
+            "per_step": (config.write_steps,),
+            "per_token": (config.write_steps, config.num_memory_tokens),
+        }[config.learn_write_learning_rate]
+        self.write_log_learning_rate = None if rates is None else nn.Parameter(torch.empty(rates, **like))
+        self.write_head = self._new_write_head(like) if config.write_head else None
+        for phase, arguments in (("write", config.write_lora), ("read", config.read_lora)):
+            if arguments is not None:
+                inject_lora(self.base_model, arguments, phase, like["dtype"])
+
+    def _new_write_head(self, like: dict[str, Any]) -> nn.Linear:
+        head = self.base_model.get_output_embeddings()
+        weight = getattr(head, "weight", None)
+        if weight is None or weight.dim() != 2:
+            raise ValueError(
+                f"write_head=True needs a base whose output head is a linear layer; {type(self.base_model).__name__} "
+                f"has {type(head).__name__}. Use write_head=False."
+            )
+        return nn.Linear(weight.shape[1], weight.shape[0], bias=False, **like)
+
+    @torch.no_grad()
+    def _check_write_head(self) -> None:
+        """A head of its own can replace the base's only where the base's logits are head ∘ last hidden state."""
+        refusal = (
+            f"write_head=True needs a base whose logits are a linear head on its last hidden state; those of "
+            f"{type(self.base_model).__name__} are not{{}}. Use write_head=False."
+        )
+        ids = torch.arange(4, device=self.device)[None]
+        inputs = {"inputs_embeds": self._embed(ids), "attention_mask": torch.ones_like(ids)}
+        with _modules_in_eval(self.base_model):
+            logits = self._run_base(**inputs)
+            try:
+                hidden = self._run_decoder(**inputs)
+                through_head = nn.functional.linear(hidden, self.base_model.get_output_embeddings().weight)
+            except (AttributeError, RuntimeError, TypeError) as error:
+                raise ValueError(refusal.format(f" ({error})")) from error
+        if through_head.shape != logits.shape or not torch.allclose(
+            through_head.float(), logits.float(), rtol=1e-3, atol=1e-3 * float(logits.float().std())
+        ):
+            raise ValueError(refusal.format(""))
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if module is self:
+            self._init_own_parameters()
+        elif module is self.memory_projection:
+            init.eye_(module.weight)
+            init.zeros_(module.bias)
+        elif module is self.write_head:
+            init.copy_(module.weight, self.base_model.get_output_embeddings().weight)
+
+    def _init_own_parameters(self) -> None:
+        """Vectors start at the mean embedding plus noise of the embeddings' standard deviation."""
+        if self.memory_init.device.type == "meta":
+            return
+        vocabulary = self.base_model.get_input_embeddings().weight.shape[0]
+        ids = torch.linspace(0, vocabulary - 1, min(vocabulary, _STATISTICS_TOKENS), device=self.device).long()
+        embeddings = self._embed(ids[None])[0].to(self.memory_init.dtype)
+        mean, spread = embeddings.mean(0), embeddings.std(0)
+        for name in ("memory_init", *_CONTROL_TOKENS):
+            parameter = getattr(self, name)
+            if parameter is not None:
+                init.copy_(parameter, mean + spread * torch.randn_like(parameter))
+        if self.write_log_learning_rate is not None:
+            rate = torch.tensor(float(self.config.write_learning_rate), dtype=torch.float64)
+            init.constant_(self.write_log_learning_rate, rate.log().item())
+
+    # ------------------------------------------------------------------------------------------------ the base
+
+    @property
+    def base_model(self) -> PreTrainedModel:
+        """The decoder; `PreTrainedModel.base_model` would look it up by a prefix."""
+        return self._modules["base_model"]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the base; memories and the parameters beside the base are float32 or float64."""
+        return self.base_model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the base takes its input."""
+        return self.base_model.get_input_embeddings().weight.device
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """The base's."""
+        return self.base_model.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value: GenerationConfig) -> None:
+        if "base_model" in self._modules:  # PreTrainedModel.__init__ sets one before there is a base
+            self.base_model.generation_config = value
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.base_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.base_model.set_output_embeddings(new_embeddings)
+
+    def get_decoder(self) -> nn.Module:
+        return self.base_model.get_decoder()
+
+    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
+        self.base_model.set_attn_implementation(attn_implementation, allow_all_kernels)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """Resize the base's vocabulary, and the write head with it: it keeps its rows and takes the base's new ones."""
+        embeddings = self.base_model.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.config.text_config = self.base_model.config
+        if self.write_head is not None:
+            weight = self.base_model.get_output_embeddings().weight.detach().to(self.write_head.weight).clone()
+            kept = min(weight.shape[0], self.write_head.weight.shape[0])
+            weight[:kept] = self.write_head.weight.detach()[:kept]
+            self.write_head.weight = nn.Parameter(weight, requires_grad=self.write_head.weight.requires_grad)
+            self.write_head.out_features = weight.shape[0]
+        return embeddings
+
+    def train(self, mode: bool = True) -> "GradMemForCausalLM":
+        """As usual, but a base with nothing to train stays in eval mode: its dropout would only add noise."""
+        super().train(mode)
+        if not any(parameter.requires_grad for parameter in self.base_model.parameters()):
+            self.base_model.eval()
+        return self
+
+    def _apply(self, fn, recurse: bool = True) -> "GradMemForCausalLM":
+        """Casts to half precision reach the base only: memories are sums of small steps."""
+        before = {parameter: parameter.data for parameter in self._parameters_beside_base()}
+        super()._apply(fn, recurse)
+        for parameter, data in before.items():
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = data.to(parameter.device)
+        return self
+
+    def _parameters_beside_base(self) -> Iterator[nn.Parameter]:
+        if "base_model" not in self._modules:
+            return
+        for name, parameter in self.named_parameters():
+            if not name.startswith("base_model."):
+                yield parameter
+        for module in lora_modules(self.base_model).values():
+            yield from module.parameters()
+
+    def print_trainable_parameters(self) -> None:
+        """Print how many parameters train, as PEFT models do."""
+        print(trainable_summary(self))
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        return self.base_model.get_input_embeddings()(input_ids)
+
+    def _run_base(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.base_model(
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask.long(), use_cache=False
+        ).logits
+
+    def _run_decoder(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        return (
+            self.base_model.get_decoder()(
+                inputs_embeds=inputs_embeds, attention_mask=attention_mask.long(), use_cache=False
+            )
+        ).last_hidden_state
+
+    def _prefix(self, memory: Tensor, start: Tensor | None, end: Tensor | None) -> Tensor:
+        """`[start; P(M); end]` in the base's dtype, `(batch, prefix_length, hidden_size)`."""
+        if self.memory_projection is not None:
+            memory = self.memory_projection(memory)
+        parts = [
+            part if part.dim() == 3 else part.expand(memory.shape[0], -1, -1)
+            for part in (start, memory, end)
+            if part is not None
+        ]
+        return torch.cat(parts, dim=1).to(self.dtype)
+
+    # ------------------------------------------------------------------------------------------------ WRITE
+
+    def write(
+        self,
+        context: Context | None = None,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        memory: GradMemMemory | None = None,
+        write_steps: int | None = None,
+        write_learning_rate: float | None = None,
+        tolerance: float | None = None,
+        batch_size: int | None = None,
+        show_progress: bool = False,
+        measure_final_loss: bool = False,
+    ) -> GradMemMemory:
+        """Write contexts into memories by gradient descent on their reconstruction loss, the weights frozen.
+
+        Works under `no_grad` and `inference_mode`, in eval and train mode (dropout is off either way), and leaves no
+        graph, gradient, mode or weight changed.
+
+        Args:
+            context: text; a list of texts is that many contexts, a list of lists contexts in segments. Tokenised
+                without special tokens.
+            input_ids: `(batch, length)` tokens in place of text, padded on either side.
+            attention_mask: `(batch, length)`; all ones by default.
+            segment_ids: `(batch, length)`; a segment is a run of equal values.
+            memory: go on from these memories in place of the learned start, so that a further context is appended.
+            write_steps: steps to take; the configuration's by default.
+            write_learning_rate: step size in place of the configuration's, or of all learned ones.
+            tolerance: stop a sample once its loss, in nats per token, is below this.
+            batch_size: how many contexts to write at a time; all by default.
+            show_progress: show a progress bar over the steps.
+            measure_final_loss: also measure the loss after the last step, at the price of a forward pass.
+
+        Returns:
+            The written memories, one for each context.
+
+        Raises:
+            ValueError: an empty context, shapes that do not match, a context longer than the base's window, a memory
+                of another model, a negative number of steps.
+            FloatingPointError: a loss became NaN or infinite; names the sample and what to lower.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            if (context is None) == (input_ids is None):
+                raise ValueError("write needs either a text or input_ids, and not both.")
+            if context is not None:
+                if attention_mask is not None or segment_ids is not None:
+                    raise ValueError("attention_mask and segment_ids belong to input_ids; a text brings its own.")
+                input_ids, attention_mask, segment_ids = tokenize_contexts(context, self.tokenizer)
+            input_ids, attention_mask, segment_ids = checked_context(
+                input_ids, attention_mask, segment_ids, self.device
+            )
+            step_sizes = self._step_sizes(write_steps, write_learning_rate)
+            start = None if memory is None else self._memory_to_continue(memory, len(input_ids))
+            chunks = torch.arange(len(input_ids)).split(batch_size or len(input_ids))
+            written = []
+            with (
+                _modules_in_eval(self),
+                tqdm(
+                    total=len(chunks) * len(step_sizes), desc="Writing", unit="step", disable=not show_progress
+                ) as bar,
+            ):
+                for chunk in chunks:
+                    rows = self._rows(
+                        input_ids[chunk], attention_mask[chunk], None if segment_ids is None else segment_ids[chunk]
+                    )
+                    part = None if start is None else start[chunk]
+                    written.append(
+                        self._write_chunk(rows, part, step_sizes, int(chunk[0]), tolerance, measure_final_loss, bar)
+                    )
+            return GradMemMemory.cat(written)
+
+    def _write_chunk(
+        self,
+        rows: ContextRows,
+        start: GradMemMemory | None,
+        step_sizes: Sequence[Tensor | float],
+        first_index: int,
+        tolerance: float | None,
+        measure_final_loss: bool,
+        bar: tqdm,
+    ) -> GradMemMemory:
+        objective = self._objective(rows)
+        trace = self._inner_loop().run(
+            objective,
+            self._start(len(rows.segment_lengths)) if start is None else start.embeddings,
+            step_sizes,
+            tolerance=tolerance,
+            on_step=bar.update,
+        )
+        final_loss = None
+        if measure_final_loss:
+            with torch.no_grad():
+                final_loss = objective(trace.memory)
+        self._check_finite(trace, first_index, step_sizes)
+        memory = self._as_memory(trace, rows, final_loss, self.fingerprint())
+        if start is not None:
+            memory.segment_lengths = torch.cat([start.segment_lengths, memory.segment_lengths], dim=1)
+        return memory
+
+    def _as_memory(
+        self, trace: WriteTrace, rows: ContextRows, final_loss: Tensor | None, fingerprint: str | None
+    ) -> GradMemMemory:
+        return GradMemMemory(
+            embeddings=trace.memory,
+            write_losses=trace.losses,
+            segment_lengths=rows.segment_lengths,
+            final_write_loss=final_loss,
+            fingerprint=fingerprint,
+        )
+
+    def _check_finite(self, trace: WriteTrace, first_index: int, step_sizes: Sequence[Tensor | float]) -> None:
+        bad = ~trace.memory.isfinite().all(dim=(1, 2)) if trace.memory.dim() == 3 else None
+        if bad is not None and bad.any():
+            index = int(bad.nonzero()[0])
+            raise FloatingPointError(
+                f"The reconstruction of context {first_index + index} became NaN or infinite within "
+                f"{len(step_sizes)} write steps. Lower write_learning_rate (now "
+                f"{float(torch.as_tensor(step_sizes[0]).detach().max()):g}), or set write_max_grad_norm in the "
+                "configuration."
+            )
+
+    def _start(self, batch_size: int) -> Tensor:
+        return self.memory_init.expand(batch_size, -1, -1)
+
+    def _inner_loop(self) -> InnerLoop:
+        config = self.config
+        return InnerLoop(
+            base_model=self.base_model,
+            update_rule=UPDATE_RULES[config.write_optimizer](*config.write_betas),
+            max_grad_norm=config.write_max_grad_norm,
+            grad_clip_value=config.write_grad_clip_value,
+            meta_gradient=config.meta_gradient,
+            meta_gradient_steps=config.meta_gradient_steps,
+            checkpoint_steps=config.checkpoint_write_steps,
+        )
+
+    def _step_sizes(self, write_steps: int | None, write_learning_rate: float | None) -> list[Tensor | float]:
+        """α of each step: a number, or a learned scalar or `(num_memory_tokens, 1)` column."""
+        steps = self.config.write_steps if write_steps is None else write_steps
+        if steps < 0:
+            raise ValueError(f"write_steps must be at least 0, got {steps}.")
+        if write_learning_rate is not None and not write_learning_rate > 0:
+            raise ValueError(f"write_learning_rate must be greater than 0, got {write_learning_rate}.")
+        if write_learning_rate is not None or self.write_log_learning_rate is None:
+            return [write_learning_rate or self.config.write_learning_rate] * steps
+        learned = self.write_log_learning_rate.exp()
+        if learned.dim() == 2:
+            learned = learned[..., None]
+        return [learned[min(step, len(learned) - 1)] for step in range(steps)]
+
+    def _objective(self, rows: ContextRows) -> ReconstructionObjective:
+        return ReconstructionObjective(
+            rows=rows,
+            token_embeds=self._embed(rows.input_ids),
+            prefix=lambda memory: self._prefix(memory, self.write_start, self.write_end),
+            token_logits=self._write_logits,
+        )
+
+    def _write_logits(self, prefix: Tensor, token_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits that predict each context token, `(rows, length, vocab)`, under WRITE's head and LoRA."""
+        inputs_embeds = torch.cat([prefix, token_embeds], dim=1)
+        mask = torch.cat([attention_mask.new_ones(prefix.shape[:2]), attention_mask], dim=1)
+        predicting = slice(prefix.shape[1] - 1, -1)
+        with lora_phase(self.base_model, "write"):
+            if self.write_head is None:
+                return self._run_base(inputs_embeds, mask)[:, predicting]
+            hidden = self._run_decoder(inputs_embeds, mask)[:, predicting]
+        return self.write_head(hidden.to(self.write_head.weight.dtype))
+
+    def _rows(self, input_ids: Tensor, attention_mask: Tensor, segment_ids: Tensor | None) -> ContextRows:
+        rows = split_context(
+            input_ids,
+            attention_mask,
+            segment_ids,
+            segment_length=self.config.write_segment_length,
+            prefix_segments=self.config.write_prefix_segments,
+        )
+        needed = rows.input_ids.shape[1] + self.config.num_memory_tokens + 2 * self.config.num_control_tokens
+        window = getattr(self.base_model.config.get_text_config(), "max_position_embeddings", None)
+        if window is not None and window > 0 and needed > window:
+            raise ValueError(
+                f"The longest context row needs {needed} positions (memory and control tokens included), but the window "
+                f"of {type(self.base_model).__name__} is {window}. Give the context in segments, or set "
+                "write_segment_length."
+            )
+        return rows
+
+    def _memory_to_continue(self, memory: GradMemMemory, batch_size: int) -> GradMemMemory:
+        self._check_memory(memory)
+        if len(memory) != batch_size:
+            raise ValueError(f"memory holds {len(memory)} contexts, but {batch_size} are to be written on from it.")
+        own = memory.to(self.device)
+        own.embeddings = own.embeddings.detach().clone().to(self.memory_init.dtype)
+        return own
+
+    def _check_memory(self, memory: GradMemMemory) -> None:
+        if not isinstance(memory, GradMemMemory):
+            raise TypeError(f"memory must be a GradMemMemory, got {type(memory).__name__}.")
+        expected, given = tuple(self.memory_init.shape), tuple(memory.embeddings.shape[1:])
+        if expected != given:
+            raise ValueError(
+                f"memory has {given[0]} vectors of width {given[1]}, but this model reads {expected[0]} of width "
+                f"{expected[1]}. It was written by another model."
+            )
+        if memory.fingerprint is not None and memory.fingerprint != self.fingerprint():
+            raise ValueError(
+                f"memory was written for {memory.fingerprint}, but this model is {self.fingerprint()}: another base, or "
+                "other weights in READ. Read it with the model that wrote it, or write the context again."
+            )
+
+    def fingerprint(self) -> str:
+        """Base, revision, width and a hash of the weights that READ uses beside the base.
+
+        A memory means something to these alone.
+        """
+        config = self.config
+        name = f"{config.base_model_name_or_path or config.base_model_id}@{config.base_model_revision or 'main'}"
+        return f"{name}/{self.memory_init.shape[1]}/{self._read_hash()}"
+
+    def _read_hash(self) -> str:
+        tensors = dict(lora_parameters(self.base_model, "read"))
+        tensors |= {"read_start": self.read_start, "read_end": self.read_end}
+        if self.memory_projection is not None:
+            tensors |= dict(self.memory_projection.named_parameters(prefix="memory_projection"))
+        tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+        # Reading asks for the hash at every call; the weights rarely change between two of them.
+        versions = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors.items()]
+        if self._hashed is None or self._hashed[0] != versions:
+            self._hashed = versions, checkpoint.hash_tensors(tensors)
+        return self._hashed[1]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer given, else the adapter's, else the base's.
+
+        Raises:
+            ValueError: none of these can be loaded.
+        """
+        if self._tokenizer is None:
+            name = self.config.base_model_name_or_path
+            if name is None:
+                raise ValueError(
+                    "This model has no tokenizer: its base has no name to load one from. Pass tokenizer= to "
+                    "get_gradmem_model, or give input_ids in place of text."
+                )
+            self._tokenizer = AutoTokenizer.from_pretrained(name, revision=self.config.base_model_revision)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, value: PreTrainedTokenizerBase | None) -> None:
+        self._tokenizer = value
+
+    # ------------------------------------------------------------------------------------------------ READ
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        context_segment_ids: Tensor | None = None,
+        memory: GradMemMemory | None = None,
+        context_index: Tensor | None = None,
+        write_steps: int | None = None,
+    ) -> GradMemOutput:
+        """Write the context, or take a memory that was written, and read the queries from it.
+
+        With gradients enabled the loss is differentiated through the write.
+
+        Args:
+            input_ids: `(batch, query_length)`, or `(batch, queries, query_length)` for several queries on each
+                context, or flat queries with `context_index`. The answer follows the question in the same row.
+            attention_mask: of the shape of `input_ids`; padding may be on either side.
+            labels: of the shape of `input_ids` and not shifted; −100 is not scored. The first query token may have a
+                label: it is predicted from the memory.
+            context_input_ids: `(batch, length)`, the contexts to write.
+            context_attention_mask: `(batch, length)`.
+            context_segment_ids: `(batch, length)`; a segment is a run of equal values.
+            memory: read these in place of writing `context_input_ids`.
+            context_index: `(rows,)`, which context each flat query is about.
+            write_steps: steps of WRITE; the configuration's by default.
+
+        Raises:
+            ValueError: neither or both of context and memory, shapes that do not match, or
+                `meta_gradient="none"` with nothing to train but the memory's start.
+        """
+        trace = None
+        if memory is None:
+            trace, memory = self._write_context(
+                context_input_ids, context_attention_mask, context_segment_ids, write_steps
+            )
+        else:
+            if context_input_ids is not None:
+                raise ValueError("Give either a memory or context_input_ids, and not both.")
+            self._check_memory(memory)
+            memory = memory.to(self.device)
+        queries = checked_queries(input_ids, attention_mask, labels, context_index, len(memory), self.device)
+        embeds, mask, order = self._read_inputs(memory, queries, "right")
+        with lora_phase(self.base_model, "read"):
+            logits = self._run_base(embeds, mask)
+
+        loss = answer_loss = None
+        if queries.labels is not None:
+            loss = answer_loss = read_loss(logits, queries.labels, queries.attention_mask, order)
+            if trace is not None and trace.last_loss is not None and self.config.reconstruction_loss_weight:
+                loss = answer_loss + self.config.reconstruction_loss_weight * trace.last_loss.mean()
+        aligned = align_with_query(logits, order, queries.input_ids.shape[1])
+        return GradMemOutput(
+            loss=loss,
+            logits=aligned.reshape(*queries.shape, *aligned.shape[1:]),
+            read_loss=answer_loss,
+            write_losses=None if trace is None else trace.losses,
+            memory=memory,
+        )
+
+    def _write_context(
+        self,
+        input_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        segment_ids: Tensor | None,
+        write_steps: int | None,
+    ) -> tuple[WriteTrace, GradMemMemory]:
+        """WRITE as part of a forward pass: differentiated through if, and only if, gradients are enabled."""
+        if input_ids is None:
+            raise ValueError("There is nothing to read from: give context_input_ids, or a memory.")
+        differentiate = torch.is_grad_enabled()
+        if differentiate:
+            self._check_meta_gradient()
+        with torch.inference_mode(False), torch.enable_grad():
+            rows = self._rows(*checked_context(input_ids, attention_mask, segment_ids, self.device))
+            trace = self._inner_loop().run(
+                self._objective(rows),
+                self._start(len(rows.segment_lengths)),
+                self._step_sizes(write_steps, None),
+                differentiate=differentiate,
+                keep_last_loss=self.config.reconstruction_loss_weight > 0,
+            )
+        fingerprint = None if differentiate else self.fingerprint()
+        return trace, self._as_memory(trace, rows, None, fingerprint)
+
+    def _check_meta_gradient(self) -> None:
+        if self.config.meta_gradient != "none":
+            return
+        silent = (self.memory_init, self.write_log_learning_rate)
+        trains = [p for p in self.parameters() if p.requires_grad and all(p is not other for other in silent)]
+        if not trains:
+            raise ValueError(
+                'meta_gradient="none" cuts the outer gradient at every write step, and nothing trains here but the '
+                'memory\'s start. Use meta_gradient="exact" or "first_order", or train something else as well.'
+            )
+
+    def _read_inputs(self, memory: GradMemMemory, queries: Queries, padding_side: str) -> tuple[Tensor, Tensor, Tensor]:
+        embeddings = memory.embeddings.to(self.memory_init.dtype)
+        prefix = self._prefix(embeddings, self.read_start, self.read_end).index_select(0, queries.memory_index)
+        return join_memory_and_query(prefix, self._embed(queries.input_ids), queries.attention_mask, padding_side)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        memory: GradMemMemory | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        context_segment_ids: Tensor | None = None,
+        context_index: Tensor | None = None,
+        write_steps: int | None = None,
+        generation_config: GenerationConfig | None = None,
+        streamer: Any = None,
+        **kwargs: Any,
+    ) -> Tensor | ModelOutput:
+        """Continue prompts from a memory, as `generate` of any decoder would with the context in the prompt.
+
+        Args:
+            input_ids: `(rows, prompt_length)` prompts, padded on either side.
+            attention_mask: `(rows, prompt_length)`.
+            memory: one memory for all prompts, or one for each.
+            context_input_ids, context_attention_mask, context_segment_ids, write_steps: contexts to write first,
+                in place of a memory.
+            context_index: `(rows,)`, which memory each prompt reads.
+            generation_config: the base's by default.
+            streamer: as in `generate` of the base.
+            kwargs: passed on to `generate` of the base. `max_length` and `min_length` count the prompt but not the
+                memory. Processors that look at the prompt's tokens, such as `repetition_penalty`, see the new ones
+                only.
+
+        Returns:
+            Prompt and continuation, `(rows · num_return_sequences, prompt_length + new)`; the prompt as it was given.
+
+        Raises:
+            ValueError: neither a memory nor a context, shapes that do not match, or no room for a new token.
+        """
+        if memory is None:
+            if context_input_ids is None:
+                raise ValueError("There is nothing to read from: give a memory, or context_input_ids.")
+            memory = self.write(
+                input_ids=context_input_ids,
+                attention_mask=context_attention_mask,
+                segment_ids=context_segment_ids,
+                write_steps=write_steps,
+            )
+        elif context_input_ids is not None:
+            raise ValueError("Give either a memory or context_input_ids, and not both.")
+        self._check_memory(memory)
+        memory = memory.to(self.device)
+        if input_ids is not None and input_ids.dim() != 2:
+            raise ValueError(
+                f"generate takes flat prompts (rows, prompt_length), got shape {tuple(input_ids.shape)}. Flatten them and "
+                "say with context_index which memory each one reads."
+            )
+        queries = checked_queries(input_ids, attention_mask, None, context_index, len(memory), self.device)
+        prompt = queries.input_ids
+        embeds, mask, _ = self._read_inputs(memory, queries, "left")
+        if streamer is not None:
+            streamer.put(prompt.cpu())
+        with lora_phase(self.base_model, "read"):
+            output = self.base_model.generate(
+                inputs_embeds=embeds,
+                attention_mask=mask.long(),
+                generation_config=generation_config,
+                streamer=streamer,
+                **count_new_tokens(kwargs, generation_config, self.generation_config, prompt.shape[1]),
+            )
+        if isinstance(output, ModelOutput):
+            output.sequences = _after_prompt(prompt, output.sequences)
+            return output
+        return _after_prompt(prompt, output)
+
+    @torch.no_grad()
+    def reconstruct(self, memory: GradMemMemory, prefix_input_ids: Tensor | None = None) -> Tensor:
+        """Decode memories greedily under the conditions they were written in: WRITE's control tokens, head and LoRA.
+
+        Args:
+            memory: what to decode.
+            prefix_input_ids: `(batch, prefix_length)` tokens that the decoded ones follow. A memory written in
+                segments needs them: each of its segments was written after the one before.
+
+        Returns:
+            `(batch, length)` tokens: as many as each sample's recorded length, or, after a prefix, its longest
+            segment; 0 beyond.
+
+        Raises:
+            ValueError: a memory written in segments, without prefixes; a memory of another model.
+        """
+        self._check_memory(memory)
+        memory = memory.to(self.device)
+        if prefix_input_ids is None and bool(memory.is_segmented.any()):
+            raise ValueError(
+                "This memory was written in several segments, each after the one before it. Give the tokens before the "
+                "segment to decode as prefix_input_ids."
+            )
+        lengths = memory.segment_lengths.max(dim=1).values
+        embeds = self._prefix(memory.embeddings.to(self.memory_init.dtype), self.write_start, self.write_end)
+        if prefix_input_ids is not None:
+            prefix = checked_queries(prefix_input_ids, None, None, None, len(memory), self.device).input_ids
+            embeds = torch.cat([embeds, self._embed(prefix)], dim=1)
+        with self._write_conditions():
+            tokens = self.base_model.generate(
+                inputs_embeds=embeds,
+                attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=self.device),
+                max_new_tokens=int(lengths.max()),
+                do_sample=False,
+            )
+        return tokens.masked_fill(torch.arange(tokens.shape[1], device=self.device) >= lengths[:, None], 0)
+
+    @contextlib.contextmanager
+    def _write_conditions(self) -> Iterator[None]:
+        """The base as WRITE runs it, to be used through its own `generate`, with nothing that bends greedy decoding."""
+        base, head, settings = self.base_model, self.base_model.get_output_embeddings(), self.generation_config
+        base.generation_config = GenerationConfig()
+        if self.write_head is not None:
+            base.set_output_embeddings(copy.deepcopy(self.write_head).to(self.dtype))
+        try:
+            with lora_phase(base, "write"), _modules_in_eval(base):
+                yield
+        finally:
+            base.generation_config = settings
+            if self.write_head is not None:
+                base.set_output_embeddings(head)
+
+    # ------------------------------------------------------------------------------------------------ checkpoints
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args: Any,
+        config: GradMemConfig | None = None,
+        **kwargs: Any,
+    ) -> "GradMemForCausalLM":
+        """Load an adapter and the base it names, or a checkpoint that includes its base.
+
+        Args:
+            pretrained_model_name_or_path: directory or Hub repository of the adapter.
+            config: in place of the checkpoint's.
+            kwargs: those of `PreTrainedModel.from_pretrained`. `revision` and `subfolder` are the adapter's; `dtype`,
+                `device_map`, `attn_implementation`, `quantization_config` and the like reach the base.
+
+        Raises:
+            OSError: there is no such repository, or no config.json in the directory.
+            ValueError: the weights are truncated or do not fit the configuration.
+        """
+        hub = {name: kwargs[name] for name in checkpoint.HUB_ARGUMENTS if kwargs.get(name) is not None}
+        if config is None:
+            config = GradMemConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        if config.includes_base:
+            model = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        else:
+            config = copy.deepcopy(config)
+            base_model = checkpoint.load_base(config, kwargs)
+            config.text_config = base_model.config
+            model = cls(config, base_model)
+            checkpoint.load_adapter(model, pretrained_model_name_or_path, hub)
+        model.tokenizer = checkpoint.load_tokenizer(pretrained_model_name_or_path, hub)
+        return model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the adapter: configuration, the parameters beside the base, and the tokenizer if there is one.
+
+        The base is named, not copied, unless it has no name or some weight of it requires a gradient now or did at an
+        earlier save: then the directory is a full checkpoint.
+
+        Args:
+            save_directory: where to.
+            kwargs: those of `PreTrainedModel.save_pretrained`.
+        """
+        base = checkpoint.base_keys(self)
+        trained = any(parameter.requires_grad for name, parameter in self.named_parameters() if name in base)
+        self.config.includes_base = self.config.includes_base or trained
+        self._keys_to_ignore_on_save = set() if self.config.includes_base else base
+        if self._tokenizer is not None:
+            self._tokenizer.save_pretrained(save_directory)
+        super().save_pretrained(save_directory, **kwargs)
+
+    def export_prompt_tuning(self, memory: GradMemMemory, save_directory: str | os.PathLike) -> None:
+        """Write one memory as a stock PEFT PROMPT_TUNING adapter of m + 2n virtual tokens, `[r_start; P(M_K); r_end]`.
+
+        `peft.PeftModel.from_pretrained(base, save_directory)` then reads it without this package.
+
+        Raises:
+            ValueError: several memories were given, or READ uses weights that the named base does not have.
+        """
+        self._check_memory(memory)
+        if len(memory) != 1:
+            raise ValueError(f"A prompt-tuning adapter holds one memory, got {len(memory)}. Index the one to export.")
+        if self.config.read_lora is not None or self.config.includes_base:
+            reason = "a LoRA in READ" if self.config.read_lora is not None else "a base that is saved with the adapter"
+            raise ValueError(
+                f"This model reads with {reason}, which the base that PEFT would load "
+                f"({self.config.base_model_name_or_path}) does not have. Such a memory cannot be exported."
+            )
+        with torch.no_grad():
+            embeddings = memory.to(self.device).embeddings.to(self.memory_init.dtype)
+            prompt = self._prefix(embeddings, self.read_start, self.read_end)[0]
+        checkpoint.save_prompt_tuning(prompt, self.base_model, self.config.base_model_name_or_path, save_directory)
+
+
+def _check_base(base_model: PreTrainedModel) -> None:
+    """Refuse what cannot work by name, when it is wrapped."""
+    name = type(base_model).__name__
+    if not isinstance(base_model, PreTrainedModel):
+        hint = " Merge its adapter first: merge_and_unload()." if hasattr(base_model, "merge_and_unload") else ""
+        raise TypeError(
+            f"base_model must be a transformers.PreTrainedModel with a language-model head, got {name}.{hint}"
+        )
+    if "inputs_embeds" not in inspect.signature(base_model.forward).parameters:
+        raise TypeError(f"{name} takes no inputs_embeds, so no memory vectors can be put before its tokens.")
+
+
+def _after_prompt(prompt: Tensor, new_tokens: Tensor) -> Tensor:
+    return torch.cat([prompt.repeat_interleave(len(new_tokens) // len(prompt), dim=0), new_tokens], dim=1)
+
+
+@contextlib.contextmanager
+def _modules_in_eval(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a span, each module back in its own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def get_gradmem_model(
+    base_model: PreTrainedModel,
+    config: GradMemConfig | str | os.PathLike | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> GradMemForCausalLM:
+    """Give a decoder a memory, as `peft.get_peft_model` gives it an adapter.
+
+    The base is frozen, in place; the parameters beside it train. `requires_grad` says what trains and nothing else, so
+    unfreeze what you want trained afterwards.
+
+    Args:
+        base_model: any Hugging Face decoder that takes `inputs_embeds`.
+        config: a configuration for a new adapter, or directory or Hub repository of a trained one.
+        tokenizer: for text given to `write`; the adapter's or the base's by default.
+
+    Raises:
+        TypeError: the base cannot take memory vectors.
+        ValueError: an option does not fit the base, or an adapter belongs to another one.
+    """
+    if config is None or isinstance(config, GradMemConfig):
+        config = GradMemConfig() if config is None else copy.deepcopy(config)
+        _check_base(base_model)
+        config.describe_base(base_model.config, checkpoint.base_name(base_model) or config.base_model_name_or_path)
+        model = GradMemForCausalLM(config, base_model)
+    else:
+        adapter = config
+        config = GradMemConfig.from_pretrained(adapter)
+        checkpoint.check_attachable(config, base_model, adapter)
+        config.text_config = base_model.config
+        model = GradMemForCausalLM(config, base_model)
+        checkpoint.load_adapter(model, adapter, {})
+        model.tokenizer = checkpoint.load_tokenizer(adapter, {})
+    if tokenizer is not None:
+        model.tokenizer = tokenizer
+    return model
+
+
+__all__ = ["GradMemForCausalLM", "GradMemOutput", "get_gradmem_model"]

@@ -1,0 +1,137 @@
+"""The inner loop of WRITE: K gradient steps on the memory, and how the outer loss is taken through them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from .attention import twice_differentiable_attention
+from .update_rules import State, UpdateRule, clip, gradient_norm
+
+Tensor = torch.Tensor
+Objective = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class WriteTrace:
+    """What a write leaves behind.
+
+    Attributes:
+        memory: `(batch, num_memory_tokens, hidden_size)`, M_K.
+        losses: `(batch, steps)`, each sample's loss before each step; NaN where the sample had already stopped.
+        gradient_norms: `(batch, steps)`, norms before clipping.
+        last_loss: `(batch,)`, L(M_{K−1}; C) with its graph if the write was differentiated and had a step.
+    """
+
+    memory: Tensor
+    losses: Tensor
+    gradient_norms: Tensor
+    last_loss: Tensor | None
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """Settings of the descent; the fields are those of [`GradMemConfig`] of the same meaning."""
+
+    base_model: PreTrainedModel
+    update_rule: UpdateRule
+    max_grad_norm: float | None
+    grad_clip_value: float | None
+    meta_gradient: str
+    meta_gradient_steps: int | None
+    checkpoint_steps: bool
+
+    def run(
+        self,
+        objective: Objective,
+        memory: Tensor,
+        step_sizes: Sequence[Tensor | float],
+        *,
+        differentiate: bool = False,
+        keep_last_loss: bool = False,
+        tolerance: float | None = None,
+        on_step: Callable[[], object] = lambda: None,
+    ) -> WriteTrace:
+        """Take one step for each of `step_sizes`: M_{k+1} = M_k − α_k · ∇L(M_k).
+
+        Args:
+            objective: memory → per-sample losses `(batch,)`.
+            memory: `(batch, num_memory_tokens, hidden_size)`, M_0.
+            step_sizes: α of each step.
+            differentiate: keep what the outer loss needs of the steps. Otherwise every graph is freed at once.
+            keep_last_loss: also keep the graph of the last loss, whichever way the steps are differentiated.
+            tolerance: stop a sample once its loss is below this.
+            on_step: called after each step.
+        """
+        steps = len(step_sizes)
+        second_order_steps = steps if self.meta_gradient_steps is None else self.meta_gradient_steps
+        active = torch.ones(memory.shape[0], dtype=torch.bool, device=memory.device)
+        state: State = None
+        last_loss = None
+        losses, norms = [], []
+        for k, step_size in enumerate(step_sizes):
+            if differentiate and self.meta_gradient == "exact" and k >= steps - second_order_steps:
+                stepped, state, last_loss, norm = self._second_order_step(objective, memory, state, step_size)
+            else:
+                keep = differentiate and keep_last_loss and k == steps - 1
+                stepped, state, last_loss, norm = self._first_order_step(objective, memory, state, step_size, keep)
+            losses.append(torch.where(active, last_loss.detach(), torch.nan))
+            norms.append(torch.where(active, norm.detach(), torch.nan))
+            if tolerance is not None:
+                active = active & ~(last_loss < tolerance)
+                stepped = torch.where(active[:, None, None], stepped, memory)
+            detach = not differentiate or self.meta_gradient == "none"
+            memory = stepped.detach() if detach else stepped
+            on_step()
+            if tolerance is not None and not active.any():
+                break
+        return WriteTrace(
+            memory=memory,
+            losses=_columns(losses, steps, memory),
+            gradient_norms=_columns(norms, steps, memory),
+            last_loss=last_loss if differentiate else None,
+        )
+
+    def _second_order_step(
+        self, objective: Objective, memory: Tensor, state: State, step_size: Tensor | float
+    ) -> tuple[Tensor, State, Tensor, Tensor]:
+        """A step whose gradient is itself differentiable, recomputed in the backward pass if asked for.
+
+        Everything that decides how the base runs is entered inside `step`, so that a recomputation finds it again.
+        """
+
+        def step(memory: Tensor, state: State) -> tuple[Tensor, State, Tensor, Tensor]:
+            if not memory.requires_grad:
+                memory = memory.detach().requires_grad_()
+            with twice_differentiable_attention(self.base_model):
+                loss = objective(memory)
+                (gradient,) = torch.autograd.grad(loss.sum(), memory, create_graph=True)
+            return self._update(memory, gradient, state, step_size, loss)
+
+        if self.checkpoint_steps:
+            return checkpoint(step, memory, state, use_reentrant=False)
+        return step(memory, state)
+
+    def _first_order_step(
+        self, objective: Objective, memory: Tensor, state: State, step_size: Tensor | float, keep_loss: bool
+    ) -> tuple[Tensor, State, Tensor, Tensor]:
+        """A step whose gradient is a constant to the outer loss; with `keep_loss` its loss is not."""
+        start = memory if keep_loss and memory.requires_grad else memory.detach().requires_grad_()
+        loss = objective(start)
+        (gradient,) = torch.autograd.grad(loss.sum(), start, retain_graph=keep_loss)
+        return self._update(memory, gradient, state, step_size, loss if keep_loss else loss.detach())
+
+    def _update(
+        self, memory: Tensor, gradient: Tensor, state: State, step_size: Tensor | float, loss: Tensor
+    ) -> tuple[Tensor, State, Tensor, Tensor]:
+        clipped = clip(gradient, self.max_grad_norm, self.grad_clip_value)
+        stepped, state = self.update_rule(memory, clipped, state, step_size)
+        return stepped, state, loss, gradient_norm(gradient.detach())
+
+
+def _columns(values: list[Tensor], steps: int, memory: Tensor) -> Tensor:
+    """Stack per-step values into `(batch, steps)`, NaN for the steps that were not taken."""
+    missing = [memory.new_full((memory.shape[0],), torch.nan)] * (steps - len(values))
+    return torch.stack([*values, *missing], dim=1) if steps else memory.new_zeros((memory.shape[0], 0))
