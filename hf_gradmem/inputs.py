@@ -124,7 +124,7 @@ def _checked_index(context_index: Tensor, shape: tuple[int, ...], num_memories: 
             f"context_index goes with flat queries, one entry for each: it has shape {tuple(index.shape)}, the queries "
             f"{shape}."
         )
-    if len(index) and not (0 <= int(index.min()) and int(index.max()) < num_memories):
+    if len(index) and not (int(index.min()) >= 0 and int(index.max()) < num_memories):
         raise ValueError(
             f"context_index must lie in 0..{num_memories - 1}, got {int(index.min())}..{int(index.max())}."
         )

@@ -4,7 +4,6 @@ This file wires the rooms below it: `writing/` turns a context into a memory, `r
 `adapters.py` and `checkpoint.py` say what trains and what is saved.
 """
 
-import contextlib
 import copy
 import inspect
 import os
@@ -29,9 +28,11 @@ from transformers.utils import ModelOutput
 from . import checkpoint
 from .adapters import inject_lora, lora_modules, lora_parameters, lora_phase, trainable_summary
 from .configuration_gradmem import GradMemConfig
+from .decoder import Decoder, modules_in_eval
 from .inputs import Context, Queries, checked_context, checked_queries, tokenize_contexts
 from .memory import GradMemMemory
-from .reading import align_with_query, count_new_tokens, join_memory_and_query, read_loss
+from .padding import reorder, token_order
+from .reading import align_with_query, count_new_tokens, read_loss
 from .writing.inner_loop import InnerLoop, WriteTrace
 from .writing.objective import ContextRows, ReconstructionObjective, split_context
 from .writing.update_rules import UPDATE_RULES
@@ -109,6 +110,7 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
             base_model = AutoModelForCausalLM.from_config(config.text_config)
         _check_base(base_model)
         self.base_model = base_model
+        self.decoder = Decoder(base_model)
         if not built_here:
             for module in base_model.modules():  # loaded already: post_init must not initialise it again
                 module._is_hf_initialized = True
@@ -118,8 +120,11 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
         self._add_parameters()
         self.post_init()
         self._keys_to_ignore_on_save = checkpoint.base_keys(self)
-        if config.write_head and self.device.type != "meta":
-            self._check_write_head()
+        if config.write_head and self.device.type != "meta" and not self.decoder.head_is_linear:
+            raise ValueError(
+                f"write_head=True needs a base whose logits are a linear head on its last hidden state, which those of "
+                f"{type(base_model).__name__} are not. Use write_head=False."
+            )
         self.eval()
 
     def _add_parameters(self) -> None:
@@ -127,7 +132,7 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
         config = self.config
         like = {"device": self.device, "dtype": torch.float64 if self.dtype == torch.float64 else torch.float32}
         with torch.no_grad():
-            width = self._embed(torch.zeros((1, 1), dtype=torch.long, device=self.device)).shape[-1]
+            width = self.decoder.embed(torch.zeros((1, 1), dtype=torch.long, device=self.device)).shape[-1]
         self.memory_init = nn.Parameter(torch.empty((config.num_memory_tokens, width), **like))
         self.memory_projection = nn.Linear(width, width, **like) if config.memory_projection else None
         for name in _CONTROL_TOKENS:
@@ -145,35 +150,13 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
                 inject_lora(self.base_model, arguments, phase, like["dtype"])
 
     def _new_write_head(self, like: dict[str, Any]) -> nn.Linear:
-        head = self.base_model.get_output_embeddings()
-        weight = getattr(head, "weight", None)
+        weight = getattr(self.base_model.get_output_embeddings(), "weight", None)
         if weight is None or weight.dim() != 2:
             raise ValueError(
-                f"write_head=True needs a base whose output head is a linear layer; {type(self.base_model).__name__} "
-                f"has {type(head).__name__}. Use write_head=False."
+                f"write_head=True needs a base with a linear output head, which {type(self.base_model).__name__} does "
+                "not have. Use write_head=False."
             )
         return nn.Linear(weight.shape[1], weight.shape[0], bias=False, **like)
-
-    @torch.no_grad()
-    def _check_write_head(self) -> None:
-        """A head of its own can replace the base's only where the base's logits are head ∘ last hidden state."""
-        refusal = (
-            f"write_head=True needs a base whose logits are a linear head on its last hidden state; those of "
-            f"{type(self.base_model).__name__} are not{{}}. Use write_head=False."
-        )
-        ids = torch.arange(4, device=self.device)[None]
-        inputs = {"inputs_embeds": self._embed(ids), "attention_mask": torch.ones_like(ids)}
-        with _modules_in_eval(self.base_model):
-            logits = self._run_base(**inputs)
-            try:
-                hidden = self._run_decoder(**inputs)
-                through_head = nn.functional.linear(hidden, self.base_model.get_output_embeddings().weight)
-            except (AttributeError, RuntimeError, TypeError) as error:
-                raise ValueError(refusal.format(f" ({error})")) from error
-        if through_head.shape != logits.shape or not torch.allclose(
-            through_head.float(), logits.float(), rtol=1e-3, atol=1e-3 * float(logits.float().std())
-        ):
-            raise ValueError(refusal.format(""))
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -191,7 +174,7 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
             return
         vocabulary = self.base_model.get_input_embeddings().weight.shape[0]
         ids = torch.linspace(0, vocabulary - 1, min(vocabulary, _STATISTICS_TOKENS), device=self.device).long()
-        embeddings = self._embed(ids[None])[0].to(self.memory_init.dtype)
+        embeddings = self.decoder.embed(ids[None])[0].to(self.memory_init.dtype)
         mean, spread = embeddings.mean(0), embeddings.std(0)
         for name in ("memory_init", *_CONTROL_TOKENS):
             parameter = getattr(self, name)
@@ -289,21 +272,6 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
         """Print how many parameters train, as PEFT models do."""
         print(trainable_summary(self))
 
-    def _embed(self, input_ids: Tensor) -> Tensor:
-        return self.base_model.get_input_embeddings()(input_ids)
-
-    def _run_base(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.base_model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask.long(), use_cache=False
-        ).logits
-
-    def _run_decoder(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        return (
-            self.base_model.get_decoder()(
-                inputs_embeds=inputs_embeds, attention_mask=attention_mask.long(), use_cache=False
-            )
-        ).last_hidden_state
-
     def _prefix(self, memory: Tensor, start: Tensor | None, end: Tensor | None) -> Tensor:
         """`[start; P(M); end]` in the base's dtype, `(batch, prefix_length, hidden_size)`."""
         if self.memory_projection is not None:
@@ -374,7 +342,7 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
             chunks = torch.arange(len(input_ids)).split(batch_size or len(input_ids))
             written = []
             with (
-                _modules_in_eval(self),
+                modules_in_eval(self),
                 tqdm(
                     total=len(chunks) * len(step_sizes), desc="Writing", unit="step", disable=not show_progress
                 ) as bar,
@@ -469,22 +437,30 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
         return [learned[min(step, len(learned) - 1)] for step in range(steps)]
 
     def _objective(self, rows: ContextRows) -> ReconstructionObjective:
+        token_embeds = self.decoder.embed(rows.input_ids)
         return ReconstructionObjective(
             rows=rows,
-            token_embeds=self._embed(rows.input_ids),
             prefix=lambda memory: self._prefix(memory, self.write_start, self.write_end),
-            token_logits=self._write_logits,
+            token_logits=lambda prefix: self._write_logits(prefix, token_embeds, rows.attention_mask, rows.input_ids)[
+                :, :-1
+            ],
         )
 
-    def _write_logits(self, prefix: Tensor, token_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits that predict each context token, `(rows, length, vocab)`, under WRITE's head and LoRA."""
-        inputs_embeds = torch.cat([prefix, token_embeds], dim=1)
-        mask = torch.cat([attention_mask.new_ones(prefix.shape[:2]), attention_mask], dim=1)
-        predicting = slice(prefix.shape[1] - 1, -1)
+    def _write_logits(self, prefix: Tensor, token_embeds: Tensor, attention_mask: Tensor, input_ids: Tensor) -> Tensor:
+        """Logits from the prefix's last position on, `(rows, 1 + length, vocab)`, under WRITE's head and LoRA.
+
+        Position i predicts context token i.
+        """
+        inputs = (
+            torch.cat([prefix, token_embeds], dim=1),
+            torch.cat([attention_mask.new_ones(prefix.shape[:2]), attention_mask], dim=1),
+            torch.cat([self.decoder.prefix_ids(prefix), input_ids], dim=1),
+        )
+        predicting = slice(prefix.shape[1] - 1, None)
         with lora_phase(self.base_model, "write"):
             if self.write_head is None:
-                return self._run_base(inputs_embeds, mask)[:, predicting]
-            hidden = self._run_decoder(inputs_embeds, mask)[:, predicting]
+                return self.decoder.logits(*inputs)[:, predicting]
+            hidden = self.decoder.hidden_states(*inputs)[:, predicting]
         return self.write_head(hidden.to(self.write_head.weight.dtype))
 
     def _rows(self, input_ids: Tensor, attention_mask: Tensor, segment_ids: Tensor | None) -> ContextRows:
@@ -616,9 +592,9 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
             self._check_memory(memory)
             memory = memory.to(self.device)
         queries = checked_queries(input_ids, attention_mask, labels, context_index, len(memory), self.device)
-        embeds, mask, order = self._read_inputs(memory, queries, "right")
+        embeds, mask, ids, order = self._read_inputs(memory, queries, "right")
         with lora_phase(self.base_model, "read"):
-            logits = self._run_base(embeds, mask)
+            logits = self.decoder.logits(embeds, mask, ids)
 
         loss = answer_loss = None
         if queries.labels is not None:
@@ -670,10 +646,18 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
                 'memory\'s start. Use meta_gradient="exact" or "first_order", or train something else as well.'
             )
 
-    def _read_inputs(self, memory: GradMemMemory, queries: Queries, padding_side: str) -> tuple[Tensor, Tensor, Tensor]:
+    def _read_inputs(
+        self, memory: GradMemMemory, queries: Queries, padding_side: str
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Embeddings, mask and ids of `[r_start; P(M); r_end; query]` with its padding, and the order of the layout."""
         embeddings = memory.embeddings.to(self.memory_init.dtype)
         prefix = self._prefix(embeddings, self.read_start, self.read_end).index_select(0, queries.memory_index)
-        return join_memory_and_query(prefix, self._embed(queries.input_ids), queries.attention_mask, padding_side)
+        prefix_ids = self.decoder.prefix_ids(prefix)
+        mask = torch.cat([torch.ones_like(prefix_ids, dtype=torch.bool), queries.attention_mask], dim=1)
+        order = token_order(mask, padding_side)
+        embeds = torch.cat([prefix, self.decoder.embed(queries.input_ids)], dim=1)
+        ids = torch.cat([prefix_ids, queries.input_ids], dim=1)
+        return reorder(embeds, order), reorder(mask, order), reorder(ids, order), order
 
     @torch.no_grad()
     def generate(
@@ -731,22 +715,52 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
                 "say with context_index which memory each one reads."
             )
         queries = checked_queries(input_ids, attention_mask, None, context_index, len(memory), self.device)
-        prompt = queries.input_ids
-        embeds, mask, _ = self._read_inputs(memory, queries, "left")
-        if streamer is not None:
-            streamer.put(prompt.cpu())
+        arguments = {**kwargs, "generation_config": generation_config, "streamer": streamer}
+        if self.decoder.generates_from_embeddings:
+            output = self._generate_from_embeddings(memory, queries, arguments)
+        else:
+            output = self._generate_from_forward(memory, queries, arguments)
+        new_tokens_from = 0 if self.decoder.generates_from_embeddings else queries.input_ids.shape[1]
+        sequences = output.sequences if isinstance(output, ModelOutput) else output
+        prompt = queries.input_ids.repeat_interleave(len(sequences) // len(queries.input_ids), dim=0)
+        sequences = torch.cat([prompt, sequences[:, new_tokens_from:]], dim=1)
+        if not isinstance(output, ModelOutput):
+            return sequences
+        output.sequences = sequences
+        return output
+
+    def _generate_from_embeddings(
+        self, memory: GradMemMemory, queries: Queries, arguments: dict[str, Any]
+    ) -> Tensor | ModelOutput:
+        """The base's own, cached generation from `[padding, memory, prompt]`; gives the new tokens alone."""
+        embeds, mask, _, _ = self._read_inputs(memory, queries, "left")
+        if arguments["streamer"] is not None:
+            arguments["streamer"].put(queries.input_ids.cpu())
+        arguments = count_new_tokens(arguments, self.generation_config, prompt_length=queries.input_ids.shape[1])
         with lora_phase(self.base_model, "read"):
-            output = self.base_model.generate(
-                inputs_embeds=embeds,
-                attention_mask=mask.long(),
-                generation_config=generation_config,
-                streamer=streamer,
-                **count_new_tokens(kwargs, generation_config, self.generation_config, prompt.shape[1]),
-            )
-        if isinstance(output, ModelOutput):
-            output.sequences = _after_prompt(prompt, output.sequences)
-            return output
-        return _after_prompt(prompt, output)
+            return self.base_model.generate(inputs_embeds=embeds, attention_mask=mask.long(), **arguments)
+
+    def _generate_from_forward(
+        self, memory: GradMemMemory, queries: Queries, arguments: dict[str, Any]
+    ) -> Tensor | ModelOutput:
+        """Generation from this model's own forward pass, for bases that cannot go on from embeddings.
+
+        Slower, since nothing is cached, but right wherever `forward` is; gives prompt and new tokens.
+        """
+        order = token_order(queries.attention_mask, "left")
+        return super().generate(
+            reorder(queries.input_ids, order),
+            attention_mask=reorder(queries.attention_mask, order).long(),
+            memory=memory,
+            context_index=queries.memory_index,
+            **arguments | {"use_cache": False},
+        )
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """What [`forward`] needs at each step of generation; the whole sequence, since nothing is cached."""
+        return {"input_ids": input_ids} | {
+            name: kwargs[name] for name in ("attention_mask", "memory", "context_index") if name in kwargs
+        }
 
     @torch.no_grad()
     def reconstruct(self, memory: GradMemMemory, prefix_input_ids: Tensor | None = None) -> Tensor:
@@ -772,33 +786,17 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
                 "segment to decode as prefix_input_ids."
             )
         lengths = memory.segment_lengths.max(dim=1).values
-        embeds = self._prefix(memory.embeddings.to(self.memory_init.dtype), self.write_start, self.write_end)
+        start = self._prefix(memory.embeddings.to(self.memory_init.dtype), self.write_start, self.write_end)
+        tokens = torch.empty((len(memory), 0), dtype=torch.long, device=self.device)
         if prefix_input_ids is not None:
-            prefix = checked_queries(prefix_input_ids, None, None, None, len(memory), self.device).input_ids
-            embeds = torch.cat([embeds, self._embed(prefix)], dim=1)
-        with self._write_conditions():
-            tokens = self.base_model.generate(
-                inputs_embeds=embeds,
-                attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long, device=self.device),
-                max_new_tokens=int(lengths.max()),
-                do_sample=False,
-            )
-        return tokens.masked_fill(torch.arange(tokens.shape[1], device=self.device) >= lengths[:, None], 0)
-
-    @contextlib.contextmanager
-    def _write_conditions(self) -> Iterator[None]:
-        """The base as WRITE runs it, to be used through its own `generate`, with nothing that bends greedy decoding."""
-        base, head, settings = self.base_model, self.base_model.get_output_embeddings(), self.generation_config
-        base.generation_config = GenerationConfig()
-        if self.write_head is not None:
-            base.set_output_embeddings(copy.deepcopy(self.write_head).to(self.dtype))
-        try:
-            with lora_phase(base, "write"), _modules_in_eval(base):
-                yield
-        finally:
-            base.generation_config = settings
-            if self.write_head is not None:
-                base.set_output_embeddings(head)
+            tokens = checked_queries(prefix_input_ids, None, None, None, len(memory), self.device).input_ids
+        given = tokens.shape[1]
+        with modules_in_eval(self):
+            for _ in range(int(lengths.max())):
+                logits = self._write_logits(start, self.decoder.embed(tokens), torch.ones_like(tokens).bool(), tokens)
+                tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
+        decoded = tokens[:, given:]
+        return decoded.masked_fill(torch.arange(decoded.shape[1], device=self.device) >= lengths[:, None], 0)
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 
@@ -887,23 +885,6 @@ def _check_base(base_model: PreTrainedModel) -> None:
         )
     if "inputs_embeds" not in inspect.signature(base_model.forward).parameters:
         raise TypeError(f"{name} takes no inputs_embeds, so no memory vectors can be put before its tokens.")
-
-
-def _after_prompt(prompt: Tensor, new_tokens: Tensor) -> Tensor:
-    return torch.cat([prompt.repeat_interleave(len(new_tokens) // len(prompt), dim=0), new_tokens], dim=1)
-
-
-@contextlib.contextmanager
-def _modules_in_eval(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a span, each module back in its own mode afterwards."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def get_gradmem_model(

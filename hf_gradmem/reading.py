@@ -5,42 +5,21 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from .padding import reorder, token_order
+from .padding import reorder
 from .writing.objective import cross_entropy
 
 Tensor = torch.Tensor
 IGNORED_LABEL = -100
 
 
-def join_memory_and_query(
-    prefix: Tensor, token_embeds: Tensor, attention_mask: Tensor, padding_side: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Lay out `[memory, query, padding]` (right) or `[padding, memory, query]` (left).
-
-    There is never a hole between memory and query: a decoder with a recurrent state or a convolution would run it.
-
-    Args:
-        prefix: `(rows, prefix_length, hidden_size)`, `[r_start; P(M); r_end]` of each row.
-        token_embeds: `(rows, query_length, hidden_size)`, padded on any side.
-        attention_mask: `(rows, query_length)`.
-        padding_side: where the padding goes.
-
-    Returns:
-        Embeddings and mask `(rows, prefix_length + query_length, ...)`, and the order of [`token_order`] that led there.
-    """
-    mask = torch.cat([attention_mask.new_ones(prefix.shape[:2]), attention_mask], dim=1)
-    order = token_order(mask, padding_side)
-    return reorder(torch.cat([prefix, token_embeds], dim=1), order), reorder(mask, order), order
-
-
 def read_loss(logits: Tensor, labels: Tensor, attention_mask: Tensor, order: Tensor) -> Tensor:
     """CE(Y): mean over the batch's label tokens, the first query token included (it is predicted from the memory).
 
     Args:
-        logits: `(rows, prefix_length + query_length, vocab)`, in the layout of [`join_memory_and_query`].
+        logits: `(rows, prefix_length + query_length, vocab)`, memory first, padding last.
         labels: `(rows, query_length)`, not shifted, as in the query.
         attention_mask: `(rows, query_length)`; a label without a token is not scored.
-        order: from [`join_memory_and_query`].
+        order: of [`~hf_gradmem.padding.token_order`] that the positions were brought into.
     """
     labels = labels.masked_fill(~attention_mask.bool(), IGNORED_LABEL)
     prefix = labels.new_full((labels.shape[0], logits.shape[1] - labels.shape[1]), IGNORED_LABEL)
@@ -58,22 +37,27 @@ def align_with_query(logits: Tensor, order: Tensor, query_length: int) -> Tensor
     return logits[:, logits.shape[1] - query_length :]
 
 
-def count_new_tokens(
-    arguments: dict[str, Any], generation_config: GenerationConfig | None, default: GenerationConfig, prompt_length: int
-) -> dict[str, Any]:
+def count_new_tokens(arguments: dict[str, Any], default: GenerationConfig, prompt_length: int) -> dict[str, Any]:
     """Turn lengths that count the prompt into lengths that count new tokens.
 
     `generate(inputs_embeds=...)` of the base would count the memory's vectors as well.
+
+    Args:
+        arguments: those of `generate`, `generation_config` among them.
+        default: the generation configuration behind them.
+        prompt_length: tokens in the prompt.
 
     Raises:
         ValueError: `max_length` leaves no room for a new token.
     """
 
     def setting(name: str) -> int | None:
-        for value in (arguments.get(name), getattr(generation_config, name, None), getattr(default, name, None)):
-            if value is not None:
-                return value
-        return None
+        given = (
+            arguments.get(name),
+            getattr(arguments.get("generation_config"), name, None),
+            getattr(default, name, None),
+        )
+        return next((value for value in given if value is not None), None)
 
     lengths = {}
     max_length, min_length = setting("max_length"), setting("min_length")

@@ -90,16 +90,13 @@ class ReconstructionObjective:
 
     Attributes:
         rows: what is reconstructed.
-        token_embeds: `(rows, length, hidden_size)`, the base's embeddings of `rows.input_ids`.
         prefix: memory `(batch, num_memory_tokens, hidden_size)` → `[w_start; P(M); w_end]`.
-        token_logits: (prefix, token embeddings, token mask) of each row → logits `(rows, length, vocab)`, position i
-            predicting token i.
+        token_logits: prefix of each row → logits `(rows, length, vocab)`, position i predicting the row's token i.
     """
 
     rows: ContextRows
-    token_embeds: Tensor
     prefix: Callable[[Tensor], Tensor]
-    token_logits: Callable[[Tensor, Tensor, Tensor], Tensor]
+    token_logits: Callable[[Tensor], Tensor]
 
     def __call__(self, memory: Tensor) -> Tensor:
         """Mean negative log-likelihood of each sample's tokens in nats, `(batch,)`.
@@ -108,7 +105,7 @@ class ReconstructionObjective:
         """
         rows = self.rows
         prefix = self.prefix(memory).index_select(0, rows.sample_index)
-        logits = self.token_logits(prefix, self.token_embeds, rows.attention_mask)
+        logits = self.token_logits(prefix)
         token_losses = cross_entropy(logits[rows.scored], rows.input_ids[rows.scored])
         token_sample = rows.sample_index[:, None].expand_as(rows.scored)[rows.scored]
         sums = token_losses.new_zeros(memory.shape[0]).index_add(0, token_sample, token_losses)

@@ -1,0 +1,237 @@
+"""The base decoder, as this package runs it: through public calls, on embeddings.
+
+What a path needs to know of the base is probed once, by comparing with the plain path, and never looked up by the
+model's type.
+"""
+
+import functools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import GenerationConfig, PreTrainedModel
+
+Tensor = torch.Tensor
+
+# Largest difference between two routes to the same logits, relative to the logits' spread, that is rounding.
+_ROUNDING = {torch.float64: 1e-5, torch.float32: 2e-3}
+_ROUNDING_HALF = 0.1
+
+
+class Decoder:
+    """Runs a base decoder on embeddings and knows what the base can do.
+
+    Args:
+        base_model: a decoder with a language-model head.
+    """
+
+    def __init__(self, base_model: PreTrainedModel) -> None:
+        self.base_model = base_model
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Token embeddings `(rows, length, hidden_size)`."""
+        return self.base_model.get_input_embeddings()(input_ids)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.base_model.get_input_embeddings().weight.shape[0]
+
+    def prefix_ids(self, prefix: Tensor) -> Tensor:
+        """Ids to stand where memory vectors are: an ordinary token, since some bases count padding ids."""
+        return torch.full(prefix.shape[:2], self.vocab_size // 2, dtype=torch.long, device=prefix.device)
+
+    def logits(self, inputs_embeds: Tensor, attention_mask: Tensor, input_ids: Tensor) -> Tensor:
+        """Logits `(rows, length, vocab)`.
+
+        Args:
+            inputs_embeds: `(rows, length, hidden_size)`.
+            attention_mask: `(rows, length)`.
+            input_ids: `(rows, length)` tokens of the same positions; [`prefix_ids`] where there are none.
+        """
+        return self._run(self.base_model, inputs_embeds, attention_mask, input_ids).logits
+
+    def hidden_states(self, inputs_embeds: Tensor, attention_mask: Tensor, input_ids: Tensor) -> Tensor:
+        """Last hidden states `(rows, length, hidden_size)`, without the cost of the logits."""
+        return self._run(self.base_model.get_decoder(), inputs_embeds, attention_mask, input_ids).last_hidden_state
+
+    def _run(self, module: nn.Module, inputs_embeds: Tensor, attention_mask: Tensor, input_ids: Tensor) -> Any:
+        arguments = {"attention_mask": attention_mask.long(), "use_cache": False}
+        if self.embeddings_suffice:
+            return module(inputs_embeds=inputs_embeds, **arguments)
+        with _embeddings_replaced(self.base_model, inputs_embeds):
+            return module(input_ids=input_ids, **arguments)
+
+    @functools.cached_property
+    def embeddings_suffice(self) -> bool:
+        """Whether the base makes the same of embedded tokens as of token ids.
+
+        Some scale embeddings, or look up further ones, on the way from ids only. They are then run on ids, with the
+        output of the embedding layer replaced.
+
+        Raises:
+            TypeError: the base runs on neither.
+        """
+        ids, mask = self._probe_tokens()
+        with torch.no_grad(), modules_in_eval(self.base_model):
+            from_ids = self.base_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            self._check_logits(from_ids, ids)
+            try:
+                from_embeds = self.base_model(
+                    inputs_embeds=self.embed(ids), attention_mask=mask, use_cache=False
+                ).logits
+                if same_but_for_rounding(from_embeds, from_ids):
+                    return True
+                own_error = None
+            except Exception as error:  # whatever a base raises, it says that it needs the ids
+                own_error = error
+            self._check_replacement(ids, mask, from_ids, own_error)
+        return False
+
+    def _check_logits(self, logits: Tensor, ids: Tensor) -> None:
+        """Refuse what is not one sequence of next-token logits for each row; warn of a base that looks ahead."""
+        name = type(self.base_model).__name__
+        if logits.shape[:2] != ids.shape:
+            raise TypeError(
+                f"{name} gives logits of shape {tuple(logits.shape)} for tokens of shape {tuple(ids.shape)}. A decoder "
+                "with one sequence of logits for each row is needed."
+            )
+        changed = ids.clone()
+        changed[:, -1] = ids[:, 0]
+        seen = self.base_model(input_ids=changed, attention_mask=torch.ones_like(ids), use_cache=False).logits
+        if not same_but_for_rounding(seen[:, :-1], logits[:, :-1]):
+            warnings.warn(
+                f"{name} is not causal: its logits depend on later tokens, so WRITE sees what it reconstructs and the "
+                "memory has nothing to hold. Load the base as a decoder (for many, is_decoder=True in its "
+                "configuration).",
+                stacklevel=2,
+            )
+
+    def _check_replacement(self, ids: Tensor, mask: Tensor, expected: Tensor, own_error: Exception | None) -> None:
+        name = type(self.base_model).__name__
+        refusal = f"{name} cannot be run on embeddings" + (f": {own_error}" if own_error else ".")
+        try:
+            with _embeddings_replaced(self.base_model, self.embed(ids)):
+                logits = self.base_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        except RuntimeError as error:
+            raise TypeError(refusal) from (own_error or error)
+        if not same_but_for_rounding(logits, expected):
+            raise TypeError(refusal) from own_error
+
+    @functools.cached_property
+    def generates_from_embeddings(self) -> bool:
+        """Whether the base's own `generate(inputs_embeds=...)`, cached and left-padded, follows its plain forward pass.
+
+        Some refuse embeddings there, some place left-padded tokens wrongly, some lose state between steps.
+        """
+        if not self.embeddings_suffice:
+            return False
+        ids, mask = self._probe_tokens()
+        mask[1, :2] = 0
+        new_tokens = 3
+        with torch.no_grad(), modules_in_eval(self.base_model), plain_generation(self.base_model):
+            try:
+                output = self.base_model.generate(
+                    inputs_embeds=self.embed(ids),
+                    attention_mask=mask,
+                    max_new_tokens=new_tokens,
+                    return_dict_in_generate=True,
+                    output_logits=True,
+                )
+            except Exception:  # whatever a base raises, there is the plain forward pass to fall back on
+                return False
+            generated = torch.stack(output.logits, dim=1)
+            for row, real in enumerate(mask.bool()):
+                tokens = torch.cat([ids[row, real], output.sequences[row, -new_tokens:]])[None]
+                plain = self.base_model(
+                    inputs_embeds=self.embed(tokens), attention_mask=torch.ones_like(tokens), use_cache=False
+                ).logits[0, -new_tokens - 1 : -1]
+                if not same_but_for_rounding(generated[row], plain):
+                    return False
+        return True
+
+    @functools.cached_property
+    def head_is_linear(self) -> bool:
+        """Whether the base's logits are its output embeddings' weight times the decoder's last hidden state."""
+        weight = getattr(self.base_model.get_output_embeddings(), "weight", None)
+        if weight is None or weight.dim() != 2:
+            return False
+        ids, mask = self._probe_tokens()
+        with torch.no_grad(), modules_in_eval(self.base_model):
+            embeds = self.embed(ids)
+            try:
+                through_head = functional.linear(self.hidden_states(embeds, mask, ids), weight)
+            except (AttributeError, RuntimeError, TypeError):
+                return False
+            return same_but_for_rounding(through_head, self.logits(embeds, mask, ids))
+
+    def _probe_tokens(self) -> tuple[Tensor, Tensor]:
+        """Two rows of six ordinary tokens, and their mask."""
+        device = self.base_model.get_input_embeddings().weight.device
+        ids = torch.linspace(self.vocab_size // 3, self.vocab_size - 1, 12, device=device).long().view(2, 6)
+        return ids, torch.ones_like(ids)
+
+
+def same_but_for_rounding(values: Tensor, reference: Tensor) -> bool:
+    """Whether two routes gave the same logits, at the precision they were computed in."""
+    if values.shape != reference.shape:
+        return False
+    rounding = _ROUNDING.get(reference.dtype, _ROUNDING_HALF)
+    difference = (values.double() - reference.double()).abs().max()
+    return bool(difference <= rounding * reference.double().std())
+
+
+@contextmanager
+def _embeddings_replaced(base_model: PreTrainedModel, inputs_embeds: Tensor) -> Iterator[None]:
+    """Have the base's embedding layer answer its next call with `inputs_embeds`.
+
+    Raises:
+        RuntimeError: the layer was not called, or for another shape.
+    """
+    replaced = False
+
+    def replace(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor | None:
+        nonlocal replaced
+        if replaced:
+            return None
+        if output.shape != inputs_embeds.shape:
+            raise RuntimeError(
+                f"the embedding layer was called for {tuple(output.shape)}, not {tuple(inputs_embeds.shape)}"
+            )
+        replaced = True
+        return inputs_embeds.clone()
+
+    handle = base_model.get_input_embeddings().register_forward_hook(replace)
+    try:
+        yield
+    finally:
+        handle.remove()
+    if not replaced:
+        raise RuntimeError("the embedding layer was not called")
+
+
+@contextmanager
+def plain_generation(base_model: PreTrainedModel) -> Iterator[None]:
+    """The base's `generate` as plain greedy decoding, with nothing in its configuration that stops or bends it."""
+    settings = base_model.generation_config
+    base_model.generation_config = GenerationConfig(do_sample=False)
+    try:
+        yield
+    finally:
+        base_model.generation_config = settings
+
+
+@contextmanager
+def modules_in_eval(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a span, each module back in its own mode afterwards."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

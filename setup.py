@@ -1,0 +1,44 @@
+"""Packaging of hf-gradmem. Lower bounds are the versions that the fast tests were run with; constraints.txt pins the
+set that the whole suite was run with."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "hf_gradmem" / "__init__.py").read_text(encoding="utf-8"))[1]
+
+setup(
+    name="hf-gradmem",
+    version=VERSION,
+    description="GradMem for Transformers: write a context into memory tokens by gradient descent, answer from them",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["hf_gradmem", "hf_gradmem.*"]),
+    python_requires=">=3.10",
+    install_requires=[
+        "torch>=2.13",
+        "transformers>=5.23",
+        "peft>=0.21",
+        "accelerate>=1.15",
+        "huggingface-hub>=2.4",
+        "evaluate>=0.4.6",
+        "datasets>=5.2",
+        "safetensors>=0.8",
+        "tqdm>=4.70",
+        "typer>=0.29",
+        "rich>=15.0",
+    ],
+    extras_require={
+        "test": ["pytest>=9.2", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "ruff>=0.17"],
+        "notebooks": ["jupyterlab", "matplotlib", "nbmake"],
+    },
+    entry_points={"console_scripts": ["hf-gradmem=hf_gradmem.cli:main"]},
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
