@@ -1,5 +1,6 @@
 """What trains beside the base: freezing, LoRA by phase, and the summary of trainable parameters."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,7 +27,9 @@ def inject_lora(base_model: PreTrainedModel, arguments: dict[str, Any], phase: s
     # PEFT freezes every other parameter when it injects; what trains is not its decision here.
     trainable = [parameter for parameter in base_model.parameters() if parameter.requires_grad]
     try:
-        inject_adapter_in_model(LoraConfig(**arguments), base_model, adapter_name=phase)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two phases, two adapters
+            inject_adapter_in_model(LoraConfig(**arguments), base_model, adapter_name=phase)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{phase}_lora={arguments} does not fit {type(base_model).__name__}: {error}") from error
     for parameter in trainable:

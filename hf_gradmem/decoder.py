@@ -69,8 +69,8 @@ class Decoder:
     def embeddings_suffice(self) -> bool:
         """Whether the base makes the same of embedded tokens as of token ids.
 
-        Some scale embeddings, or look up further ones, on the way from ids only. They are then run on ids, with the
-        output of the embedding layer replaced.
+        Some scale embeddings, or look up further ones, on the way from ids only; some take no embeddings but those of
+        tokens. They are then run on ids, with the output of the embedding layer replaced.
 
         Raises:
             TypeError: the base runs on neither.
@@ -79,13 +79,15 @@ class Decoder:
         with torch.no_grad(), modules_in_eval(self.base_model):
             from_ids = self.base_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             self._check_logits(from_ids, ids)
+            own_error = None
             try:
-                from_embeds = self.base_model(
-                    inputs_embeds=self.embed(ids), attention_mask=mask, use_cache=False
-                ).logits
-                if same_but_for_rounding(from_embeds, from_ids):
+                embeds = self.embed(ids)
+                of_tokens, of_others = (
+                    self.base_model(inputs_embeds=vectors, attention_mask=mask, use_cache=False).logits
+                    for vectors in (embeds.clone(), embeds.roll(1, dims=1) + embeds)
+                )
+                if same_but_for_rounding(of_tokens, from_ids) and of_others.shape == from_ids.shape:
                     return True
-                own_error = None
             except Exception as error:  # whatever a base raises, it says that it needs the ids
                 own_error = error
             self._check_replacement(ids, mask, from_ids, own_error)

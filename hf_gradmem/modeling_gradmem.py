@@ -33,6 +33,7 @@ from .inputs import Context, Queries, checked_context, checked_queries, tokenize
 from .memory import GradMemMemory
 from .padding import reorder, token_order
 from .reading import align_with_query, count_new_tokens, read_loss
+from .writing.attention import layers_recomputed
 from .writing.inner_loop import InnerLoop, WriteTrace
 from .writing.objective import ContextRows, ReconstructionObjective, split_context
 from .writing.update_rules import UPDATE_RULES
@@ -559,7 +560,8 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
         memory: GradMemMemory | None = None,
         context_index: Tensor | None = None,
         write_steps: int | None = None,
-    ) -> GradMemOutput:
+        return_dict: bool | None = None,
+    ) -> GradMemOutput | tuple:
         """Write the context, or take a memory that was written, and read the queries from it.
 
         With gradients enabled the loss is differentiated through the write.
@@ -576,6 +578,7 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
             memory: read these in place of writing `context_input_ids`.
             context_index: `(rows,)`, which context each flat query is about.
             write_steps: steps of WRITE; the configuration's by default.
+            return_dict: `False` for a plain tuple; the configuration's by default.
 
         Raises:
             ValueError: neither or both of context and memory, shapes that do not match, or
@@ -602,13 +605,15 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
             if trace is not None and trace.last_loss is not None and self.config.reconstruction_loss_weight:
                 loss = answer_loss + self.config.reconstruction_loss_weight * trace.last_loss.mean()
         aligned = align_with_query(logits, order, queries.input_ids.shape[1])
-        return GradMemOutput(
+        output = GradMemOutput(
             loss=loss,
             logits=aligned.reshape(*queries.shape, *aligned.shape[1:]),
             read_loss=answer_loss,
             write_losses=None if trace is None else trace.losses,
             memory=memory,
         )
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
 
     def _write_context(
         self,
@@ -622,7 +627,7 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError("There is nothing to read from: give context_input_ids, or a memory.")
         differentiate = torch.is_grad_enabled()
         if differentiate:
-            self._check_meta_gradient()
+            self._check_trainable()
         with torch.inference_mode(False), torch.enable_grad():
             rows = self._rows(*checked_context(input_ids, attention_mask, segment_ids, self.device))
             trace = self._inner_loop().run(
@@ -635,8 +640,15 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
         fingerprint = None if differentiate else self.fingerprint()
         return trace, self._as_memory(trace, rows, None, fingerprint)
 
-    def _check_meta_gradient(self) -> None:
-        if self.config.meta_gradient != "none":
+    def _check_trainable(self) -> None:
+        """Refuse to train what would silently get no gradient, or fail in the backward pass."""
+        config = self.config
+        if (config.write_lora or config.read_lora) and layers_recomputed(self.base_model):
+            raise ValueError(
+                "The base's activation (gradient) checkpointing recomputes its layers after the phase in which "
+                "write_lora or read_lora was on. Disable it on the base; checkpoint_write_steps=True saves WRITE's memory."
+            )
+        if config.meta_gradient != "none":
             return
         silent = (self.memory_init, self.write_log_learning_rate)
         trains = [p for p in self.parameters() if p.requires_grad and all(p is not other for other in silent)]
@@ -883,6 +895,12 @@ def _check_base(base_model: PreTrainedModel) -> None:
         raise TypeError(
             f"base_model must be a transformers.PreTrainedModel with a language-model head, got {name}.{hint}"
         )
+    try:
+        has_embeddings = getattr(base_model.get_input_embeddings(), "weight", None) is not None
+    except (AttributeError, NotImplementedError):
+        has_embeddings = False
+    if not has_embeddings:
+        raise TypeError(f"{name} has no single token embedding, so no memory vectors can be put before its tokens.")
     if "inputs_embeds" not in inspect.signature(base_model.forward).parameters:
         raise TypeError(f"{name} takes no inputs_embeds, so no memory vectors can be put before its tokens.")
 

@@ -7,7 +7,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from .attention import twice_differentiable_attention
+from .attention import twice_differentiable
 from .update_rules import State, UpdateRule, clip, gradient_norm
 
 Tensor = torch.Tensor
@@ -22,7 +22,7 @@ class WriteTrace:
         memory: `(batch, num_memory_tokens, hidden_size)`, M_K.
         losses: `(batch, steps)`, each sample's loss before each step; NaN where the sample had already stopped.
         gradient_norms: `(batch, steps)`, norms before clipping.
-        last_loss: `(batch,)`, L(M_{K−1}; C) with its graph if the write was differentiated and had a step.
+        last_loss: `(batch,)`, L(M_{K−1}; C), with its graph if that was asked for; `None` without a step.
     """
 
     memory: Tensor
@@ -91,7 +91,7 @@ class InnerLoop:
             memory=memory,
             losses=_columns(losses, steps, memory),
             gradient_norms=_columns(norms, steps, memory),
-            last_loss=last_loss if differentiate else None,
+            last_loss=last_loss,
         )
 
     def _second_order_step(
@@ -105,7 +105,7 @@ class InnerLoop:
         def step(memory: Tensor, state: State) -> tuple[Tensor, State, Tensor, Tensor]:
             if not memory.requires_grad:
                 memory = memory.detach().requires_grad_()
-            with twice_differentiable_attention(self.base_model):
+            with twice_differentiable(self.base_model):
                 loss = objective(memory)
                 (gradient,) = torch.autograd.grad(loss.sum(), memory, create_graph=True)
             return self._update(memory, gradient, state, step_size, loss)

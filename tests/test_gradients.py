@@ -1,0 +1,217 @@
+"""Exact mode against finite differences in float64: every parameter that can train, every optimiser, every way of
+segmenting, unrolled and checkpointed."""
+
+import pytest
+import torch
+import transformers
+
+from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
+
+from .tiny_models import tiny_causal_lm, tiny_tokens
+
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
+SEGMENT_IDS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2], [5, 5, 6, 6, 6, 6, 7, 0, 0]])
+CONTEXT_MASK = torch.tensor([[1] * 9, [1] * 7 + [0] * 2])
+
+
+def build(**settings) -> GradMemForCausalLM:
+    """GPT-2 computes in float64 throughout, so that nothing rounds the differences."""
+    torch.manual_seed(0)
+    defaults = {"num_memory_tokens": 3, "write_steps": 2, "write_learning_rate": 0.3}
+    model = get_gradmem_model(tiny_causal_lm("gpt2"), GradMemConfig(**defaults | settings))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name or name.startswith(("memory_projection", "write_head", "write_log")):
+                parameter.add_(0.1 * torch.randn_like(parameter))  # off the point where terms vanish
+    return model
+
+
+def loss_of(model: GradMemForCausalLM, segment_ids: torch.Tensor | None = None) -> torch.Tensor:
+    query = tiny_tokens(2, 5, seed=2)
+    return model(
+        context_input_ids=tiny_tokens(2, 9, seed=1),
+        context_attention_mask=CONTEXT_MASK,
+        context_segment_ids=segment_ids,
+        input_ids=query,
+        labels=query,
+    ).loss
+
+
+def assert_gradient_is_the_slope(model: GradMemForCausalLM, parameters: dict, **inputs) -> None:
+    """Compare with central differences along two random directions of each parameter."""
+    model.zero_grad()
+    loss_of(model, **inputs).backward()
+    for name, parameter in parameters.items():
+        gradient = parameter.grad.clone()
+        assert gradient.any(), f"{name} has no gradient"
+        start = parameter.detach().clone()
+        for _ in range(2):
+            direction = torch.randn_like(start)
+            direction /= direction.norm()
+            values = []
+            for offset in (1e-5, -1e-5):
+                with torch.no_grad():
+                    parameter.copy_(start + offset * direction)
+                    values.append(loss_of(model, **inputs).item())
+            with torch.no_grad():
+                parameter.copy_(start)
+            measured = (values[0] - values[1]) / 2e-5
+            expected = (gradient * direction).sum().item()
+            assert measured == pytest.approx(expected, rel=1e-5, abs=1e-7), name
+
+
+@pytest.mark.parametrize("checkpointed", [True, False], ids=["checkpointed", "unrolled"])
+@pytest.mark.parametrize("learned", ["per_step", "per_token"])
+def test_every_trainable_parameter(learned, checkpointed):
+    model = build(
+        memory_projection=True,
+        write_head=True,
+        num_control_tokens=2,
+        learn_write_learning_rate=learned,
+        write_lora=LORA,
+        read_lora=LORA,
+        checkpoint_write_steps=checkpointed,
+    )
+    model.requires_grad_(True)
+    named = dict(model.named_parameters())
+    assert {"memory_init", "write_start", "read_end", "write_log_learning_rate", "write_head.weight"} <= named.keys()
+    assert any("lora_B.write" in name for name in named)
+    assert any("lora_A.read" in name for name in named)
+    assert_gradient_is_the_slope(model, named)
+
+
+@pytest.mark.parametrize("checkpointed", [True, False], ids=["checkpointed", "unrolled"])
+@pytest.mark.parametrize("phase", ["write_lora", "read_lora"])
+def test_lora_of_one_phase_alone(phase, checkpointed):
+    model = build(**{phase: LORA}, checkpoint_write_steps=checkpointed)
+    lora = {name: p for name, p in model.named_parameters() if "lora_" in name}
+    assert lora
+    assert_gradient_is_the_slope(model, lora | {"memory_init": model.memory_init})
+
+
+@pytest.mark.parametrize("checkpointed", [True, False], ids=["checkpointed", "unrolled"])
+@pytest.mark.parametrize("clipping", [{}, {"write_max_grad_norm": 0.05}, {"write_grad_clip_value": 0.01}])
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+def test_every_optimizer_and_clipping(optimizer, clipping, checkpointed):
+    rate = 0.02 if optimizer == "adam" else 0.3
+    model = build(
+        write_optimizer=optimizer,
+        write_learning_rate=rate,
+        write_steps=3,
+        learn_write_learning_rate="per_step",
+        checkpoint_write_steps=checkpointed,
+        **clipping,
+    )
+    named = {"memory_init": model.memory_init, "write_log_learning_rate": model.write_log_learning_rate}
+    assert_gradient_is_the_slope(model, named)
+
+
+@pytest.mark.parametrize("prefix_segments", [0, 1, 2])
+@pytest.mark.parametrize("segments", ["whole", "given", "cut"])
+def test_every_way_of_segmenting(segments, prefix_segments):
+    model = build(
+        write_prefix_segments=prefix_segments, write_segment_length=4 if segments == "cut" else None, write_head=True
+    )
+    named = {"memory_init": model.memory_init, "write_head.weight": model.write_head.weight}
+    assert_gradient_is_the_slope(model, named, segment_ids=SEGMENT_IDS if segments == "given" else None)
+
+
+def gradients(**settings) -> dict[str, torch.Tensor]:
+    model = build(memory_projection=True, **settings)
+    loss_of(model).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def test_no_second_order_steps_is_first_order():
+    truncated = gradients(write_steps=3, meta_gradient_steps=0)
+    first_order = gradients(write_steps=3, meta_gradient="first_order")
+    exact = gradients(write_steps=3)
+    for name, gradient in first_order.items():
+        torch.testing.assert_close(truncated[name], gradient, rtol=1e-12, atol=0)
+    assert not torch.allclose(exact["memory_init"], first_order["memory_init"], rtol=1e-3)
+
+
+def test_truncation_moves_from_first_order_to_exact():
+    exact = gradients(write_steps=3)["memory_init"]
+    distances = [
+        (gradients(write_steps=3, meta_gradient_steps=steps)["memory_init"] - exact).norm().item() for steps in range(4)
+    ]
+    assert distances[3] == 0
+    assert all(distance > 0 for distance in distances[:3])
+
+
+def test_mode_none_detaches_the_memory_but_keeps_the_loss_gradient():
+    """What is left is READ's own gradient and that of L(M_{K−1}) at a fixed memory."""
+    model = build(memory_projection=True, meta_gradient="none")
+    loss_of(model).backward()
+    assert model.memory_init.grad is None or not model.memory_init.grad.any()
+    assert model.memory_projection.weight.grad.any()
+
+
+@pytest.mark.parametrize("mode", ["exact", "first_order", "none"])
+def test_the_last_reconstruction_loss_keeps_its_own_gradient(mode):
+    with_loss = gradients(meta_gradient=mode, write_head=True, reconstruction_loss_weight=1.0)
+    assert with_loss["write_head.weight"].any()
+    if mode != "exact":
+        without = gradients(meta_gradient=mode, write_head=True, reconstruction_loss_weight=0.0)
+        assert "write_head.weight" not in without
+
+
+@pytest.mark.parametrize("checkpointed", [True, False], ids=["checkpointed", "unrolled"])
+@pytest.mark.parametrize("mode", ["exact", "first_order"])
+def test_activation_checkpointing_of_the_base_changes_no_gradient(mode, checkpointed):
+    results = []
+    for recomputed in (False, True):
+        model = build(checkpoint_write_steps=checkpointed, meta_gradient=mode)
+        model.base_model.requires_grad_(True)
+        model.train()
+        if recomputed:
+            model.activation_checkpointing_enable()
+        loss_of(model).backward()
+        results.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert results[0].keys() == results[1].keys()
+    for name, gradient in results[0].items():
+        torch.testing.assert_close(results[1][name], gradient, rtol=1e-8, atol=1e-12, msg=name)
+
+
+def test_lora_by_phase_refuses_activation_checkpointing_of_the_base():
+    model = build(write_lora=LORA)
+    model.train()
+    model.activation_checkpointing_enable()
+    with pytest.raises(ValueError, match="activation"):
+        loss_of(model)
+
+
+def once_differentiable_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):
+    output = OnceDifferentiable.apply(query, key, value, attention_mask, scaling)
+    return output.transpose(1, 2).contiguous(), None
+
+
+class OnceDifferentiable(torch.autograd.Function):
+    """A fused kernel's manners: a backward pass that has no backward pass."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, mask, scaling):
+        ctx.save_for_backward(query, key, value)
+        ctx.rest = mask, scaling
+        return torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
+        with torch.enable_grad():
+            mask, scaling = ctx.rest
+            output = torch.nn.functional.scaled_dot_product_attention(*inputs, attn_mask=mask, scale=scaling)
+        return *torch.autograd.grad(output, inputs, gradient), None, None
+
+
+def test_fused_attention_is_replaced_where_a_second_derivative_is_needed():
+    transformers.AttentionInterface.register("once", once_differentiable_attention)
+    transformers.AttentionMaskInterface.register("once", transformers.masking_utils.eager_mask)
+    expected = gradients()
+    model = build(memory_projection=True)
+    model.set_attn_implementation("once")
+    loss_of(model).backward()
+    assert model.base_model.config._attn_implementation == "once"
+    torch.testing.assert_close(model.memory_init.grad, expected["memory_init"], rtol=1e-8, atol=1e-12)
