@@ -5,20 +5,21 @@ This file wires the rooms below it: `writing/` turns a context into a memory, `r
 """
 
 import copy
+import functools
 import inspect
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import (
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
-    GenerationMixin,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -29,10 +30,11 @@ from . import checkpoint
 from .adapters import inject_lora, lora_modules, lora_parameters, lora_phase, trainable_summary
 from .configuration_gradmem import GradMemConfig
 from .decoder import Decoder, modules_in_eval
+from .generation import GradMemGenerationMixin
 from .inputs import Context, Queries, checked_context, checked_queries, tokenize_contexts
 from .memory import GradMemMemory
 from .padding import reorder, token_order
-from .reading import align_with_query, count_new_tokens, read_loss
+from .reading import align_with_query, read_loss
 from .writing.attention import layers_recomputed
 from .writing.inner_loop import InnerLoop, WriteTrace
 from .writing.objective import ContextRows, ReconstructionObjective, split_context
@@ -69,7 +71,7 @@ class GradMemOutput(ModelOutput):
     memory: GradMemMemory | None = None
 
 
-class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
+class GradMemForCausalLM(GradMemGenerationMixin, PreTrainedModel):
     """A frozen decoder with a memory that WRITE fills and READ answers from.
 
     Args:
@@ -108,7 +110,7 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
                     "GradMemConfig.text_config is empty and no base_model was given: there is no decoder to write "
                     "with. Use get_gradmem_model(base_model, config), or from_pretrained."
                 )
-            base_model = AutoModelForCausalLM.from_config(config.text_config)
+            base_model = checkpoint.build_base(config.text_config)
         _check_base(base_model)
         self.base_model = base_model
         self.decoder = Decoder(base_model)
@@ -120,7 +122,6 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
         self._hashed: tuple[list, str] | None = None
         self._add_parameters()
         self.post_init()
-        self._keys_to_ignore_on_save = checkpoint.base_keys(self)
         if config.write_head and self.device.type != "meta" and not self.decoder.head_is_linear:
             raise ValueError(
                 f"write_head=True needs a base whose logits are a linear head on its last hidden state, which those of "
@@ -233,8 +234,13 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Module:
-        """Resize the base's vocabulary, and the write head with it: it keeps its rows and takes the base's new ones."""
+        """Resize the base's vocabulary, and the write head with it: it keeps its rows and takes the base's new ones.
+
+        The base is then no longer the one its name stands for, so checkpoints include it from here on.
+        """
+        before = self.decoder.vocab_size
         embeddings = self.base_model.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.config.includes_base = self.config.includes_base or self.decoder.vocab_size != before
         self.config.text_config = self.base_model.config
         if self.write_head is not None:
             weight = self.base_model.get_output_embeddings().weight.detach().to(self.write_head.weight).clone()
@@ -253,11 +259,16 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _apply(self, fn, recurse: bool = True) -> "GradMemForCausalLM":
         """Casts to half precision reach the base only: memories are sums of small steps."""
-        before = {parameter: parameter.data for parameter in self._parameters_beside_base()}
+        before = [
+            (parameter, parameter.data, None if parameter.grad is None else parameter.grad.data)
+            for parameter in self._parameters_beside_base()
+        ]
         super()._apply(fn, recurse)
-        for parameter, data in before.items():
+        for parameter, data, gradient in before:
             if parameter.dtype in (torch.float16, torch.bfloat16):
-                parameter.data = data.to(parameter.device)
+                parameter.data = data.to(parameter.device, torch.float32)
+                if gradient is not None:
+                    parameter.grad = gradient.to(parameter.device, torch.float32)
         return self
 
     def _parameters_beside_base(self) -> Iterator[nn.Parameter]:
@@ -338,6 +349,8 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
             input_ids, attention_mask, segment_ids = checked_context(
                 input_ids, attention_mask, segment_ids, self.device
             )
+            if batch_size is not None and batch_size < 1:
+                raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
             step_sizes = self._step_sizes(write_steps, write_learning_rate)
             start = None if memory is None else self._memory_to_continue(memory, len(input_ids))
             chunks = torch.arange(len(input_ids)).split(batch_size or len(input_ids))
@@ -398,11 +411,10 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
         )
 
     def _check_finite(self, trace: WriteTrace, first_index: int, step_sizes: Sequence[Tensor | float]) -> None:
-        bad = ~trace.memory.isfinite().all(dim=(1, 2)) if trace.memory.dim() == 3 else None
-        if bad is not None and bad.any():
-            index = int(bad.nonzero()[0])
+        broken = (~trace.memory.isfinite().flatten(1).all(dim=1)).nonzero()
+        if len(broken):
             raise FloatingPointError(
-                f"The reconstruction of context {first_index + index} became NaN or infinite within "
+                f"The reconstruction of context {first_index + int(broken[0])} became NaN or infinite within "
                 f"{len(step_sizes)} write steps. Lower write_learning_rate (now "
                 f"{float(torch.as_tensor(step_sizes[0]).detach().max()):g}), or set write_max_grad_norm in the "
                 "configuration."
@@ -671,145 +683,6 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
         ids = torch.cat([prefix_ids, queries.input_ids], dim=1)
         return reorder(embeds, order), reorder(mask, order), reorder(ids, order), order
 
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        *,
-        memory: GradMemMemory | None = None,
-        context_input_ids: Tensor | None = None,
-        context_attention_mask: Tensor | None = None,
-        context_segment_ids: Tensor | None = None,
-        context_index: Tensor | None = None,
-        write_steps: int | None = None,
-        generation_config: GenerationConfig | None = None,
-        streamer: Any = None,
-        **kwargs: Any,
-    ) -> Tensor | ModelOutput:
-        """Continue prompts from a memory, as `generate` of any decoder would with the context in the prompt.
-
-        Args:
-            input_ids: `(rows, prompt_length)` prompts, padded on either side.
-            attention_mask: `(rows, prompt_length)`.
-            memory: one memory for all prompts, or one for each.
-            context_input_ids, context_attention_mask, context_segment_ids, write_steps: contexts to write first,
-                in place of a memory.
-            context_index: `(rows,)`, which memory each prompt reads.
-            generation_config: the base's by default.
-            streamer: as in `generate` of the base.
-            kwargs: passed on to `generate` of the base. `max_length` and `min_length` count the prompt but not the
-                memory. Processors that look at the prompt's tokens, such as `repetition_penalty`, see the new ones
-                only.
-
-        Returns:
-            Prompt and continuation, `(rows · num_return_sequences, prompt_length + new)`; the prompt as it was given.
-
-        Raises:
-            ValueError: neither a memory nor a context, shapes that do not match, or no room for a new token.
-        """
-        if memory is None:
-            if context_input_ids is None:
-                raise ValueError("There is nothing to read from: give a memory, or context_input_ids.")
-            memory = self.write(
-                input_ids=context_input_ids,
-                attention_mask=context_attention_mask,
-                segment_ids=context_segment_ids,
-                write_steps=write_steps,
-            )
-        elif context_input_ids is not None:
-            raise ValueError("Give either a memory or context_input_ids, and not both.")
-        self._check_memory(memory)
-        memory = memory.to(self.device)
-        if input_ids is not None and input_ids.dim() != 2:
-            raise ValueError(
-                f"generate takes flat prompts (rows, prompt_length), got shape {tuple(input_ids.shape)}. Flatten them and "
-                "say with context_index which memory each one reads."
-            )
-        queries = checked_queries(input_ids, attention_mask, None, context_index, len(memory), self.device)
-        arguments = {**kwargs, "generation_config": generation_config, "streamer": streamer}
-        if self.decoder.generates_from_embeddings:
-            output = self._generate_from_embeddings(memory, queries, arguments)
-        else:
-            output = self._generate_from_forward(memory, queries, arguments)
-        new_tokens_from = 0 if self.decoder.generates_from_embeddings else queries.input_ids.shape[1]
-        sequences = output.sequences if isinstance(output, ModelOutput) else output
-        prompt = queries.input_ids.repeat_interleave(len(sequences) // len(queries.input_ids), dim=0)
-        sequences = torch.cat([prompt, sequences[:, new_tokens_from:]], dim=1)
-        if not isinstance(output, ModelOutput):
-            return sequences
-        output.sequences = sequences
-        return output
-
-    def _generate_from_embeddings(
-        self, memory: GradMemMemory, queries: Queries, arguments: dict[str, Any]
-    ) -> Tensor | ModelOutput:
-        """The base's own, cached generation from `[padding, memory, prompt]`; gives the new tokens alone."""
-        embeds, mask, _, _ = self._read_inputs(memory, queries, "left")
-        if arguments["streamer"] is not None:
-            arguments["streamer"].put(queries.input_ids.cpu())
-        arguments = count_new_tokens(arguments, self.generation_config, prompt_length=queries.input_ids.shape[1])
-        with lora_phase(self.base_model, "read"):
-            return self.base_model.generate(inputs_embeds=embeds, attention_mask=mask.long(), **arguments)
-
-    def _generate_from_forward(
-        self, memory: GradMemMemory, queries: Queries, arguments: dict[str, Any]
-    ) -> Tensor | ModelOutput:
-        """Generation from this model's own forward pass, for bases that cannot go on from embeddings.
-
-        Slower, since nothing is cached, but right wherever `forward` is; gives prompt and new tokens.
-        """
-        order = token_order(queries.attention_mask, "left")
-        return super().generate(
-            reorder(queries.input_ids, order),
-            attention_mask=reorder(queries.attention_mask, order).long(),
-            memory=memory,
-            context_index=queries.memory_index,
-            **arguments | {"use_cache": False},
-        )
-
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """What [`forward`] needs at each step of generation; the whole sequence, since nothing is cached."""
-        return {"input_ids": input_ids} | {
-            name: kwargs[name] for name in ("attention_mask", "memory", "context_index") if name in kwargs
-        }
-
-    @torch.no_grad()
-    def reconstruct(self, memory: GradMemMemory, prefix_input_ids: Tensor | None = None) -> Tensor:
-        """Decode memories greedily under the conditions they were written in: WRITE's control tokens, head and LoRA.
-
-        Args:
-            memory: what to decode.
-            prefix_input_ids: `(batch, prefix_length)` tokens that the decoded ones follow. A memory written in
-                segments needs them: each of its segments was written after the one before.
-
-        Returns:
-            `(batch, length)` tokens: as many as each sample's recorded length, or, after a prefix, its longest
-            segment; 0 beyond.
-
-        Raises:
-            ValueError: a memory written in segments, without prefixes; a memory of another model.
-        """
-        self._check_memory(memory)
-        memory = memory.to(self.device)
-        if prefix_input_ids is None and bool(memory.is_segmented.any()):
-            raise ValueError(
-                "This memory was written in several segments, each after the one before it. Give the tokens before the "
-                "segment to decode as prefix_input_ids."
-            )
-        lengths = memory.segment_lengths.max(dim=1).values
-        start = self._prefix(memory.embeddings.to(self.memory_init.dtype), self.write_start, self.write_end)
-        tokens = torch.empty((len(memory), 0), dtype=torch.long, device=self.device)
-        if prefix_input_ids is not None:
-            tokens = checked_queries(prefix_input_ids, None, None, None, len(memory), self.device).input_ids
-        given = tokens.shape[1]
-        with modules_in_eval(self):
-            for _ in range(int(lengths.max())):
-                logits = self._write_logits(start, self.decoder.embed(tokens), torch.ones_like(tokens).bool(), tokens)
-                tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
-        decoded = tokens[:, given:]
-        return decoded.masked_fill(torch.arange(decoded.shape[1], device=self.device) >= lengths[:, None], 0)
-
     # ------------------------------------------------------------------------------------------------ checkpoints
 
     @classmethod
@@ -829,40 +702,70 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
                 `device_map`, `attn_implementation`, `quantization_config` and the like reach the base.
 
         Raises:
-            OSError: there is no such repository, or no config.json in the directory.
-            ValueError: the weights are truncated or do not fit the configuration.
+            OSError: there is no such repository, no config.json in the directory, or no base where the adapter says.
+            ValueError: the directory holds another kind of model, or weights that are truncated or do not fit the
+                configuration or the base.
         """
+        name_or_path = os.fspath(pretrained_model_name_or_path)
         hub = {name: kwargs[name] for name in checkpoint.HUB_ARGUMENTS if kwargs.get(name) is not None}
-        if config is None:
-            config = GradMemConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        if not isinstance(config, GradMemConfig):
+            options = {name: kwargs.pop(name) for name in checkpoint.CONFIG_OPTIONS & kwargs.keys()}
+            config = checkpoint.load_config(name_or_path if config is None else config, hub, options)
         if config.includes_base:
-            model = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+            load = functools.partial(super().from_pretrained, name_or_path, *model_args, config=config)
+            model, info = checkpoint.load_full(load, name_or_path, kwargs)
         else:
             config = copy.deepcopy(config)
-            base_model = checkpoint.load_base(config, kwargs)
-            config.text_config = base_model.config
+            base_model, info = checkpoint.load_base(config, kwargs)
+            config.text_config, config.name_or_path = base_model.config, name_or_path
             model = cls(config, base_model)
-            checkpoint.load_adapter(model, pretrained_model_name_or_path, hub)
-        model.tokenizer = checkpoint.load_tokenizer(pretrained_model_name_or_path, hub)
-        return model
+            checkpoint.load_adapter(model, name_or_path, hub)
+        model.tokenizer = checkpoint.load_tokenizer(name_or_path, hub)
+        return (model, info) if kwargs.get("output_loading_info") else model
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save the adapter: configuration, the parameters beside the base, and the tokenizer if there is one.
 
-        The base is named, not copied, unless it has no name or some weight of it requires a gradient now or did at an
-        earlier save: then the directory is a full checkpoint.
+        The base is named, not copied, unless it has no name, its vocabulary was resized, or some weight of it requires
+        a gradient now or did at an earlier save: then the directory is a full checkpoint.
 
         Args:
             save_directory: where to.
+            push_to_hub: upload it as well, as `push_to_hub` would, to `repo_id` or a repository of the directory's
+                name.
             kwargs: those of `PreTrainedModel.save_pretrained`.
         """
-        base = checkpoint.base_keys(self)
-        trained = any(parameter.requires_grad for name, parameter in self.named_parameters() if name in base)
-        self.config.includes_base = self.config.includes_base or trained
-        self._keys_to_ignore_on_save = set() if self.config.includes_base else base
-        if self._tokenizer is not None:
+        self.config.includes_base = self._saves_base()
+        self.config.text_config.architectures = [type(self.base_model).__name__]
+        hub = {name: kwargs.pop(name) for name in checkpoint.PUSH_ARGUMENTS & kwargs.keys()}
+        writes = kwargs.get("is_main_process", True)
+        if not self.config.includes_base:
+            # One file of this name, whatever the base's are called: that is where an adapter is looked for.
+            kwargs |= {"max_shard_size": sys.maxsize, "variant": None}
+        if self._tokenizer is not None and writes:
             self._tokenizer.save_pretrained(save_directory)
         super().save_pretrained(save_directory, **kwargs)
+        if not self.config.includes_base and writes:
+            checkpoint.drop_generation_config(save_directory)
+        if push_to_hub and writes:
+            repo_id = hub.pop("repo_id", None) or Path(save_directory).name
+            self.push_to_hub(repo_id, token=kwargs.get("token"), **hub)
+
+    def _saves_base(self) -> bool:
+        base = checkpoint.base_keys(self)
+        trains = any(parameter.requires_grad for name, parameter in self.named_parameters() if name in base)
+        return self.config.includes_base or trains
+
+    @property
+    def _keys_to_ignore_on_save(self) -> set[str]:
+        """What a save would leave out now: `Trainer` expects exactly these to be missing when it loads a checkpoint."""
+        if "base_model" not in self._modules:  # PreTrainedModel.__init__ may ask before there is a base
+            return set()
+        return checkpoint.tied_keys(self) if self._saves_base() else checkpoint.base_keys(self)
+
+    @_keys_to_ignore_on_save.setter
+    def _keys_to_ignore_on_save(self, value: set[str]) -> None:
+        """`PreTrainedModel.post_init` gathers those of its children, which are among the base's keys."""
 
     def export_prompt_tuning(self, memory: GradMemMemory, save_directory: str | os.PathLike) -> None:
         """Write one memory as a stock PEFT PROMPT_TUNING adapter of m + 2n virtual tokens, `[r_start; P(M_K); r_end]`.
@@ -870,7 +773,8 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
         `peft.PeftModel.from_pretrained(base, save_directory)` then reads it without this package.
 
         Raises:
-            ValueError: several memories were given, or READ uses weights that the named base does not have.
+            ValueError: several memories were given, or READ uses weights that the named base does not have, or the base
+                cannot be run on embeddings, which is all that PEFT gives it.
         """
         self._check_memory(memory)
         if len(memory) != 1:
@@ -881,17 +785,27 @@ class GradMemForCausalLM(PreTrainedModel, GenerationMixin):
                 f"This model reads with {reason}, which the base that PEFT would load "
                 f"({self.config.base_model_name_or_path}) does not have. Such a memory cannot be exported."
             )
+        if not self.decoder.embeddings_suffice:
+            raise ValueError(
+                f"{type(self.base_model).__name__} does not make the same of embedded tokens as of token ids, and PEFT "
+                "would give it embeddings. Such a memory cannot be exported."
+            )
         with torch.no_grad():
             embeddings = memory.to(self.device).embeddings.to(self.memory_init.dtype)
             prompt = self._prefix(embeddings, self.read_start, self.read_end)[0]
-        checkpoint.save_prompt_tuning(prompt, self.base_model, self.config.base_model_name_or_path, save_directory)
+        checkpoint.save_prompt_tuning(prompt, self.base_model, self.config, save_directory)
 
 
 def _check_base(base_model: PreTrainedModel) -> None:
     """Refuse what cannot work by name, when it is wrapped."""
     name = type(base_model).__name__
     if not isinstance(base_model, PreTrainedModel):
-        hint = " Merge its adapter first: merge_and_unload()." if hasattr(base_model, "merge_and_unload") else ""
+        hint = ""
+        if hasattr(base_model, "merge_and_unload"):
+            hint = (
+                " Merge its adapter, merge_and_unload(), then save the result and load it as the base: a memory's "
+                "adapter records its base by name alone."
+            )
         raise TypeError(
             f"base_model must be a transformers.PreTrainedModel with a language-model head, got {name}.{hint}"
         )
@@ -931,7 +845,7 @@ def get_gradmem_model(
         model = GradMemForCausalLM(config, base_model)
     else:
         adapter = config
-        config = GradMemConfig.from_pretrained(adapter)
+        config = checkpoint.load_config(os.fspath(adapter), {}, {})
         checkpoint.check_attachable(config, base_model, adapter)
         config.text_config = base_model.config
         model = GradMemForCausalLM(config, base_model)
