@@ -42,7 +42,11 @@ class Decoder:
 
     def prefix_ids(self, prefix: Tensor) -> Tensor:
         """Ids to stand where memory vectors are: an ordinary token, since some bases count padding ids."""
-        return torch.full(prefix.shape[:2], self.vocab_size // 2, dtype=torch.long, device=prefix.device)
+        return torch.full(prefix.shape[:2], self._placeholder, dtype=torch.long, device=prefix.device)
+
+    @functools.cached_property
+    def _placeholder(self) -> int:
+        return self._ordinary_tokens(1)[0]
 
     def logits(self, inputs_embeds: Tensor, attention_mask: Tensor, input_ids: Tensor) -> Tensor:
         """Logits `(rows, length, vocab)`.
@@ -75,9 +79,11 @@ class Decoder:
         Raises:
             TypeError: the base runs on neither.
         """
-        ids, mask = self._probe_tokens()
-        with torch.no_grad(), modules_in_eval(self.base_model):
-            from_ids = self.base_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        with self._probing() as (ids, mask):
+            try:
+                from_ids = self.base_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            except Exception:  # nothing to compare with: the base is run on embeddings and says itself what it lacks
+                return True
             self._check_logits(from_ids, ids)
             own_error = None
             try:
@@ -131,10 +137,9 @@ class Decoder:
         """
         if not self.embeddings_suffice:
             return False
-        ids, mask = self._probe_tokens()
-        mask[1, :2] = 0
         new_tokens = 3
-        with torch.no_grad(), modules_in_eval(self.base_model), plain_generation(self.base_model):
+        with self._probing() as (ids, mask), plain_generation(self.base_model):
+            mask[1, :2] = 0
             try:
                 output = self.base_model.generate(
                     inputs_embeds=self.embed(ids),
@@ -161,8 +166,7 @@ class Decoder:
         weight = getattr(self.base_model.get_output_embeddings(), "weight", None)
         if weight is None or weight.dim() != 2:
             return False
-        ids, mask = self._probe_tokens()
-        with torch.no_grad(), modules_in_eval(self.base_model):
+        with self._probing() as (ids, mask):
             embeds = self.embed(ids)
             try:
                 through_head = functional.linear(self.hidden_states(embeds, mask, ids), weight)
@@ -170,11 +174,31 @@ class Decoder:
                 return False
             return same_but_for_rounding(through_head, self.logits(embeds, mask, ids))
 
-    def _probe_tokens(self) -> tuple[Tensor, Tensor]:
-        """Two rows of six ordinary tokens, and their mask."""
+    @contextmanager
+    def _probing(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Two rows of six ordinary tokens and their mask, for a span that leaves no trace.
+
+        Autocast is off: it would keep the casts made here, without their graph, for what follows.
+        """
         device = self.base_model.get_input_embeddings().weight.device
-        ids = torch.linspace(self.vocab_size // 3, self.vocab_size - 1, 12, device=device).long().view(2, 6)
-        return ids, torch.ones_like(ids)
+        ids = torch.tensor(self._ordinary_tokens(12), device=device).view(2, 6)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), modules_in_eval(self.base_model):
+            yield ids, torch.ones_like(ids)
+
+    def _ordinary_tokens(self, count: int) -> list[int]:
+        """Ids spread over the vocabulary, none of which the base's configuration gives a meaning of its own."""
+        special = set(_special_ids(self.base_model.config.to_dict()))
+        ordinary = [token for token in range(self.vocab_size) if token not in special] or [0]
+        return [ordinary[(2 * index + 1) * len(ordinary) // (2 * count)] for index in range(count)]
+
+
+def _special_ids(config: dict[str, Any]) -> Iterator[int]:
+    """Every number called a token id or index in a configuration, sub-configurations included."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _special_ids(value)
+        elif str(name).endswith(("token_id", "token_index", "token_ids")):
+            yield from (token for token in (value if isinstance(value, list) else [value]) if isinstance(token, int))
 
 
 def same_but_for_rounding(values: Tensor, reference: Tensor) -> bool:
