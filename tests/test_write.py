@@ -4,7 +4,12 @@ import contextlib
 
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
+from transformers import PreTrainedTokenizerFast
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, GradMemMemory, get_gradmem_model
 
@@ -17,6 +22,15 @@ def build(model_type="llama", dtype=torch.float64, **settings) -> GradMemForCaus
     torch.manual_seed(0)
     defaults = {"num_memory_tokens": 3, "write_steps": 3, "write_learning_rate": 0.3}
     return get_gradmem_model(tiny_causal_lm(model_type, dtype), GradMemConfig(**defaults | settings))
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """Word wN is token N; it would put a begin token (1) before a text if it were let."""
+    words = WordLevel({f"w{token}": token for token in range(96)}, unk_token="w0")
+    tokenizer = Tokenizer(words)
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="w1 $A", special_tokens=[("w1", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="w1")
 
 
 def randomize_lora(model: GradMemForCausalLM) -> None:
@@ -210,8 +224,9 @@ def test_learned_step_sizes_start_at_the_configured_one_and_repeat_the_last(lear
     first = model.write(input_ids=tokens, write_steps=1)
     expected = first
     for _ in range(3):
-        expected = fixed.write(input_ids=tokens, memory=expected_for(fixed, expected), write_steps=1,
-                               write_learning_rate=0.3 * torch.e)
+        expected = fixed.write(
+            input_ids=tokens, memory=expected_for(fixed, expected), write_steps=1, write_learning_rate=0.3 * torch.e
+        )
     torch.testing.assert_close(model.write(input_ids=tokens, write_steps=4).embeddings, expected.embeddings)
 
 
@@ -299,3 +314,28 @@ def test_a_memory_in_segments_is_reconstructed_after_prefixes_alone():
     with pytest.raises(ValueError, match="prefix_input_ids"):
         model.reconstruct(memory)
     assert torch.equal(model.reconstruct(memory, prefix_input_ids=tokens[:, :4]), tokens[:, 4:])
+
+
+@pytest.fixture
+def with_tokenizer():
+    model = build(dtype=torch.float32)
+    model.tokenizer = word_tokenizer()
+    return model
+
+
+def test_text_is_tokenised_without_special_tokens(with_tokenizer):
+    written = with_tokenizer.write("w20 w21 w22")
+    ids = torch.tensor([[20, 21, 22]])
+    assert torch.equal(written.embeddings, with_tokenizer.write(input_ids=ids).embeddings)
+
+
+def test_a_list_is_contexts_and_a_list_in_it_is_segments(with_tokenizer):
+    contexts = with_tokenizer.write(["w20 w21 w22", "w30"])
+    assert contexts.num_context_tokens.tolist() == [3, 1]
+    assert not contexts.is_segmented.any()
+    segments = with_tokenizer.write([["w20 w21", "w22"], ["w30"]])
+    assert segments.segment_lengths.tolist() == [[2, 1], [1, 0]]
+    ids, segment_ids = torch.tensor([[20, 21, 22]]), torch.tensor([[0, 0, 1]])
+    expected = with_tokenizer.write(input_ids=ids, segment_ids=segment_ids)
+    torch.testing.assert_close(segments.embeddings[0], expected.embeddings[0])
+    torch.testing.assert_close(segments.embeddings[1], contexts.embeddings[1])
