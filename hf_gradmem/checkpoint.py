@@ -2,30 +2,62 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from peft import PromptTuningConfig, TaskType
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from .adapters import lora_modules
 from .configuration_gradmem import GradMemConfig
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+PUSH_ARGUMENTS = frozenset({"repo_id", "commit_message", "commit_description", "private", "create_pr", "revision"})
+# What from_pretrained takes as options of the configuration; the precision is left to the loading of weights.
+CONFIG_OPTIONS = ({field.name for field in fields(GradMemConfig)} - {"dtype"}) | {"attn_implementation"}
 # These say where and how the adapter itself is found; the base has its own name and revision.
-_ADAPTER_ONLY = ("revision", "subfolder", "adapter_kwargs", "code_revision", "_from_auto", "_from_pipeline")
+_ADAPTER_ONLY = (
+    "revision",
+    "subfolder",
+    "adapter_kwargs",
+    "code_revision",
+    "ignore_mismatched_sizes",
+    "output_loading_info",
+    "_from_auto",
+    "_from_pipeline",
+)
+# Facts of a base that an adapter or its memories depend on.
+_BASE_FACTS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 
 
 def base_keys(model: nn.Module) -> set[str]:
     """Keys of the model's state dict that belong to the base itself, tied ones and non-LoRA ones included."""
     lora = tuple(f"base_model.{name}." for name in lora_modules(model.base_model))
     return {key for key in model.state_dict() if key.startswith("base_model.") and not (lora and key.startswith(lora))}
+
+
+def tied_keys(model: PreTrainedModel) -> set[str]:
+    """Keys of the model's state dict that a full checkpoint leaves out, since another key holds the same tensor."""
+    tensors = model.state_dict()
+    return {
+        key
+        for key, source in model.all_tied_weights_keys.items()
+        if key in tensors and source in tensors and tensors[key].data_ptr() == tensors[source].data_ptr()
+    }
 
 
 def base_name(base_model: PreTrainedModel) -> str | None:
@@ -44,13 +76,19 @@ def check_attachable(config: GradMemConfig, base_model: PreTrainedModel, adapter
         raise ValueError(
             f"{adapter} includes its own base, which was trained with it or has no name. Load it with from_pretrained."
         )
-    trained, given = config.text_config, base_model.config
-    for fact in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size"):
-        if getattr(trained, fact, None) != getattr(given, fact, None):
-            raise ValueError(
-                f"{adapter} belongs to {config.base_model_name_or_path} with {fact} {getattr(trained, fact, None)}, but "
-                f"base_model has {getattr(given, fact, None)}."
-            )
+    for fact, trained, given in _differences(config, base_model):
+        raise ValueError(
+            f"{adapter} belongs to {config.base_model_name_or_path} with {fact} {trained}, but base_model has {given}."
+        )
+
+
+def _differences(config: GradMemConfig, base_model: PreTrainedModel) -> list[tuple[str, Any, Any]]:
+    """Facts in which a base is not the one recorded: name, recorded and given value."""
+    if config.text_config is None:
+        return []
+    recorded, given = config.text_config.get_text_config(), base_model.config.get_text_config()
+    facts = [(fact, getattr(recorded, fact, None), getattr(given, fact, None)) for fact in _BASE_FACTS]
+    return [fact for fact in facts if fact[1] != fact[2]]
 
 
 def hash_tensors(tensors: dict[str, torch.Tensor]) -> str:
@@ -74,20 +112,107 @@ def load_tokenizer(name_or_path: str | os.PathLike, hub_arguments: dict[str, Any
     return None if path is None else AutoTokenizer.from_pretrained(os.path.dirname(path))
 
 
-def load_base(config: GradMemConfig, arguments: dict[str, Any]) -> PreTrainedModel:
+def load_config(
+    name_or_path: str | os.PathLike, hub_arguments: dict[str, Any], options: dict[str, Any]
+) -> GradMemConfig:
+    """The configuration of a GradMem checkpoint, with `options` in place of its own.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is the configuration of another kind of model, or an option is wrong.
+    """
+    values, _ = GradMemConfig.get_config_dict(name_or_path, **hub_arguments)
+    if not values:  # what Transformers makes of a directory without the file
+        raise OSError(f"{name_or_path} holds no model: {CONFIG_NAME} is missing.")
+    if values.get("model_type") != GradMemConfig.model_type:
+        raise ValueError(
+            f"{name_or_path} holds a model of type {values.get('model_type')!r}, not {GradMemConfig.model_type!r}. To "
+            "give that model a memory, load it and call get_gradmem_model(base_model, GradMemConfig())."
+        )
+    return GradMemConfig.from_dict(values | options)
+
+
+def build_base(config: PreTrainedConfig) -> PreTrainedModel:
+    """A decoder with random weights."""
+    try:
+        return AutoModelForCausalLM.from_config(config)
+    except ValueError:
+        # The text part of a composite model is no model of its own to the Auto classes.
+        for name in config.architectures or ():
+            model_class = getattr(transformers, name, None)
+            if isinstance(model_class, type) and issubclass(model_class, PreTrainedModel):
+                return model_class._from_config(config)
+        raise
+
+
+def load_base(config: GradMemConfig, arguments: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Load the base that an adapter names, at its recorded revision.
 
     Args:
         config: the adapter's.
         arguments: those given to the adapter's `from_pretrained`: `dtype`, `device_map`, `quantization_config` and
             the like reach the base.
+
+    Returns:
+        The base, and what `from_pretrained` says of its loading.
+
+    Raises:
+        OSError: it is not where the adapter says.
+        ValueError: it is not the model that the adapter was made with.
     """
+    name = config.base_model_name_or_path
     arguments = {name: value for name, value in arguments.items() if name not in _ADAPTER_ONLY}
     if config._attn_implementation is not None:
         arguments.setdefault("attn_implementation", config._attn_implementation)
     if config.base_model_revision is not None:
         arguments["revision"] = config.base_model_revision
-    return AutoModelForCausalLM.from_pretrained(config.base_model_name_or_path, **arguments)
+    try:
+        base_model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **arguments)
+    except OSError as error:
+        raise OSError(
+            f"The base of this adapter, {name}, could not be loaded: {error} If it lies elsewhere, load it from there "
+            "and attach the adapter with get_gradmem_model(base_model, adapter)."
+        ) from error
+    for fact, recorded, found in _differences(config, base_model):
+        raise ValueError(f"{name} has {fact} {found}, but this adapter was made for a base with {recorded}.")
+    return base_model, info
+
+
+def load_full(
+    load: Callable[..., tuple[PreTrainedModel, dict[str, Any]]], name_or_path: str, arguments: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load a checkpoint that includes its base; what it does not hold is an error, where the stock loader only warns.
+
+    Args:
+        load: `PreTrainedModel.from_pretrained` of this checkpoint.
+        name_or_path: the checkpoint, for messages.
+        arguments: those given to `from_pretrained`.
+
+    Returns:
+        The model, its base frozen, and what `from_pretrained` says of its loading.
+
+    Raises:
+        ValueError: the weights are truncated or do not fit the configuration.
+    """
+    tolerant = arguments.get("ignore_mismatched_sizes", False)
+    settings = {"use_safetensors": True} | arguments | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        model, info = load(**settings)
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights in {name_or_path} are not readable safetensors ({error}). Were they copied whole?"
+        ) from error
+    mismatched = [f"{key} {tuple(found)} for {tuple(built)}" for key, found, built in info["mismatched_keys"]]
+    unexpected = [key for key in info["unexpected_keys"] if not key.startswith("base_model.")]
+    if info["missing_keys"] or unexpected or (mismatched and not tolerant):
+        raise ValueError(
+            f"The weights in {name_or_path} are not those that its config.json describes: missing "
+            f"{_few(info['missing_keys'])}; unexpected {_few(unexpected)}; of another shape {_few(mismatched)}."
+        )
+    base = base_keys(model)
+    for key, parameter in model.named_parameters():  # the loader makes every weight trainable
+        parameter.requires_grad_(key not in base)
+    return model, info
 
 
 def load_adapter(model: nn.Module, name_or_path: str | os.PathLike, hub_arguments: dict[str, Any]) -> None:
@@ -118,8 +243,13 @@ def _few(names: Iterable[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
 
 
+def drop_generation_config(directory: str | os.PathLike) -> None:
+    """Take back what `PreTrainedModel.save_pretrained` writes for any model that generates: it is the base's own."""
+    (Path(directory) / GENERATION_CONFIG_NAME).unlink(missing_ok=True)
+
+
 def save_prompt_tuning(
-    prompt: torch.Tensor, base_model: PreTrainedModel, name: str, directory: str | os.PathLike
+    prompt: torch.Tensor, base_model: PreTrainedModel, config: GradMemConfig, directory: str | os.PathLike
 ) -> None:
     """Write virtual tokens `(num_virtual_tokens, hidden_size)` as a stock PEFT PROMPT_TUNING adapter."""
     text_config = base_model.config.get_text_config()
@@ -133,7 +263,8 @@ def save_prompt_tuning(
         unfinished.unlink(missing_ok=True)
     PromptTuningConfig(
         task_type=TaskType.CAUSAL_LM,
-        base_model_name_or_path=name,
+        base_model_name_or_path=config.base_model_name_or_path,
+        revision=config.base_model_revision,
         inference_mode=True,
         num_virtual_tokens=prompt.shape[0],
         token_dim=prompt.shape[1],

@@ -181,7 +181,7 @@ class GradMemConfig(PreTrainedConfig):
         self.base_model_name_or_path = name
         if name is None:
             self.includes_base = True
-            self.base_model_id = self.base_model_id or secrets.token_hex(8)
+            self.base_model_id = secrets.token_hex(8)
 
 
 __all__ = ["GradMemConfig"]

@@ -4,12 +4,14 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import functional
@@ -58,14 +60,17 @@ class GradMemMemory:
         return self.embeddings.shape[0]
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "GradMemMemory":
-        if isinstance(index, int):
+        if isinstance(index, Tensor) and index.dim() == 0:
+            index = index.item()
+        if isinstance(index, Integral):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"index {index} is out of range for a memory of {len(self)} contexts")
-            index = [index]
+            index = [int(index)]
         return self._map(lambda tensor: tensor[index])
 
     def to(self, device: torch.device | str) -> "GradMemMemory":
-        """The same memory on another device."""
+        """The same memory on another device. Its precision is the writing model's and stays."""
+        device = torch.device(device)
         return self._map(lambda tensor: tensor.to(device))
 
     def _map(self, function) -> "GradMemMemory":
@@ -87,6 +92,7 @@ class GradMemMemory:
         Raises:
             ValueError: none are given, or they belong to different models or differ in shape.
         """
+        memories = list(memories)
         if not memories:
             raise ValueError("GradMemMemory.cat needs at least one memory, got none.")
         for name, facts in (
@@ -130,7 +136,7 @@ class GradMemMemory:
         """Load a memory from a directory, its file, or a Hub repository.
 
         Raises:
-            FileNotFoundError: a path that exists holds no memory.
+            OSError: there is no such directory or repository, or it holds no memory.
             ValueError: the file is truncated or is not a memory.
         """
         path = Path(name_or_path)
@@ -139,16 +145,21 @@ class GradMemMemory:
             if not path.is_file():
                 raise FileNotFoundError(f"{path.parent} holds no memory: {MEMORY_FILE} is missing.")
         elif not path.is_file():
-            path = Path(
-                hf_hub_download(
-                    str(name_or_path),
-                    MEMORY_FILE,
-                    revision=revision,
-                    token=token,
-                    cache_dir=cache_dir,
-                    local_files_only=local_files_only,
+            try:
+                path = Path(
+                    hf_hub_download(
+                        str(name_or_path),
+                        MEMORY_FILE,
+                        revision=revision,
+                        token=token,
+                        cache_dir=cache_dir,
+                        local_files_only=local_files_only,
+                    )
                 )
-            )
+            except HFValidationError as error:
+                raise FileNotFoundError(
+                    f"There is no directory or file {str(name_or_path)!r}, nor can it be a Hub repository: {error}"
+                ) from error
         return cls._load(path)
 
     @classmethod
@@ -156,12 +167,21 @@ class GradMemMemory:
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         except SafetensorError as error:
             raise ValueError(f"{path} is not a readable safetensors file ({error}). Was it copied whole?") from error
         if header.get("format") != _FORMAT or header.get("format_version") != _FORMAT_VERSION:
             raise ValueError(
                 f"{path} is not a memory of format {_FORMAT} {_FORMAT_VERSION}: its header says {header or 'nothing'}."
+            )
+        known = {field.name: field.default for field in fields(cls) if field.name != "fingerprint"}
+        missing = [name for name, default in known.items() if default is MISSING and name not in tensors]
+        unknown = sorted(tensors.keys() - known.keys())
+        if missing or unknown or "fingerprint" not in header:
+            missing += [] if "fingerprint" in header else ["the fingerprint in its header"]
+            raise ValueError(
+                f"{path} is not a whole memory: it lacks {', '.join(missing) or 'nothing'} and has "
+                f"{', '.join(unknown) or 'nothing'} too many."
             )
         return cls(**tensors, fingerprint=json.loads(header["fingerprint"]))
 
@@ -178,6 +198,8 @@ class GradMemMemory:
         """Upload the memory to a Hub model repository, made if it is missing; returns the `CommitInfo`."""
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/pr/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
         with tempfile.TemporaryDirectory() as directory:
             self.save_pretrained(directory)
             return api.upload_folder(

@@ -387,7 +387,7 @@ class GradMemForCausalLM(GradMemGenerationMixin, PreTrainedModel):
             self._start(len(rows.segment_lengths)) if start is None else start.embeddings,
             step_sizes,
             tolerance=tolerance,
-            on_step=bar.update,
+            on_step=lambda losses: _show(bar, losses),
         )
         final_loss = None
         if measure_final_loss:
@@ -770,7 +770,9 @@ class GradMemForCausalLM(GradMemGenerationMixin, PreTrainedModel):
     def export_prompt_tuning(self, memory: GradMemMemory, save_directory: str | os.PathLike) -> None:
         """Write one memory as a stock PEFT PROMPT_TUNING adapter of m + 2n virtual tokens, `[r_start; P(M_K); r_end]`.
 
-        `peft.PeftModel.from_pretrained(base, save_directory)` then reads it without this package.
+        `peft.PeftModel.from_pretrained(base, save_directory)` then reads it without this package. Give it prompts of
+        one length, or one at a time: it drops position ids, so in a left-padded row the padding's positions would stay
+        between memory and prompt.
 
         Raises:
             ValueError: several memories were given, or READ uses weights that the named base does not have, or the base
@@ -794,6 +796,12 @@ class GradMemForCausalLM(GradMemGenerationMixin, PreTrainedModel):
             embeddings = memory.to(self.device).embeddings.to(self.memory_init.dtype)
             prompt = self._prefix(embeddings, self.read_start, self.read_end)[0]
         checkpoint.save_prompt_tuning(prompt, self.base_model, self.config, save_directory)
+
+
+def _show(bar: tqdm, losses: Tensor) -> None:
+    bar.update()
+    if not bar.disable:  # reading the loss waits for the device
+        bar.set_postfix(loss=f"{losses.nanmean():.3f}")
 
 
 def _check_base(base_model: PreTrainedModel) -> None:

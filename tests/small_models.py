@@ -39,13 +39,13 @@ def nameless_base(tied: bool = False, dtype: torch.dtype = torch.float32) -> Pre
 
 
 def with_memory(base: PreTrainedModel, **options) -> GradMemForCausalLM:
-    """A GradMem model, every parameter beside the base moved away from where it started."""
-    model = get_gradmem_model(base, GradMemConfig(**options))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
+    """A GradMem model, every parameter beside the base moved away from where it started; the same at each call."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        model = get_gradmem_model(base, GradMemConfig(**options))
         for name, parameter in model.named_parameters():
             if not name.startswith("base_model.") or "lora_" in name:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(parameter))
+                parameter.add_(0.1 * torch.randn(parameter.shape, dtype=torch.float64).to(parameter))
     return model
 
 

@@ -239,9 +239,7 @@ def test_a_context_in_place_of_a_memory(generator):
     context, prompt = tiny_tokens(2, 9, seed=1), tiny_tokens(2, 4)
     settings = {"do_sample": False, "max_new_tokens": 4}
     from_context = generator.generate(prompt, context_input_ids=context, **settings)
-    assert torch.equal(
-        from_context, generator.generate(prompt, memory=generator.write(input_ids=context), **settings)
-    )
+    assert torch.equal(from_context, generator.generate(prompt, memory=generator.write(input_ids=context), **settings))
 
 
 def test_generation_uses_the_configuration_of_the_base(generator):

@@ -52,7 +52,7 @@ class InnerLoop:
         differentiate: bool = False,
         keep_last_loss: bool = False,
         tolerance: float | None = None,
-        on_step: Callable[[], object] = lambda: None,
+        on_step: Callable[[Tensor], object] = lambda losses: None,
     ) -> WriteTrace:
         """Take one step for each of `step_sizes`: M_{k+1} = M_k − α_k · ∇L(M_k).
 
@@ -63,7 +63,7 @@ class InnerLoop:
             differentiate: keep what the outer loss needs of the steps. Otherwise every graph is freed at once.
             keep_last_loss: also keep the graph of the last loss, whichever way the steps are differentiated.
             tolerance: stop a sample once its loss is below this.
-            on_step: called after each step.
+            on_step: called after each step with the losses `(batch,)` before it, NaN for samples that had stopped.
         """
         steps = len(step_sizes)
         second_order_steps = steps if self.meta_gradient_steps is None else self.meta_gradient_steps
@@ -84,7 +84,7 @@ class InnerLoop:
                 stepped = torch.where(active[:, None, None], stepped, memory)
             detach = not differentiate or self.meta_gradient == "none"
             memory = stepped.detach() if detach else stepped
-            on_step()
+            on_step(losses[-1])
             if tolerance is not None and not active.any():
                 break
         return WriteTrace(
