@@ -57,6 +57,13 @@ def lora_modules(base_model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def lora_only_modules(base_model: nn.Module) -> list[nn.Module]:
+    """Every part of the LoRA layers but the layer of the base inside: weights and dropout."""
+    return [
+        child for layer in _lora_layers(base_model) for name, child in layer.named_children() if name != "base_layer"
+    ]
+
+
 def lora_parameters(base_model: nn.Module, phase: str) -> Iterator[tuple[str, nn.Parameter]]:
     """Names and weights of the LoRA of one phase."""
     for name, module in lora_modules(base_model).items():

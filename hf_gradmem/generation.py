@@ -71,8 +71,8 @@ class GradMemGenerationMixin(GenerationMixin):
         memory = memory.to(self.device)
         if input_ids is not None and input_ids.dim() != 2:
             raise ValueError(
-                f"generate takes flat prompts (rows, prompt_length), got shape {tuple(input_ids.shape)}. Flatten them and "
-                "say with context_index which memory each one reads."
+                f"generate takes flat prompts (rows, prompt_length), got shape {tuple(input_ids.shape)}. Flatten them "
+                "and say with context_index which memory each one reads."
             )
         queries = checked_queries(input_ids, attention_mask, None, context_index, len(memory), self.device)
         arguments = {**kwargs, "generation_config": generation_config, "streamer": streamer}

@@ -1,25 +1,20 @@
 """`GradMemForCausalLM`: any Hugging Face decoder with memory tokens that are written by gradient descent.
 
 This file wires the rooms below it: `writing/` turns a context into a memory, `reading.py` lays out memory and query,
-`adapters.py` and `checkpoint.py` say what trains and what is saved.
+`generation.py` generates, `base_access.py` stands in for the base, `saving.py` keeps what was trained.
 """
 
 import copy
-import functools
 import inspect
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 from transformers import (
-    AutoTokenizer,
-    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -27,7 +22,8 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from . import checkpoint
-from .adapters import inject_lora, lora_modules, lora_parameters, lora_phase, trainable_summary
+from .adapters import inject_lora, lora_phase
+from .base_access import BaseAccessMixin
 from .configuration_gradmem import GradMemConfig
 from .decoder import Decoder, modules_in_eval
 from .generation import GradMemGenerationMixin
@@ -35,6 +31,7 @@ from .inputs import Context, Queries, checked_context, checked_queries, tokenize
 from .memory import GradMemMemory
 from .padding import reorder, token_order
 from .reading import align_with_query, read_loss
+from .saving import SavingMixin
 from .writing.attention import layers_recomputed
 from .writing.inner_loop import InnerLoop, WriteTrace
 from .writing.objective import ContextRows, ReconstructionObjective, split_context
@@ -71,7 +68,7 @@ class GradMemOutput(ModelOutput):
     memory: GradMemMemory | None = None
 
 
-class GradMemForCausalLM(GradMemGenerationMixin, PreTrainedModel):
+class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, PreTrainedModel):
     """A frozen decoder with a memory that WRITE fills and READ answers from.
 
     Args:
@@ -185,104 +182,6 @@ class GradMemForCausalLM(GradMemGenerationMixin, PreTrainedModel):
         if self.write_log_learning_rate is not None:
             rate = torch.tensor(float(self.config.write_learning_rate), dtype=torch.float64)
             init.constant_(self.write_log_learning_rate, rate.log().item())
-
-    # ------------------------------------------------------------------------------------------------ the base
-
-    @property
-    def base_model(self) -> PreTrainedModel:
-        """The decoder; `PreTrainedModel.base_model` would look it up by a prefix."""
-        return self._modules["base_model"]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That of the base; memories and the parameters beside the base are float32 or float64."""
-        return self.base_model.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the base takes its input."""
-        return self.base_model.get_input_embeddings().weight.device
-
-    @property
-    def generation_config(self) -> GenerationConfig:
-        """The base's."""
-        return self.base_model.generation_config
-
-    @generation_config.setter
-    def generation_config(self, value: GenerationConfig) -> None:
-        if "base_model" in self._modules:  # PreTrainedModel.__init__ sets one before there is a base
-            self.base_model.generation_config = value
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.base_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.base_model.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        return self.base_model.get_output_embeddings()
-
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        self.base_model.set_output_embeddings(new_embeddings)
-
-    def get_decoder(self) -> nn.Module:
-        return self.base_model.get_decoder()
-
-    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
-        self.base_model.set_attn_implementation(attn_implementation, allow_all_kernels)
-
-    def resize_token_embeddings(
-        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
-    ) -> nn.Module:
-        """Resize the base's vocabulary, and the write head with it: it keeps its rows and takes the base's new ones.
-
-        The base is then no longer the one its name stands for, so checkpoints include it from here on.
-        """
-        before = self.decoder.vocab_size
-        embeddings = self.base_model.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        self.config.includes_base = self.config.includes_base or self.decoder.vocab_size != before
-        self.config.text_config = self.base_model.config
-        if self.write_head is not None:
-            weight = self.base_model.get_output_embeddings().weight.detach().to(self.write_head.weight).clone()
-            kept = min(weight.shape[0], self.write_head.weight.shape[0])
-            weight[:kept] = self.write_head.weight.detach()[:kept]
-            self.write_head.weight = nn.Parameter(weight, requires_grad=self.write_head.weight.requires_grad)
-            self.write_head.out_features = weight.shape[0]
-        return embeddings
-
-    def train(self, mode: bool = True) -> "GradMemForCausalLM":
-        """As usual, but a base with nothing to train stays in eval mode: its dropout would only add noise."""
-        super().train(mode)
-        if not any(parameter.requires_grad for parameter in self.base_model.parameters()):
-            self.base_model.eval()
-        return self
-
-    def _apply(self, fn, recurse: bool = True) -> "GradMemForCausalLM":
-        """Casts to half precision reach the base only: memories are sums of small steps."""
-        before = [
-            (parameter, parameter.data, None if parameter.grad is None else parameter.grad.data)
-            for parameter in self._parameters_beside_base()
-        ]
-        super()._apply(fn, recurse)
-        for parameter, data, gradient in before:
-            if parameter.dtype in (torch.float16, torch.bfloat16):
-                parameter.data = data.to(parameter.device, torch.float32)
-                if gradient is not None:
-                    parameter.grad = gradient.to(parameter.device, torch.float32)
-        return self
-
-    def _parameters_beside_base(self) -> Iterator[nn.Parameter]:
-        if "base_model" not in self._modules:
-            return
-        for name, parameter in self.named_parameters():
-            if not name.startswith("base_model."):
-                yield parameter
-        for module in lora_modules(self.base_model).values():
-            yield from module.parameters()
-
-    def print_trainable_parameters(self) -> None:
-        """Print how many parameters train, as PEFT models do."""
-        print(trainable_summary(self))
 
     def _prefix(self, memory: Tensor, start: Tensor | None, end: Tensor | None) -> Tensor:
         """`[start; P(M); end]` in the base's dtype, `(batch, prefix_length, hidden_size)`."""
@@ -488,8 +387,8 @@ class GradMemForCausalLM(GradMemGenerationMixin, PreTrainedModel):
         window = getattr(self.base_model.config.get_text_config(), "max_position_embeddings", None)
         if window is not None and window > 0 and needed > window:
             raise ValueError(
-                f"The longest context row needs {needed} positions (memory and control tokens included), but the window "
-                f"of {type(self.base_model).__name__} is {window}. Give the context in segments, or set "
+                f"The longest context row needs {needed} positions (memory and control tokens included), but the "
+                f"window of {type(self.base_model).__name__} is {window}. Give the context in segments, or set "
                 "write_segment_length."
             )
         return rows
@@ -513,51 +412,9 @@ class GradMemForCausalLM(GradMemGenerationMixin, PreTrainedModel):
             )
         if memory.fingerprint is not None and memory.fingerprint != self.fingerprint():
             raise ValueError(
-                f"memory was written for {memory.fingerprint}, but this model is {self.fingerprint()}: another base, or "
-                "other weights in READ. Read it with the model that wrote it, or write the context again."
+                f"memory was written for {memory.fingerprint}, but this model is {self.fingerprint()}: another base, "
+                "or other weights in READ. Read it with the model that wrote it, or write the context again."
             )
-
-    def fingerprint(self) -> str:
-        """Base, revision, width and a hash of the weights that READ uses beside the base.
-
-        A memory means something to these alone.
-        """
-        config = self.config
-        name = f"{config.base_model_name_or_path or config.base_model_id}@{config.base_model_revision or 'main'}"
-        return f"{name}/{self.memory_init.shape[1]}/{self._read_hash()}"
-
-    def _read_hash(self) -> str:
-        tensors = dict(lora_parameters(self.base_model, "read"))
-        tensors |= {"read_start": self.read_start, "read_end": self.read_end}
-        if self.memory_projection is not None:
-            tensors |= dict(self.memory_projection.named_parameters(prefix="memory_projection"))
-        tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-        # Reading asks for the hash at every call; the weights rarely change between two of them.
-        versions = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors.items()]
-        if self._hashed is None or self._hashed[0] != versions:
-            self._hashed = versions, checkpoint.hash_tensors(tensors)
-        return self._hashed[1]
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer given, else the adapter's, else the base's.
-
-        Raises:
-            ValueError: none of these can be loaded.
-        """
-        if self._tokenizer is None:
-            name = self.config.base_model_name_or_path
-            if name is None:
-                raise ValueError(
-                    "This model has no tokenizer: its base has no name to load one from. Pass tokenizer= to "
-                    "get_gradmem_model, or give input_ids in place of text."
-                )
-            self._tokenizer = AutoTokenizer.from_pretrained(name, revision=self.config.base_model_revision)
-        return self._tokenizer
-
-    @tokenizer.setter
-    def tokenizer(self, value: PreTrainedTokenizerBase | None) -> None:
-        self._tokenizer = value
 
     # ------------------------------------------------------------------------------------------------ READ
 
@@ -658,7 +515,8 @@ class GradMemForCausalLM(GradMemGenerationMixin, PreTrainedModel):
         if (config.write_lora or config.read_lora) and layers_recomputed(self.base_model):
             raise ValueError(
                 "The base's activation (gradient) checkpointing recomputes its layers after the phase in which "
-                "write_lora or read_lora was on. Disable it on the base; checkpoint_write_steps=True saves WRITE's memory."
+                "write_lora or read_lora was on. Disable it on the base; checkpoint_write_steps=True saves "
+                "WRITE's memory."
             )
         if config.meta_gradient != "none":
             return
@@ -682,120 +540,6 @@ class GradMemForCausalLM(GradMemGenerationMixin, PreTrainedModel):
         embeds = torch.cat([prefix, self.decoder.embed(queries.input_ids)], dim=1)
         ids = torch.cat([prefix_ids, queries.input_ids], dim=1)
         return reorder(embeds, order), reorder(mask, order), reorder(ids, order), order
-
-    # ------------------------------------------------------------------------------------------------ checkpoints
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        *model_args: Any,
-        config: GradMemConfig | None = None,
-        **kwargs: Any,
-    ) -> "GradMemForCausalLM":
-        """Load an adapter and the base it names, or a checkpoint that includes its base.
-
-        Args:
-            pretrained_model_name_or_path: directory or Hub repository of the adapter.
-            config: in place of the checkpoint's.
-            kwargs: those of `PreTrainedModel.from_pretrained`. `revision` and `subfolder` are the adapter's; `dtype`,
-                `device_map`, `attn_implementation`, `quantization_config` and the like reach the base.
-
-        Raises:
-            OSError: there is no such repository, no config.json in the directory, or no base where the adapter says.
-            ValueError: the directory holds another kind of model, or weights that are truncated or do not fit the
-                configuration or the base.
-        """
-        name_or_path = os.fspath(pretrained_model_name_or_path)
-        hub = {name: kwargs[name] for name in checkpoint.HUB_ARGUMENTS if kwargs.get(name) is not None}
-        if not isinstance(config, GradMemConfig):
-            options = {name: kwargs.pop(name) for name in checkpoint.CONFIG_OPTIONS & kwargs.keys()}
-            config = checkpoint.load_config(name_or_path if config is None else config, hub, options)
-        if config.includes_base:
-            load = functools.partial(super().from_pretrained, name_or_path, *model_args, config=config)
-            model, info = checkpoint.load_full(load, name_or_path, kwargs)
-        else:
-            config = copy.deepcopy(config)
-            base_model, info = checkpoint.load_base(config, kwargs)
-            config.text_config, config.name_or_path = base_model.config, name_or_path
-            model = cls(config, base_model)
-            checkpoint.load_adapter(model, name_or_path, hub)
-        model.tokenizer = checkpoint.load_tokenizer(name_or_path, hub)
-        return (model, info) if kwargs.get("output_loading_info") else model
-
-    def save_pretrained(self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Save the adapter: configuration, the parameters beside the base, and the tokenizer if there is one.
-
-        The base is named, not copied, unless it has no name, its vocabulary was resized, or some weight of it requires
-        a gradient now or did at an earlier save: then the directory is a full checkpoint.
-
-        Args:
-            save_directory: where to.
-            push_to_hub: upload it as well, as `push_to_hub` would, to `repo_id` or a repository of the directory's
-                name.
-            kwargs: those of `PreTrainedModel.save_pretrained`.
-        """
-        self.config.includes_base = self._saves_base()
-        self.config.text_config.architectures = [type(self.base_model).__name__]
-        hub = {name: kwargs.pop(name) for name in checkpoint.PUSH_ARGUMENTS & kwargs.keys()}
-        writes = kwargs.get("is_main_process", True)
-        if not self.config.includes_base:
-            # One file of this name, whatever the base's are called: that is where an adapter is looked for.
-            kwargs |= {"max_shard_size": sys.maxsize, "variant": None}
-        if self._tokenizer is not None and writes:
-            self._tokenizer.save_pretrained(save_directory)
-        super().save_pretrained(save_directory, **kwargs)
-        if not self.config.includes_base and writes:
-            checkpoint.drop_generation_config(save_directory)
-        if push_to_hub and writes:
-            repo_id = hub.pop("repo_id", None) or Path(save_directory).name
-            self.push_to_hub(repo_id, token=kwargs.get("token"), **hub)
-
-    def _saves_base(self) -> bool:
-        base = checkpoint.base_keys(self)
-        trains = any(parameter.requires_grad for name, parameter in self.named_parameters() if name in base)
-        return self.config.includes_base or trains
-
-    @property
-    def _keys_to_ignore_on_save(self) -> set[str]:
-        """What a save would leave out now: `Trainer` expects exactly these to be missing when it loads a checkpoint."""
-        if "base_model" not in self._modules:  # PreTrainedModel.__init__ may ask before there is a base
-            return set()
-        return checkpoint.tied_keys(self) if self._saves_base() else checkpoint.base_keys(self)
-
-    @_keys_to_ignore_on_save.setter
-    def _keys_to_ignore_on_save(self, value: set[str]) -> None:
-        """`PreTrainedModel.post_init` gathers those of its children, which are among the base's keys."""
-
-    def export_prompt_tuning(self, memory: GradMemMemory, save_directory: str | os.PathLike) -> None:
-        """Write one memory as a stock PEFT PROMPT_TUNING adapter of m + 2n virtual tokens, `[r_start; P(M_K); r_end]`.
-
-        `peft.PeftModel.from_pretrained(base, save_directory)` then reads it without this package. Give it prompts of
-        one length, or one at a time: it drops position ids, so in a left-padded row the padding's positions would stay
-        between memory and prompt.
-
-        Raises:
-            ValueError: several memories were given, or READ uses weights that the named base does not have, or the base
-                cannot be run on embeddings, which is all that PEFT gives it.
-        """
-        self._check_memory(memory)
-        if len(memory) != 1:
-            raise ValueError(f"A prompt-tuning adapter holds one memory, got {len(memory)}. Index the one to export.")
-        if self.config.read_lora is not None or self.config.includes_base:
-            reason = "a LoRA in READ" if self.config.read_lora is not None else "a base that is saved with the adapter"
-            raise ValueError(
-                f"This model reads with {reason}, which the base that PEFT would load "
-                f"({self.config.base_model_name_or_path}) does not have. Such a memory cannot be exported."
-            )
-        if not self.decoder.embeddings_suffice:
-            raise ValueError(
-                f"{type(self.base_model).__name__} does not make the same of embedded tokens as of token ids, and PEFT "
-                "would give it embeddings. Such a memory cannot be exported."
-            )
-        with torch.no_grad():
-            embeddings = memory.to(self.device).embeddings.to(self.memory_init.dtype)
-            prompt = self._prefix(embeddings, self.read_start, self.read_end)[0]
-        checkpoint.save_prompt_tuning(prompt, self.base_model, self.config, save_directory)
 
 
 def _show(bar: tqdm, losses: Tensor) -> None:

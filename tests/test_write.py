@@ -155,6 +155,15 @@ def test_a_frozen_base_stays_in_eval_mode():
     assert model.train().base_model.training
 
 
+def test_lora_trains_with_its_own_dropout_and_without_the_base_s():
+    model = build(
+        "gpt2", write_lora={"r": 2, "target_modules": ["c_attn"], "fan_in_fan_out": True, "lora_dropout": 0.5}
+    )
+    training = {name for name, module in model.train().base_model.named_modules() if module.training}
+    assert any("lora_dropout" in name for name in training)
+    assert all("lora_" in name for name in training)
+
+
 def test_losses_fall_and_are_those_of_each_step():
     model = build(write_steps=6)
     memory = model.write(input_ids=tiny_tokens(2, 9), measure_final_loss=True)
