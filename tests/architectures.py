@@ -197,9 +197,9 @@ def main() -> None:
         "",
         "A model passes when writing moves the memory and leaves the base untouched; the meta-gradient equals a "
         "directional finite difference, and recomputed steps give the gradient of the unrolled graph; a memory does "
-        "not depend on its batch or on right, left or longer padding; generation starts with the prompt, goes on with the "
-        "argmax of `forward`'s logits, and does not depend on left padding. An own limit is one that the base shows by "
-        "itself, on `inputs_embeds` and without this package, and that the test asserts.",
+        "not depend on its batch or on right, left or longer padding; generation starts with the prompt, goes on with "
+        "the argmax of `forward`'s logits, and does not depend on left padding. An own limit is one that the base "
+        "shows by itself, on `inputs_embeds` and without this package, and that the test asserts.",
         "",
         "| architecture | outcome |",
         "|---|---|",
