@@ -309,11 +309,22 @@ def test_interrupting_a_write_exits_with_130_and_leaves_nothing(base: str, tmp_p
     """
     options = ["--model", base, "--output", str(tmp_path / "memory"), "--steps", "100000", "--tolerance", "0"]
     command = [sys.executable, "-c", script, "write", TEXT, *options]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "writing\n"
-    time.sleep(1)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.SIG_DFL
+        ),  # ignored where the tests run in the background
+    )
+    try:
+        assert process.stdout.readline() == "writing\n"
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert (process.returncode, stderr) == (130, "Interrupted.\n")
     assert not (tmp_path / "memory").exists()
 
