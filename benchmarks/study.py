@@ -1,0 +1,130 @@
+"""What makes a memory learn to be read: one arm for each change of a recipe, to the outer steps it takes.
+
+    python -m benchmarks.study                 # every arm that has no result yet
+    python -m benchmarks.study whole_context   # this one
+
+An arm trains the recipe of `gradmem-kv-tiny` at N = 4 with one thing changed, until exact match on 256 fresh contexts
+(1,024 queries) is .99 or the steps are used up. Results go to `benchmarks/results/study/<arm>.json`, the table to
+`benchmarks/results/study.md`. An arm that was interrupted starts again; one that has a result is kept.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import TrainerCallback
+
+from hf_gradmem.training.recipe import load_recipe
+from hf_gradmem.training.run import build_trainer
+
+ROOT = Path(__file__).parent
+RECIPE = ROOT.parent / "model_cards" / "gradmem-kv-tiny" / "recipe.yaml"
+RESULTS = ROOT / "results" / "study"
+TABLE = ROOT / "results" / "study.md"
+STEPS, EVAL_EVERY, ENOUGH = 400, 50, 0.99
+
+COMMON = [
+    "task_arguments={num_pairs: 4, key_length: 1, value_length: 1, end_mark: false, seed: 0}",
+    "eval_sets={n4: {num_contexts: 256, seed: 1}}",
+    f"stages=[{{steps: {STEPS}}}]",
+    f"eval_steps={EVAL_EVERY}",
+    'save_strategy="no"',
+    "lr_scheduler_type=constant_with_warmup",
+    "lr_scheduler_kwargs={}",
+]
+
+# What each arm changes: a description, and overrides of the recipe.
+ARMS = {
+    "recipe": ("each pair a segment, no prefix; initializer_range 0.1, about 1/√width", []),
+    "whole_context": ("the whole context at once, as in the paper", ["task_arguments.segmented=false"]),
+    "small_init": ("initializer_range 0.02, the default of Transformers", ["base_config.initializer_range=0.02"]),
+    "prefix": ("the pair before each one as an unscored prefix", ["gradmem.write_prefix_segments=1"]),
+    "no_reconstruction": ("reconstruction loss not in the outer loss", ["gradmem.reconstruction_loss_weight=0"]),
+    "first_order": ("meta-gradient without second-order terms", ["gradmem.meta_gradient=first_order"]),
+    "one_query": ("one query on each context in place of all four", ["task_arguments.queries_per_context=1"]),
+    "recipe_seed_1": ("the recipe, seed 1", ["seed=1", "task_arguments.seed=1"]),
+    "fixed_steps": ("step size fixed at 0.04", ["gradmem.learn_write_learning_rate=none"]),
+    "momentum": ("momentum in WRITE", ["gradmem.write_optimizer=momentum"]),
+    "prefix_seed_1": (
+        "the prefix, seed 1",
+        ["gradmem.write_prefix_segments=1", "seed=1", "task_arguments.seed=1"],
+    ),
+}
+
+
+class StopWhenLearned(TrainerCallback):
+    """Keeps the curve, and ends the run at [`ENOUGH`]."""
+
+    def __init__(self) -> None:
+        self.curve: list[dict[str, float]] = []
+        self.start = time.perf_counter()
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:
+        exact_match = metrics["eval_n4_exact_match"]
+        minutes = (time.perf_counter() - self.start) / 60
+        self.curve.append({"step": state.global_step, "exact_match": exact_match, "minutes": round(minutes, 2)})
+        control.should_training_stop |= exact_match >= ENOUGH
+
+
+def run_arm(name: str) -> dict:
+    """Train one arm and say how it went."""
+    description, overrides = ARMS[name]
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = build_trainer(load_recipe(RECIPE, [*COMMON, *overrides, f"output_dir={directory}"]))
+        watch = StopWhenLearned()
+        trainer.add_callback(watch)
+        trainer.train()
+    return {"arm": name, "change": description, "overrides": overrides, "curve": watch.curve}
+
+
+def first_at(curve: list[dict], exact_match: float) -> dict | None:
+    return next((point for point in curve if point["exact_match"] >= exact_match), None)
+
+
+def write_table() -> None:
+    """One row for each arm that has a result."""
+    rows = []
+    for name in ARMS:
+        path = RESULTS / f"{name}.json"
+        if not path.is_file():
+            rows.append(f"| {name} | {ARMS[name][0]} | not run | | | |")
+            continue
+        curve = json.loads(path.read_text(encoding="utf-8"))["curve"]
+        reached = [first_at(curve, level) for level in (0.9, 0.99)]
+        cells = [f"{point['step']} ({point['minutes']:.1f} min)" if point else "–" for point in reached]
+        rows.append(
+            f"| {name} | {ARMS[name][0]} | {cells[0]} | {cells[1]} | {curve[-1]['exact_match']:.3f} | "
+            f"{curve[-1]['step']} |"
+        )
+    text = [
+        "# What makes a memory learn to be read",
+        "",
+        "Key-value retrieval, N = 4, one-symbol keys and values out of 62, m = 8, K = 2, 3 layers, 64 wide, batch 64. "
+        f"Outer steps (and minutes of one busy CPU thread) to exact match .9 and .99 on fresh contexts, measured every "
+        f"{EVAL_EVERY} steps; an arm ends there or after {STEPS}. Chance is .25. One run for each row. Command: "
+        "`python -m benchmarks.study`.",
+        "",
+        "| arm | change | to .9 | to .99 | EM at the end | steps |",
+        "|---|---|---|---|---|---|",
+        *rows,
+    ]
+    TABLE.write_text("\n".join(text) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arms", nargs="*", help=", ".join(ARMS))
+    chosen = parser.parse_args().arms or [name for name in ARMS if not (RESULTS / f"{name}.json").is_file()]
+    torch.set_num_threads(1)
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in chosen:
+        result = run_arm(name)
+        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_table()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Metrics on texts as `evaluate.Metric`s, usable without a network (`evaluate.load` fetches its scripts)."""
+
+import re
+import string
+from collections import Counter
+
+import datasets
+import evaluate
+
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+class _TextMetric(evaluate.Metric):
+    """`predictions` is a list of texts, `references` a list of lists of texts, any of which is right."""
+
+    description = ""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=self.description,
+            citation="",
+            inputs_description="predictions: list of texts; references: list of lists of texts.",
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
+            ),
+        )
+
+    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+        if not predictions:
+            raise ValueError("There is nothing to measure: no prediction was given.")
+        scores = [
+            [self.score(prediction, answer) for answer in answers]
+            for prediction, answers in zip(predictions, references, strict=True)
+        ]
+        return {
+            name: sum(max(score[name] for score in of_one) for of_one in scores) / len(scores) for name in scores[0][0]
+        }
+
+    def score(self, prediction: str, answer: str) -> dict[str, float]:
+        """Scores of a prediction against one reference answer, each in 0..1."""
+        raise NotImplementedError
+
+
+class ExactMatch(_TextMetric):
+    """Share of predictions that equal one of their reference answers, surrounding white space aside.
+
+    Examples:
+
+        >>> ExactMatch().compute(predictions=["hallway"], references=[["hallway", "hall"]])
+        {'exact_match': 1.0}
+    """
+
+    description = "Share of predictions that equal one of their reference answers."
+
+    def score(self, prediction: str, answer: str) -> dict[str, float]:
+        return {"exact_match": float(prediction.strip() == answer.strip())}
+
+
+class SquadMetric(_TextMetric):
+    """Exact match and F1 of SQuAD v1.1 (Rajpurkar et al., 2016), as shares in 0..1.
+
+    Both ignore case, punctuation, articles and spacing; F1 is that of the bags of words, for the best reference answer.
+    """
+
+    description = "Exact match and F1 of SQuAD v1.1."
+
+    def score(self, prediction: str, answer: str) -> dict[str, float]:
+        predicted, expected = _normalised_words(prediction), _normalised_words(answer)
+        common = sum((Counter(predicted) & Counter(expected)).values())
+        f1 = 2 * common / (len(predicted) + len(expected)) if predicted or expected else 1.0
+        return {"exact_match": float(predicted == expected), "f1": f1}
+
+
+def _normalised_words(text: str) -> list[str]:
+    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()

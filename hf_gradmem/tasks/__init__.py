@@ -1,0 +1,54 @@
+"""Contexts, queries and targets: the data sets that a memory is trained and measured on. Nothing here knows a model."""
+
+import inspect
+from types import ModuleType
+from typing import Any
+
+from datasets import Dataset, IterableDataset
+
+from . import babi, kv_retrieval, squad, text
+from .rows import FEATURES, check_row
+
+# A task is a module with `load(split, **arguments) -> Dataset`; one that generates its rows also has `stream`, and one
+# with a vocabulary of its own `build_tokenizer`.
+TASKS: dict[str, ModuleType] = {"kv_retrieval": kv_retrieval, "babi": babi, "squad": squad, "text": text}
+
+
+def get_task(name: str) -> ModuleType:
+    """The module of a task.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name not in TASKS:
+        raise ValueError(f"There is no task {name!r}. The tasks are {', '.join(TASKS)}.")
+    return TASKS[name]
+
+
+def load_task(
+    name: str, split: str = "train", *, streaming: bool = False, **arguments: Any
+) -> Dataset | IterableDataset:
+    """Rows of a task.
+
+    Args:
+        name: one of [`TASKS`].
+        split: `"train"`, `"validation"` or, where the task has one, `"test"`.
+        streaming: generate the rows as they are read, for a task that generates them.
+        arguments: the task's own.
+
+    Raises:
+        ValueError: an unknown task or argument, an argument out of range, or data that is not what the task needs.
+        OSError: its file cannot be read.
+    """
+    task = get_task(name)
+    if streaming and not hasattr(task, "stream"):
+        raise ValueError(f"The task {name!r} is read from a file and has no stream. Use streaming=False.")
+    load = task.stream if streaming else task.load
+    try:
+        inspect.signature(load).bind(split, **arguments)
+        return load(split, **arguments)
+    except TypeError as error:
+        raise ValueError(f"The task {name!r} does not take these arguments, {arguments}: {error}") from error
+
+
+__all__ = ["FEATURES", "TASKS", "check_row", "get_task", "load_task"]

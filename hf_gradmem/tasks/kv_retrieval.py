@@ -1,0 +1,181 @@
+"""Key-value retrieval, the paper's synthetic task: write N pairs, then ask for values by key (or keys by value).
+
+The text is the paper's: context `!k1:v1!!k2:v2!…|`, query `?!k:`, target `v!|`. A pair is a segment: it begins with
+what a query will name. A backward query asks `?:v!` and is answered `k:|`.
+"""
+
+import string
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from .rows import FEATURES, SPLITS, check_split
+
+SYMBOLS = string.ascii_lowercase + string.ascii_uppercase + string.digits
+PUNCTUATION = "!:?"
+END = "|"
+PAD, BOS, UNKNOWN = "<pad>", "<bos>", "<unk>"
+
+
+@dataclass(frozen=True)
+class KVRetrieval:
+    """The distribution that contexts are drawn from; `row` is a pure function of its seed and an index.
+
+    Attributes:
+        num_pairs: pairs in a context, or the smallest and largest number, of which each context draws one.
+        key_length, value_length: symbols in a key and in a value.
+        num_symbols: how many of the 62 symbols (a–z, A–Z, 0–9) are used.
+        noise_length: random symbols after each pair, outside its delimiters.
+        queries_per_context: queries on a context, about different pairs; one on each pair when `None`.
+        backward: share of queries that give the value and ask for the key. Above 0 the values are distinct as well.
+        end_mark: whether the context ends in `|`, as in the paper.
+        segmented: whether each pair is a segment; otherwise the context is one, as in the paper.
+        seed: of the stream.
+        split: streams of different splits are independent.
+
+    Raises:
+        ValueError: a value is out of range, or there are not so many distinct keys.
+    """
+
+    num_pairs: int | Sequence[int] = 8
+    key_length: int = 2
+    value_length: int = 2
+    num_symbols: int = len(SYMBOLS)
+    noise_length: int = 0
+    queries_per_context: int | None = None
+    backward: float = 0.0
+    end_mark: bool = True
+    segmented: bool = True
+    seed: int = 0
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        check_split(self.split)
+        if not 1 <= self.num_symbols <= len(SYMBOLS):
+            raise ValueError(f"num_symbols must lie in 1..{len(SYMBOLS)}, got {self.num_symbols}.")
+        for name, lowest in (("key_length", 1), ("value_length", 1), ("noise_length", 0), ("seed", 0)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}.")
+        if self.queries_per_context is not None and self.queries_per_context < 1:
+            raise ValueError(f"queries_per_context must be at least 1, got {self.queries_per_context}.")
+        if not 0 <= self.backward <= 1:
+            raise ValueError(f"backward is a share and must lie in 0..1, got {self.backward}.")
+        fewest, most = self._range
+        if not 1 <= fewest <= most:
+            raise ValueError(f"num_pairs must be at least 1, or such a [smallest, largest], got {self.num_pairs}.")
+        lengths = [self.key_length] + ([self.value_length] if self.backward else [])
+        if most > self.num_symbols ** min(lengths):
+            raise ValueError(
+                f"num_pairs={most} needs as many distinct keys (and values, for backward queries), but words of "
+                f"{min(lengths)} of {self.num_symbols} symbols are only {self.num_symbols ** min(lengths)}."
+            )
+
+    @property
+    def _range(self) -> tuple[int, int]:
+        if isinstance(self.num_pairs, int):
+            return self.num_pairs, self.num_pairs
+        if len(self.num_pairs) != 2:
+            raise ValueError(f"num_pairs must be a number or [smallest, largest], got {self.num_pairs}.")
+        return self.num_pairs[0], self.num_pairs[1]
+
+    def row(self, index: int) -> dict[str, Any]:
+        """The context of this index in the stream, with its queries and targets."""
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
+        fewest, most = self._range
+        count = fewest if fewest == most else int(rng.integers(fewest, most + 1))
+        keys = self._words(rng, count, self.key_length, distinct=True)
+        values = self._words(rng, count, self.value_length, distinct=self.backward > 0)
+        noise = self._words(rng, count, self.noise_length, distinct=False)
+        segments = [f"!{key}:{value}!{rest}" for key, value, rest in zip(keys, values, noise, strict=True)]
+        if self.end_mark:
+            segments[-1] += END
+        asked = rng.permutation(count)[: self.queries_per_context or count]
+        queries, targets = [], []
+        for pair in asked:
+            if self.backward and rng.random() < self.backward:
+                queries.append(f"?:{values[pair]}!")
+                targets.append(f"{keys[pair]}:{END}")
+            else:
+                queries.append(f"?!{keys[pair]}:")
+                targets.append(f"{values[pair]}!{END}")
+        context = segments if self.segmented else ["".join(segments)]
+        return {"context": context, "queries": queries, "targets": targets}
+
+    def _words(self, rng: np.random.Generator, count: int, length: int, distinct: bool) -> list[str]:
+        if length == 0:
+            return [""] * count
+        base = self.num_symbols
+        numbers = rng.choice(base**length, size=count, replace=not distinct)
+        return ["".join(SYMBOLS[int(number) // base**place % base] for place in range(length)) for number in numbers]
+
+
+def load(split: str = "train", *, num_contexts: int = 1000, **arguments: Any) -> Dataset:
+    """The first `num_contexts` contexts of a stream, as a table.
+
+    Args:
+        split: `"train"`, `"validation"` or `"test"`.
+        num_contexts: how many contexts.
+        arguments: those of [`KVRetrieval`].
+    """
+    _check_count(num_contexts)
+    task = KVRetrieval(split=split, **arguments)
+    return Dataset.from_list([task.row(index) for index in range(num_contexts)], features=FEATURES)
+
+
+def stream(
+    split: str = "train", *, num_contexts: int | None = None, num_shards: int = 1, **arguments: Any
+) -> IterableDataset:
+    """The same contexts, generated as they are needed.
+
+    Shard s holds the contexts s, s + `num_shards`, …; processes and workers share the shards between them, so that each
+    context is drawn once. With one shard it is the processes that share each batch, and the order does not depend on
+    their number.
+
+    Args:
+        split: `"train"`, `"validation"` or `"test"`.
+        num_contexts: how many contexts; endless when `None`, which needs as many shards as there are readers.
+        num_shards: how many readers can share the stream.
+        arguments: those of [`KVRetrieval`].
+    """
+    if num_contexts is not None:
+        _check_count(num_contexts)
+    if num_shards < 1:
+        raise ValueError(f"num_shards must be at least 1, got {num_shards}.")
+    shards = [(shard, num_shards) for shard in range(num_shards)]
+    task = KVRetrieval(split=split, **arguments)
+    return IterableDataset.from_generator(
+        _generate, features=FEATURES, gen_kwargs={"task": task, "num_contexts": num_contexts, "shards": shards}
+    )
+
+
+def _generate(task: KVRetrieval, num_contexts: int | None, shards: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    for shard, num_shards in shards:
+        index = shard
+        while num_contexts is None or index < num_contexts:
+            yield task.row(index)
+            index += num_shards
+
+
+def _check_count(num_contexts: int) -> None:
+    if num_contexts < 1:
+        raise ValueError(f"num_contexts must be at least 1, got {num_contexts}.")
+
+
+def build_tokenizer(**arguments: Any) -> PreTrainedTokenizerFast:
+    """One token for each of the 62 symbols and the punctuation; `|` is the end token, so that answers stop there.
+
+    Args:
+        arguments: those of the task. The vocabulary does not depend on them.
+    """
+    vocabulary = {token: index for index, token in enumerate([PAD, BOS, END, UNKNOWN, *PUNCTUATION, *SYMBOLS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=END, unk_token=UNKNOWN
+    )

@@ -1,0 +1,63 @@
+"""The form of a row that every task yields, and its checks.
+
+A row is `{"context": [segments], "queries": [...], "targets": [...]}`, and `"answers": [[...], ...]` where a query has
+several reference answers. The segments of a context, put together, are its text. Query and target, put together, are
+what the model is trained to continue, so a target brings the space that parts it from its query.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from datasets import Features, List, Value
+
+FEATURES = Features(
+    {"context": List(Value("string")), "queries": List(Value("string")), "targets": List(Value("string"))}
+)
+FEATURES_WITH_ANSWERS = Features({**FEATURES, "answers": List(List(Value("string")))})
+
+SPLITS = ("train", "validation", "test")
+
+
+def check_split(split: str, splits: tuple[str, ...] = SPLITS) -> None:
+    """Raise a `ValueError` unless `split` is one of `splits`."""
+    if split not in splits:
+        raise ValueError(f"split must be one of {', '.join(splits)}, got {split!r}.")
+
+
+def check_row(row: Mapping[str, Any], name: str = "the row") -> None:
+    """Refuse a row that could not be written or read.
+
+    Args:
+        row: with `context`, `queries` and `targets`.
+        name: how to call the row in a message.
+
+    Raises:
+        ValueError: a column is missing, the context holds no text, a target is empty, or there are not as many targets
+            as queries.
+    """
+    for column in FEATURES:
+        if column not in row:
+            raise ValueError(
+                f"{name} has no column {column!r}, only {sorted(row)}. Trainer drops columns that forward does not "
+                "name: set remove_unused_columns=False."
+            )
+    context = row["context"]
+    if not (context if isinstance(context, str) else "".join(context)):
+        raise ValueError(f"The context of {name} is empty: {context!r}.")
+    queries, targets = row["queries"], row["targets"]
+    if isinstance(queries, str) or isinstance(targets, str):
+        raise ValueError(f"queries and targets of {name} must be lists of texts, got {queries!r} and {targets!r}.")
+    if len(queries) != len(targets) or not queries:
+        raise ValueError(
+            f"{name} has {len(queries)} queries and {len(targets)} targets; it needs as many, and one at least."
+        )
+    for query, target in zip(queries, targets, strict=True):
+        if not target:
+            raise ValueError(f"The target of query {query!r} in {name} is empty.")
+
+
+def checked(rows: Iterable[dict[str, Any]], source: str) -> Iterator[dict[str, Any]]:
+    """The rows themselves, each checked; `source` names them in a message."""
+    for index, row in enumerate(rows):
+        check_row(row, f"row {index} of {source}")
+        yield row

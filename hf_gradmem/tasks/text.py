@@ -1,0 +1,102 @@
+"""Running text: write some sentences, then continue the text, or give the sentences back.
+
+The header and footer that Project Gutenberg puts around a book are cut off, and its hard line breaks undone. Sentences
+are segments; put together they are the text. A query is empty: its answer is read from the memory alone.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from datasets import Dataset
+
+from .rows import FEATURES, check_split, checked
+from .sentences import split_sentences
+from .sources import check_source, load_hub, read_text, take_split
+
+_START = re.compile(r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.MULTILINE | re.IGNORECASE)
+_END = re.compile(
+    r"^(?:\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:the )?Project Gutenberg).*$",
+    re.MULTILINE | re.IGNORECASE,
+)
+_BETWEEN_PARAGRAPHS = re.compile(r"\n\s*\n")
+
+
+def load(
+    split: str = "train",
+    *,
+    path: str | os.PathLike | None = None,
+    hub_name: str | None = None,
+    hub_config: str | None = None,
+    hub_split: str = "train",
+    hub_revision: str | None = None,
+    mode: Literal["continuation", "reconstruction"] = "continuation",
+    context_sentences: int = 8,
+    target_sentences: int = 4,
+    validation_share: float = 0.1,
+) -> Dataset:
+    """Windows of sentences that follow each other without overlap.
+
+    Args:
+        split: `"train"` and `"validation"` share the windows between them; `"test"` is all of them.
+        path: a plain-text file.
+        hub_name: a data set with a column `text`, such as `Salesforce/wikitext`.
+        hub_config, hub_split, hub_revision: which part of it, for instance `wikitext-103-raw-v1`.
+        mode: the target is the text after the context, or the context itself.
+        context_sentences: sentences to write.
+        target_sentences: sentences of the continuation.
+        validation_share: share of the windows that are the validation part.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the text is too short for a window, or an argument is out of range.
+    """
+    check_split(split)
+    check_source(path, hub_name)
+    if mode not in ("continuation", "reconstruction"):
+        raise ValueError(f"mode must be 'continuation' or 'reconstruction', got {mode!r}.")
+    for name, value in (("context_sentences", context_sentences), ("target_sentences", target_sentences)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    if path is not None:
+        source, text = str(path), read_text(path)
+    else:
+        rows = load_hub(hub_name, hub_config, hub_split, hub_revision)
+        if "text" not in rows.column_names:
+            raise ValueError(f"{hub_name} has no column 'text', only {rows.column_names}.")
+        source, text = hub_name, "\n".join(rows["text"])
+    continued = target_sentences if mode == "continuation" else 0
+    windows = list(_windows(sentences(strip_gutenberg(text)), context_sentences, continued))
+    if not windows:
+        raise ValueError(f"{source} has fewer than the {context_sentences + continued} sentences of one window.")
+    return Dataset.from_list(list(checked(take_split(windows, split, validation_share), source)), features=FEATURES)
+
+
+def strip_gutenberg(text: str) -> str:
+    """The book alone, without the header and footer of Project Gutenberg, if it has them."""
+    start = _START.search(text)
+    if start is not None:
+        text = text[start.end() :]
+    end = _END.search(text)
+    return text if end is None else text[: end.start()]
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text in paragraphs, each with the white space before it: a space, or an empty line."""
+    found: list[str] = []
+    for paragraph in _BETWEEN_PARAGRAPHS.split(text):
+        joined = " ".join(paragraph.split())
+        if joined:
+            parts = [joined[start:end] for start, end in split_sentences(joined)]
+            found += [f"\n\n{parts[0]}" if found else parts[0], *parts[1:]]
+    return found
+
+
+def _windows(found: list[str], context_sentences: int, target_sentences: int) -> Iterator[dict[str, Any]]:
+    size = context_sentences + target_sentences
+    for start in range(0, len(found) - size + 1, size):
+        window = found[start : start + size]
+        context = [window[0].lstrip(), *window[1:context_sentences]]
+        target = "".join(window[context_sentences:]) if target_sentences else "".join(context)
+        yield {"context": context, "queries": [""], "targets": [target]}

@@ -1,0 +1,1 @@
+"""Training: rows into batches, recipes, and the stock `transformers.Trainer` around them."""

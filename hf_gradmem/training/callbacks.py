@@ -1,0 +1,83 @@
+"""What a training run of a memory shows in its logs, beside the loss."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..modeling_gradmem import GradMemForCausalLM, GradMemOutput
+
+
+class WriteLogCallback(TrainerCallback):
+    """Adds to each entry of Trainer's log, as means over this process's batches since the entry before it:
+
+    - `write_loss/k`: the reconstruction loss before step k of WRITE, in nats per token;
+    - `read_loss`: the cross-entropy of the answers;
+    - `memory_norm`: the mean norm of a written memory vector;
+    - `step_size/k`: the learned step size of step k, averaged over the memory tokens (its value now).
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._handle: Any = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._model = next(module for module in model.modules() if isinstance(module, GradMemForCausalLM))
+        self._handle = self._model.register_forward_hook(self._observe)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._handle.remove()
+
+    @torch.no_grad()
+    def _observe(self, model: GradMemForCausalLM, arguments: Any, output: GradMemOutput) -> None:
+        if not model.training or not isinstance(output, GradMemOutput) or output.write_losses is None:
+            return
+        self._add("memory_norm", output.memory.embeddings.detach().norm(dim=-1).mean())
+        if output.read_loss is not None:
+            self._add("read_loss", output.read_loss.detach())
+        for step, loss in enumerate(output.write_losses.detach().mean(0)):
+            self._add(f"write_loss/{step}", loss)
+
+    def _add(self, name: str, value: torch.Tensor) -> None:
+        self._sums[name] = self._sums.get(name, 0) + value
+        self._counts[name] = self._counts.get(name, 0) + 1
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or "loss" not in logs or not self._counts:
+            return
+        values = {name: float(total) / self._counts[name] for name, total in sorted(self._sums.items())}
+        if self._model.write_log_learning_rate is not None:
+            sizes = self._model.write_log_learning_rate.detach().exp().float()
+            sizes = sizes.mean(1) if sizes.dim() == 2 else sizes
+            values |= {f"step_size/{step}": float(size) for step, size in enumerate(sizes)}
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
+        logs.update(values)
+        if state.log_history:
+            state.log_history[-1].update(values)
+        self._sums, self._counts = {}, {}
+
+
+def log_writes(trainer: Trainer) -> WriteLogCallback:
+    """Give a trainer a [`WriteLogCallback`], before the callbacks that print and plot, so that they have its values."""
+    callback = WriteLogCallback()
+    trainer.callback_handler.callbacks.insert(0, callback)
+    return callback

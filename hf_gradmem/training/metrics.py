@@ -1,0 +1,85 @@
+"""Exact match, as an `evaluate.Metric` on texts and, teacher-forced, on the tokens of an evaluation batch."""
+
+import datasets
+import evaluate
+import torch
+from transformers import EvalPrediction
+
+from ..reading import IGNORED_LABEL
+
+Tensor = torch.Tensor
+
+_DESCRIPTION = "Share of predictions that equal one of their reference answers, surrounding white space aside."
+
+
+class ExactMatch(evaluate.Metric):
+    """Exact match of texts; needs no network, unlike `evaluate.load("exact_match")`.
+
+    `predictions` is a list of texts, `references` a list of lists of texts.
+
+    Examples:
+
+        >>> ExactMatch().compute(predictions=["hallway"], references=[["hallway", "hall"]])
+        {'exact_match': 1.0}
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation="",
+            inputs_description="predictions: list of texts; references: list of lists of texts.",
+            features=datasets.Features(
+                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
+            ),
+        )
+
+    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
+        if not predictions:
+            raise ValueError("There is nothing to measure: no prediction was given.")
+        right = [
+            prediction.strip() in {answer.strip() for answer in answers}
+            for prediction, answers in zip(predictions, references, strict=True)
+        ]
+        return {"exact_match": sum(right) / len(right)}
+
+
+def most_likely_tokens(logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """For `Trainer(preprocess_logits_for_metrics=...)`: `(batch, queries, query_length)` tokens in place of logits."""
+    return logits.argmax(dim=-1)
+
+
+class TeacherForcedExactMatch:
+    """The share of answers whose every token is the most likely one, for `Trainer(compute_metrics=...)`.
+
+    Takes an evaluation set whole, or under `batch_eval_metrics` batch by batch. Each token of an answer is predicted
+    from the right ones before it, so no generation is needed; an answer counts if, and only if, greedy decoding would
+    give it too. A label at the first token of a query is not scored: it is predicted from the memory, for which
+    `logits` have no position.
+    """
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.answers = self.right_answers = self.tokens = self.right_tokens = 0
+
+    def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
+        predictions, labels = (torch.as_tensor(values) for values in (prediction.predictions, prediction.label_ids))
+        predicted, expected = predictions[..., :-1], labels[..., 1:]
+        scored = expected != IGNORED_LABEL
+        right = (predicted == expected) & scored
+        answered = scored.any(dim=-1)
+        self.answers += int(answered.sum())
+        self.right_answers += int(((right == scored).all(dim=-1) & answered).sum())
+        self.tokens += int(scored.sum())
+        self.right_tokens += int(right.sum())
+        if not compute_result:
+            return {}
+        if not self.answers:
+            raise ValueError("There is nothing to measure: no answer of the evaluation set has a label to predict.")
+        result = {
+            "exact_match": self.right_answers / self.answers,
+            "token_accuracy": self.right_tokens / self.tokens,
+        }
+        self._reset()
+        return result

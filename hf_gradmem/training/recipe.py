@@ -1,0 +1,182 @@
+"""Recipes: everything that a training run is made of, as data."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import HfArgumentParser, TrainingArguments
+
+from ..configuration_gradmem import GradMemConfig
+from ..tasks import get_task
+
+
+@dataclass
+class Stage:
+    """One part of a curriculum.
+
+    Attributes:
+        steps: outer steps.
+        task_arguments: over those of the recipe.
+        write_steps: steps of WRITE; the configuration's when `None`.
+    """
+
+    steps: int
+    task_arguments: dict[str, Any] = field(default_factory=dict)
+    write_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.steps, int) or self.steps < 1:
+            raise ValueError(f"steps of a stage must be a number of at least 1, got {self.steps!r}.")
+        if self.write_steps is not None and self.write_steps < 1:
+            raise ValueError(f"write_steps of a stage must be at least 1, got {self.write_steps}.")
+
+
+@dataclass
+class RecipeArguments:
+    """What a recipe says beside [`~transformers.TrainingArguments`], which stand beside it in the same file."""
+
+    task: str = field(metadata={"help": "The task to train on."})
+    task_arguments: dict = field(default_factory=dict, metadata={"help": "Arguments of the task."})
+    eval_sets: dict = field(
+        default_factory=dict,
+        metadata={"help": "Name of each evaluation set, and its task arguments over those of the recipe."},
+    )
+    stages: list[dict] = field(
+        default_factory=list,
+        metadata={"help": "The curriculum: steps, task_arguments and write_steps of each stage, in order."},
+    )
+    base_model: str | None = field(default=None, metadata={"help": "Directory or Hub repository of the base."})
+    base_config: dict | None = field(
+        default=None,
+        metadata={"help": "Configuration of a base with random weights: model_type and its options."},
+    )
+    train_base: bool = field(default=False, metadata={"help": "Train the base's weights as well."})
+    gradmem: dict = field(default_factory=dict, metadata={"help": "Options of GradMemConfig."})
+    step_size_learning_rate: float | None = field(
+        default=None, metadata={"help": "Outer learning rate of the learned step sizes; learning_rate when absent."}
+    )
+    max_context_length: int | None = field(default=None, metadata={"help": "Most tokens of a context."})
+    max_query_length: int | None = field(default=None, metadata={"help": "Most tokens of query and answer together."})
+    queries_per_context: int | None = field(default=None, metadata={"help": "Most queries on a context in a batch."})
+
+    def __post_init__(self) -> None:
+        get_task(self.task)
+        if (self.base_model is None) == (self.base_config is None):
+            raise ValueError("A recipe names either a base_model or a base_config to build one from, and not both.")
+        if self.base_config is not None and "model_type" not in self.base_config:
+            raise ValueError(f"base_config needs a model_type, got {self.base_config}.")
+        if not self.stages:
+            raise ValueError("A recipe needs stages: a list of at least one, each with its number of steps.")
+        self.curriculum  # noqa: B018  # says what is wrong with a stage
+        for name, arguments in self.eval_sets.items():
+            if not isinstance(arguments, dict):
+                raise ValueError(f"The evaluation set {name!r} needs task arguments (or {{}}), got {arguments!r}.")
+        if self.step_size_learning_rate is not None and not self.step_size_learning_rate > 0:
+            raise ValueError(f"step_size_learning_rate must be greater than 0, got {self.step_size_learning_rate}.")
+        self.config  # noqa: B018
+
+    @property
+    def curriculum(self) -> list[Stage]:
+        """The stages, checked."""
+        known = [entry.name for entry in fields(Stage)]
+        for index, stage in enumerate(self.stages):
+            if not isinstance(stage, dict) or "steps" not in stage or set(stage) - set(known):
+                raise ValueError(f"Stage {index} must have steps and may have {', '.join(known[1:])}, got {stage!r}.")
+        return [Stage(**stage) for stage in self.stages]
+
+    @property
+    def config(self) -> GradMemConfig:
+        """The configuration of the adapter."""
+        return GradMemConfig(**self.gradmem)
+
+
+@dataclass
+class Recipe:
+    """A training run.
+
+    Attributes:
+        arguments: model, task and curriculum.
+        training: those of `Trainer`.
+        values: both as they were read, to be kept beside the results.
+    """
+
+    arguments: RecipeArguments
+    training: TrainingArguments
+    values: dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as it is everywhere else."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load_recipe(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, a YAML file of [`RecipeArguments`] and [`~transformers.TrainingArguments`] side by side.
+
+    Args:
+        path: the file.
+        overrides: `key=value` each, the value in YAML; `gradmem.write_steps=5` and `stages.0.steps=100` reach inside.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no YAML, or a key or value in it is wrong.
+    """
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a readable recipe: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} is not a recipe: it holds {type(values).__name__}, not keys with values.")
+    for override in overrides:
+        _override(values, override)
+    return make_recipe(values, str(path))
+
+
+def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
+    """A recipe from its values; see [`load_recipe`]."""
+    training = {
+        # Text columns are what the collator takes; metrics are counts, added up batch by batch.
+        "remove_unused_columns": False,
+        "batch_eval_metrics": True,
+        "max_steps": sum(stage.get("steps", 0) for stage in values.get("stages") or () if isinstance(stage, dict)),
+        # Each process reads the stream for itself: batches of different widths cannot be sent as one.
+        "accelerator_config": {"dispatch_batches": False},
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    if values.get("max_steps", training["max_steps"]) != training["max_steps"]:
+        raise ValueError(
+            f"max_steps in {source} is set by its stages: it is {training['max_steps']}, not {values['max_steps']}."
+        )
+    parser = HfArgumentParser((RecipeArguments, TrainingArguments))
+    try:
+        arguments, training_arguments = parser.parse_dict(training | values)
+    except TypeError as error:
+        raise ValueError(f"{source} is not a complete recipe: {error}") from error
+    return Recipe(arguments, training_arguments, values)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"An override is key=value, got {override!r}.")
+    *path, last = key.split(".")
+    place: Any = values
+    try:
+        for name in path:
+            if isinstance(place, list):
+                place = place[int(name)]
+            else:
+                place[name] = {} if place.get(name) is None else place[name]
+                place = place[name]
+        place[int(last) if isinstance(place, list) else last] = yaml.load(text, _Loader)
+    except (AttributeError, IndexError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"The override {override!r} does not fit the recipe: {error}") from error

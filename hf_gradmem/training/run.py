@@ -1,0 +1,216 @@
+"""Training from a recipe with the stock `transformers.Trainer`."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets import Dataset, Features, IterableDataset, Value
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.trainer_pt_utils import get_parameter_names
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
+from ..tasks import FEATURES, get_task, load_task
+from .callbacks import log_writes
+from .collator import DataCollatorForGradMem
+from .metrics import TeacherForcedExactMatch, most_likely_tokens
+from .recipe import Recipe, RecipeArguments, Stage
+
+RECIPE_FILE, RESULTS_FILE = "recipe.yaml", "results.json"
+
+
+def run_training(recipe: Recipe) -> dict[str, Any]:
+    """Train a memory as the recipe says, going on from the last checkpoint in its `output_dir` if there is one.
+
+    Args:
+        recipe: of [`load_recipe`].
+
+    Returns:
+        Steps, seconds, and the metrics of each evaluation set after the last step, as `results.json` holds them.
+
+    Raises:
+        ValueError: the recipe does not fit its task or base, or `output_dir` holds a run of another recipe.
+    """
+    trainer = build_trainer(recipe)
+    output = Path(recipe.training.output_dir)
+    _keep_recipe(recipe, output)
+    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    trainer.save_model()
+    trainer.save_state()
+    results = {"steps": trainer.state.global_step, "seed": recipe.training.seed}
+    if recipe.arguments.eval_sets:
+        results["metrics"] = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        (output / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+def build_trainer(recipe: Recipe) -> Trainer:
+    """The `Trainer` of a recipe, ready to train."""
+    arguments, training = recipe.arguments, recipe.training
+    set_seed(training.seed)
+    tokenizer = build_tokenizer(arguments)
+    model = build_model(arguments, tokenizer).to(training.device)
+    eval_sets = {
+        name: load_task(arguments.task, **{"split": "validation"} | arguments.task_arguments | given)
+        for name, given in arguments.eval_sets.items()
+    }
+    trainer = Trainer(
+        model=model,
+        args=training,
+        data_collator=DataCollatorForGradMem(
+            tokenizer,
+            max_context_length=arguments.max_context_length,
+            max_query_length=arguments.max_query_length,
+            queries_per_context=arguments.queries_per_context,
+        ),
+        train_dataset=training_stream(arguments, training),
+        eval_dataset=eval_sets or None,
+        processing_class=tokenizer,
+        compute_metrics=TeacherForcedExactMatch(),
+        preprocess_logits_for_metrics=most_likely_tokens,
+        optimizers=(build_optimizer(model, training, arguments.step_size_learning_rate), None),
+    )
+    log_writes(trainer)
+    return trainer
+
+
+def build_tokenizer(arguments: RecipeArguments) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, or the task's own for a base that is built here."""
+    if arguments.base_model is not None:
+        return AutoTokenizer.from_pretrained(arguments.base_model)
+    task = get_task(arguments.task)
+    if not hasattr(task, "build_tokenizer"):
+        raise ValueError(f"The task {arguments.task!r} has no tokenizer of its own. Name a base_model.")
+    return task.build_tokenizer(**arguments.task_arguments)
+
+
+def build_model(arguments: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> GradMemForCausalLM:
+    """The base, loaded or built with random weights, with its memory."""
+    if arguments.base_model is not None:
+        base_model = AutoModelForCausalLM.from_pretrained(arguments.base_model)
+    else:
+        base_model = _new_base(arguments.base_config, tokenizer)
+    model = get_gradmem_model(base_model, arguments.config, tokenizer=tokenizer)
+    model.base_model.requires_grad_(arguments.train_base)
+    return model
+
+
+def _new_base(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    special = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**special | values))
+
+
+def build_optimizer(
+    model: GradMemForCausalLM, training: TrainingArguments, step_size_learning_rate: float | None
+) -> torch.optim.Optimizer:
+    """Trainer's optimizer, with a group of its own for the learned step sizes: they live in log space.
+
+    Weight decay spares biases, norms, embeddings, vectors beside the base and step sizes.
+    """
+    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
+    outside_embeddings = set(get_parameter_names(model, [torch.nn.Embedding]))
+    own_vectors = dict(model.named_parameters(recurse=False))
+    groups: dict[str, list[torch.nn.Parameter]] = {"decayed": [], "plain": [], "step sizes": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed = parameter.dim() == 2 and name in outside_embeddings and name not in own_vectors
+            kind = "decayed" if decayed else "plain"
+            groups["step sizes" if parameter is model.write_log_learning_rate else kind].append(parameter)
+    rate = training.learning_rate if step_size_learning_rate is None else step_size_learning_rate
+    settings = {
+        "decayed": {"weight_decay": training.weight_decay},
+        "plain": {"weight_decay": 0.0},
+        "step sizes": {"weight_decay": 0.0, "lr": rate},
+    }
+    return optimizer_class([{"params": group, **settings[kind]} for kind, group in groups.items() if group], **options)
+
+
+def training_stream(arguments: RecipeArguments, training: TrainingArguments) -> IterableDataset:
+    """The rows of all stages in order, exactly as many as the stages' steps take.
+
+    The stream has one shard: every process reads it whole and takes its part of each batch, so the batches do not
+    depend on the number of processes.
+    """
+    per_step = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    stages = tuple(
+        (
+            load_stage(arguments, stage, stage.steps * per_step),
+            stage.steps * per_step,
+            arguments.config.write_steps if stage.write_steps is None else stage.write_steps,
+        )
+        for stage in arguments.curriculum
+    )
+    return IterableDataset.from_generator(
+        _rows_of_stages,
+        features=Features({**FEATURES, "write_steps": Value("int64")}),
+        gen_kwargs={"stages": stages, "seed": training.seed if training.data_seed is None else training.data_seed},
+    )
+
+
+def load_stage(arguments: RecipeArguments, stage: Stage, num_rows: int) -> Dataset | IterableDataset:
+    """The rows of a stage: generated, or the file's, which are repeated in a new order as long as it takes."""
+    given = arguments.task_arguments | stage.task_arguments
+    if hasattr(get_task(arguments.task), "stream"):
+        return load_task(arguments.task, streaming=True, **{"split": "train", "num_contexts": num_rows} | given)
+    return load_task(arguments.task, **{"split": "train"} | given)
+
+
+def _rows_of_stages(
+    stages: tuple[tuple[Dataset | IterableDataset, int, int], ...], seed: int
+) -> Iterator[dict[str, Any]]:
+    for rows, count, write_steps in stages:
+        left, epoch = count, 0
+        while left:
+            source = rows if isinstance(rows, IterableDataset) else rows.shuffle(seed=seed + epoch)
+            for row in source:
+                if not left:
+                    break
+                left -= 1
+                yield {name: row[name] for name in FEATURES} | {"write_steps": write_steps}
+            epoch += 1
+
+
+def last_checkpoint(output: str | os.PathLike) -> str | None:
+    """The newest whole checkpoint of a run; Trainer writes `trainer_state.json` last."""
+    output = Path(output)
+    if not output.is_dir() or get_last_checkpoint(str(output)) is None:
+        return None
+    whole = [path.parent for path in output.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if whole else None
+
+
+def _keep_recipe(recipe: Recipe, output: Path) -> None:
+    """Write the recipe beside its results; refuse to go on with another one's checkpoints."""
+    kept = output / RECIPE_FILE
+    if last_checkpoint(output) is not None and kept.is_file():
+        before = yaml.safe_load(kept.read_text(encoding="utf-8"))
+        changed = sorted(
+            key for key in before.keys() | recipe.values.keys() if before.get(key) != recipe.values.get(key)
+        )
+        if changed:
+            raise ValueError(
+                f"{output} holds a run of another recipe; {', '.join(changed)} changed. Give another output_dir, or "
+                "remove that run."
+            )
+    if recipe.training.process_index == 0:
+        output.mkdir(parents=True, exist_ok=True)
+        kept.write_text(yaml.safe_dump(recipe.values, sort_keys=False), encoding="utf-8")
