@@ -1,46 +1,11 @@
-"""Exact match, as an `evaluate.Metric` on texts and, teacher-forced, on the tokens of an evaluation batch."""
+"""Teacher-forced exact match, cheap enough to follow a training run with."""
 
-import datasets
-import evaluate
 import torch
 from transformers import EvalPrediction
 
 from ..reading import IGNORED_LABEL
 
 Tensor = torch.Tensor
-
-_DESCRIPTION = "Share of predictions that equal one of their reference answers, surrounding white space aside."
-
-
-class ExactMatch(evaluate.Metric):
-    """Exact match of texts; needs no network, unlike `evaluate.load("exact_match")`.
-
-    `predictions` is a list of texts, `references` a list of lists of texts.
-
-    Examples:
-
-        >>> ExactMatch().compute(predictions=["hallway"], references=[["hallway", "hall"]])
-        {'exact_match': 1.0}
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation="",
-            inputs_description="predictions: list of texts; references: list of lists of texts.",
-            features=datasets.Features(
-                {"predictions": datasets.Value("string"), "references": datasets.Sequence(datasets.Value("string"))}
-            ),
-        )
-
-    def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
-        if not predictions:
-            raise ValueError("There is nothing to measure: no prediction was given.")
-        right = [
-            prediction.strip() in {answer.strip() for answer in answers}
-            for prediction, answers in zip(predictions, references, strict=True)
-        ]
-        return {"exact_match": sum(right) / len(right)}
 
 
 def most_likely_tokens(logits: Tensor, labels: Tensor | None = None) -> Tensor:
