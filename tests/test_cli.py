@@ -338,6 +338,7 @@ def test_demo_learns_a_text_on_any_base_and_exits_with_0_only_if_it_is_verbatim(
     result = json.loads(learned.stdout)
     assert (learned.exit_code, result["verbatim"], result["decoded"]) == (0, True, "ab")
     assert result["unwritten"] != "ab"
+    assert result["retrieval"]["answers"] == result["retrieval"]["expected"]
     assert result["losses"][-1] < result["losses"][0] / 10
     failed = run(*arguments, "--steps", 1)
     result = json.loads(failed.stdout)
