@@ -28,6 +28,8 @@ setup(
         "evaluate>=0.4.6",
         "datasets>=5.2",
         "safetensors>=0.8",
+        "numpy>=2.4",
+        "pyyaml>=6.0",
         "tqdm>=4.70",
         "typer>=0.29",
         "rich>=15.0",
