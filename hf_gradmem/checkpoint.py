@@ -11,7 +11,7 @@ import torch
 import transformers
 from peft import PromptTuningConfig, TaskType
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -24,6 +24,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 
 from .adapters import lora_modules
 from .configuration_gradmem import GradMemConfig
+from .memory import save_whole
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 PUSH_ARGUMENTS = frozenset({"repo_id", "commit_message", "commit_description", "private", "create_pr", "revision"})
@@ -253,14 +254,7 @@ def save_prompt_tuning(
 ) -> None:
     """Write virtual tokens `(num_virtual_tokens, hidden_size)` as a stock PEFT PROMPT_TUNING adapter."""
     text_config = base_model.config.get_text_config()
-    directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    unfinished = directory / f".adapter_model.{os.getpid()}"
-    try:
-        save_file({"prompt_embeddings": prompt.detach().cpu().contiguous()}, unfinished, metadata={"format": "pt"})
-        unfinished.replace(directory / "adapter_model.safetensors")
-    finally:
-        unfinished.unlink(missing_ok=True)
+    save_whole({"prompt_embeddings": prompt}, Path(directory) / "adapter_model.safetensors", {"format": "pt"})
     PromptTuningConfig(
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=config.base_model_name_or_path,

@@ -44,6 +44,12 @@ class Decoder:
         """Ids to stand where memory vectors are: an ordinary token, since some bases count padding ids."""
         return torch.full(prefix.shape[:2], self._placeholder, dtype=torch.long, device=prefix.device)
 
+    @property
+    def window(self) -> int | None:
+        """Positions that the base can take; `None` where its configuration sets no limit."""
+        positions = getattr(self.base_model.config.get_text_config(), "max_position_embeddings", None)
+        return positions if positions is not None and positions > 0 else None
+
     @functools.cached_property
     def _placeholder(self) -> int:
         return self._ordinary_tokens(1)[0]

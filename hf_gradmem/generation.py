@@ -146,7 +146,7 @@ class GradMemGenerationMixin(GenerationMixin):
                 "segment to decode as prefix_input_ids."
             )
         lengths = memory.segment_lengths.max(dim=1).values
-        start = self._prefix(memory.embeddings.to(self.memory_init.dtype), self.write_start, self.write_end)
+        start = self._prefix(memory.embeddings, self.write_start, self.write_end)
         tokens = torch.empty((len(memory), 0), dtype=torch.long, device=self.device)
         if prefix_input_ids is not None:
             tokens = checked_queries(prefix_input_ids, None, None, None, len(memory), self.device).input_ids

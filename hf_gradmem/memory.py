@@ -112,16 +112,8 @@ class GradMemMemory:
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `memory.safetensors`, the tensors with the facts in its header, into a directory."""
-        directory = Path(save_directory)
-        directory.mkdir(parents=True, exist_ok=True)
         header = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "fingerprint": json.dumps(self.fingerprint)}
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self._tensors().items()}
-        unfinished = directory / f".{MEMORY_FILE}.{os.getpid()}"
-        try:
-            save_file(tensors, unfinished, metadata=header)
-            unfinished.replace(directory / MEMORY_FILE)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        save_whole(self._tensors(), Path(save_directory) / MEMORY_FILE, header)
 
     @classmethod
     def from_pretrained(
@@ -209,6 +201,21 @@ class GradMemMemory:
                 revision=revision,
                 create_pr=create_pr,
             )
+
+
+def save_whole(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file, and its directory, so that it appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            unfinished,
+            metadata=metadata,
+        )
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _cat_ragged(tensors: list[Tensor], fill: float) -> Tensor:

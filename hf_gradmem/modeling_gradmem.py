@@ -185,6 +185,7 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, P
 
     def _prefix(self, memory: Tensor, start: Tensor | None, end: Tensor | None) -> Tensor:
         """`[start; P(M); end]` in the base's dtype, `(batch, prefix_length, hidden_size)`."""
+        memory = memory.to(self.memory_init.dtype)  # it may have been written beside a base of another precision
         if self.memory_projection is not None:
             memory = self.memory_projection(memory)
         parts = [
@@ -384,8 +385,8 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, P
             prefix_segments=self.config.write_prefix_segments,
         )
         needed = rows.input_ids.shape[1] + self.config.num_memory_tokens + 2 * self.config.num_control_tokens
-        window = getattr(self.base_model.config.get_text_config(), "max_position_embeddings", None)
-        if window is not None and window > 0 and needed > window:
+        window = self.decoder.window
+        if window is not None and needed > window:
             raise ValueError(
                 f"The longest context row needs {needed} positions (memory and control tokens included), but the "
                 f"window of {type(self.base_model).__name__} is {window}. Give the context in segments, or set "
@@ -532,8 +533,7 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, P
         self, memory: GradMemMemory, queries: Queries, padding_side: str
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Embeddings, mask and ids of `[r_start; P(M); r_end; query]` with its padding, and the order of the layout."""
-        embeddings = memory.embeddings.to(self.memory_init.dtype)
-        prefix = self._prefix(embeddings, self.read_start, self.read_end).index_select(0, queries.memory_index)
+        prefix = self._prefix(memory.embeddings, self.read_start, self.read_end).index_select(0, queries.memory_index)
         prefix_ids = self.decoder.prefix_ids(prefix)
         mask = torch.cat([torch.ones_like(prefix_ids, dtype=torch.bool), queries.attention_mask], dim=1)
         order = token_order(mask, padding_side)

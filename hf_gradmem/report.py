@@ -61,8 +61,7 @@ def kv_cache_bytes(model: GradMemForCausalLM, num_tokens: int) -> int | None:
     Returns:
         Bytes, or `None` where the base keeps no cache of a known form or cannot take so many tokens.
     """
-    window = getattr(model.base_model.config.get_text_config(), "max_position_embeddings", None)
-    if window is not None and 0 < window < num_tokens:
+    if model.decoder.window is not None and model.decoder.window < num_tokens:
         return None
     tokens = torch.zeros((1, num_tokens), dtype=torch.long, device=model.device)
     output = model.get_decoder()(input_ids=tokens, use_cache=True)

@@ -127,8 +127,7 @@ class SavingMixin:
                 "would give it embeddings. Such a memory cannot be exported."
             )
         with torch.no_grad():
-            embeddings = memory.to(self.device).embeddings.to(self.memory_init.dtype)
-            prompt = self._prefix(embeddings, self.read_start, self.read_end)[0]
+            prompt = self._prefix(memory.to(self.device).embeddings, self.read_start, self.read_end)[0]
         checkpoint.save_prompt_tuning(prompt, self.base_model, self.config, save_directory)
 
     def fingerprint(self) -> str:
