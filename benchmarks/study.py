@@ -36,22 +36,37 @@ COMMON = [
     "lr_scheduler_kwargs={}",
 ]
 
+PLAIN = "gradmem.reconstruction_loss_weight=0"
+IN_TURN = [PLAIN, "gradmem.write_segments_in_turn=true", "gradmem.write_steps=1"]
+SEED_1 = ["seed=1", "task_arguments.seed=1"]
+
 # What each arm changes: a description, and overrides of the recipe.
 ARMS = {
-    "recipe": ("each pair a segment, no prefix; initializer_range 0.1, about 1/√width", []),
-    "whole_context": ("the whole context at once, as in the paper", ["task_arguments.segmented=false"]),
+    "recipe": ("each pair a segment, no prefix; initializer_range 0.1, about 1/√width; reconstruction weight 1", []),
+    "recipe_seed_1": ("the same, seed 1", SEED_1),
     "small_init": ("initializer_range 0.02, the default of Transformers", ["base_config.initializer_range=0.02"]),
-    "prefix": ("the pair before each one as an unscored prefix", ["gradmem.write_prefix_segments=1"]),
-    "no_reconstruction": ("reconstruction loss not in the outer loss", ["gradmem.reconstruction_loss_weight=0"]),
+    "whole_context": ("the whole context at once, as in the paper", ["task_arguments.segmented=false"]),
     "first_order": ("meta-gradient without second-order terms", ["gradmem.meta_gradient=first_order"]),
-    "one_query": ("one query on each context in place of all four", ["task_arguments.queries_per_context=1"]),
-    "recipe_seed_1": ("the recipe, seed 1", ["seed=1", "task_arguments.seed=1"]),
-    "fixed_steps": ("step size fixed at 0.04", ["gradmem.learn_write_learning_rate=none"]),
-    "momentum": ("momentum in WRITE", ["gradmem.write_optimizer=momentum"]),
-    "prefix_seed_1": (
-        "the prefix, seed 1",
-        ["gradmem.write_prefix_segments=1", "seed=1", "task_arguments.seed=1"],
+    "plain": ("reconstruction weight 0: the answers alone are trained on", [PLAIN]),
+    "plain_seed_1": ("the same, seed 1", [PLAIN, *SEED_1]),
+    "plain_whole": (
+        "weight 0, whole context: the paper's objective as it stands",
+        [PLAIN, "task_arguments.segmented=false"],
     ),
+    "plain_prefix": ("weight 0, the pair before as an unscored prefix", [PLAIN, "gradmem.write_prefix_segments=1"]),
+    "in_turn": ("weight 0, pair after pair in turn, one step each", IN_TURN),
+    "in_turn_seed_1": ("the same, seed 1", [*IN_TURN, *SEED_1]),
+    "plain_one_query": (
+        "weight 0, one query on each context in place of four",
+        [PLAIN, "task_arguments.queries_per_context=1"],
+    ),
+    "plain_fixed_steps": ("weight 0, step size fixed at 0.04", [PLAIN, "gradmem.learn_write_learning_rate=none"]),
+    "plain_momentum": ("weight 0, momentum in WRITE", [PLAIN, "gradmem.write_optimizer=momentum"]),
+    "mirrored": (
+        "weight 0, half the queries backward, each pair written in both orders",
+        [PLAIN, "task_arguments.backward=0.5", "task_arguments.mirrored=true"],
+    ),
+    "backward": ("weight 0, half the queries backward, pairs as they are", [PLAIN, "task_arguments.backward=0.5"]),
 }
 
 
@@ -110,6 +125,9 @@ def write_table() -> None:
         "| arm | change | to .9 | to .99 | EM at the end | steps |",
         "|---|---|---|---|---|---|",
         *rows,
+        "",
+        "The prefix stands before the memory. Between memory and segment, where it stood at commit 78a4c51, the "
+        "same arm was at .272 after 400 steps with weight 1.",
     ]
     TABLE.write_text("\n".join(text) + "\n", encoding="utf-8")
 
