@@ -21,8 +21,27 @@ _TRANSFORMERS_KEYWORDS = frozenset(
         "num_labels",
         "output_attentions",
         "quantization_config",
+        "tie_word_embeddings",
         "torch_dtype",
         "use_cache",
+    }
+)
+
+
+# What nothing reads when the writer takes no gradient step. write_learning_rate and reconstruction_loss_weight are not
+# here: every configuration has a value for them.
+_GRADIENT_OPTIONS = frozenset(
+    {
+        "learn_write_learning_rate",
+        "write_optimizer",
+        "write_max_grad_norm",
+        "write_grad_clip_value",
+        "meta_gradient",
+        "meta_gradient_steps",
+        "meta_gradient_radius",
+        "write_head",
+        "write_segment_length",
+        "write_segments_in_turn",
     }
 )
 
@@ -58,9 +77,14 @@ class GradMemConfig(PreTrainedConfig):
             Largest magnitude of one element of the memory gradient.
         meta_gradient (`str`, defaults to `"exact"`):
             How the outer loss is differentiated through the write: `"exact"` (with second-order terms),
-            `"first_order"` (without them) or `"none"` (the memory is detached after every step).
+            `"finite_difference"` (the same terms from differences of first-order gradients: far leaner, and with the
+            base's own attention kernels and activation checkpointing), `"first_order"` (without them) or `"none"` (the
+            memory is detached after every step).
         meta_gradient_steps (`int`, *optional*):
-            How many of the last steps carry the second-order term of `"exact"`. All of them when `None`.
+            How many of the last steps carry the second-order term. All of them when `None`.
+        meta_gradient_radius (`float`, *optional*):
+            How far `"finite_difference"` moves a sample's memory to either side, relative to its norm. When `None` it
+            follows the precision that the base computes in.
         checkpoint_write_steps (`bool`, defaults to `True`):
             Recompute each step in the backward pass, so that memory does not grow with `write_steps`. `False` keeps
             the graph, which is faster for a small model.
@@ -74,13 +98,18 @@ class GradMemConfig(PreTrainedConfig):
         write_lora, read_lora (`dict`, *optional*):
             Arguments of a `peft.LoraConfig` that is active in WRITE, or in READ, only.
         writer (`str`, defaults to `"gradient"`):
-            How a context becomes a memory. Only `"gradient"` in this version.
+            How a context becomes a memory: `"gradient"`, or `"forward"`, the forward-only baseline (RMT): memory
+            vectors read back from behind the context, which is read `write_steps` times, whole. The options of the
+            gradient steps then keep their defaults, and there is no reconstruction loss.
         reconstruction_loss_weight (`float`, defaults to 0.5):
             Weight of the last reconstruction loss in the training loss. 0 is the paper's plain objective.
         write_segment_length (`int`, *optional*):
             Cut contexts that come without segments every so many tokens.
         write_prefix_segments (`int`, defaults to 1):
-            How many segments before each one are given to it, unscored.
+            How many segments before each one are given to it, unscored. They stand before the memory.
+        write_segments_in_turn (`bool`, defaults to `False`):
+            Write the segments one after the other, `write_steps` steps each, in place of all together: the memory
+            keeps their order, as if each had been appended.
         includes_base (`bool`, defaults to `False`):
             Whether checkpoints hold the base as well; set when the base has no name or was trained, and stays.
         base_model_id (`str`, *optional*):
@@ -107,6 +136,7 @@ class GradMemConfig(PreTrainedConfig):
     write_grad_clip_value: float | int | None = None
     meta_gradient: str = "exact"
     meta_gradient_steps: int | None = None
+    meta_gradient_radius: float | int | None = None
     checkpoint_write_steps: bool = True
     memory_projection: bool = False
     write_head: bool = False
@@ -117,6 +147,7 @@ class GradMemConfig(PreTrainedConfig):
     reconstruction_loss_weight: float | int = 0.5
     write_segment_length: int | None = None
     write_prefix_segments: int = 1
+    write_segments_in_turn: bool = False
     includes_base: bool = False
     base_model_id: str | None = None
 
@@ -149,27 +180,39 @@ class GradMemConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {value}.")
-        for name in ("write_learning_rate", "write_max_grad_norm", "write_grad_clip_value"):
+        for name in ("write_learning_rate", "write_max_grad_norm", "write_grad_clip_value", "meta_gradient_radius"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, got {value}.")
         if len(self.write_betas) != 2 or not all(0 <= beta < 1 for beta in self.write_betas):
             raise ValueError(f"write_betas must be two numbers in [0, 1), got {self.write_betas}.")
-        self._check_choice("meta_gradient", ("exact", "first_order", "none"), later=("finite_difference",))
-        self._check_choice("writer", ("gradient",), later=("forward",))
+        self._check_choice("meta_gradient", ("exact", "finite_difference", "first_order", "none"))
+        self._check_choice("writer", ("gradient", "forward"))
+        if self.writer == "forward":
+            self._check_forward_writer()
         if self.learn_write_learning_rate != "none" and self.write_steps == 0:
             raise ValueError(
                 f"learn_write_learning_rate={self.learn_write_learning_rate!r} needs write_steps of at least 1, "
                 "got 0: there is no step whose size could be learned."
             )
 
-    def _check_choice(self, name: str, choices: tuple[str, ...], later: tuple[str, ...]) -> None:
+    def _check_forward_writer(self) -> None:
+        """Options of the gradient steps would be read by nothing."""
+        for entry in fields(GradMemConfig):
+            if entry.name in _GRADIENT_OPTIONS and getattr(self, entry.name) != entry.default:
+                raise ValueError(
+                    f'{entry.name}={getattr(self, entry.name)!r} belongs to writer="gradient"; writer="forward" takes '
+                    f"no gradient step. Leave it at {entry.default!r}."
+                )
+
+    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
         value = getattr(self, name)
-        allowed = ", ".join(map(repr, choices))
-        if value in later:
-            raise ValueError(f"{name}={value!r} is not available in this version. Use one of {allowed}.")
         if value not in choices:
-            raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: checkpoints point to the installed package (`auto_map`), and no code is copied into them."""
 
     def describe_base(self, base_config: PreTrainedConfig, name: str | None) -> None:
         """Record the base that this adapter belongs to.

@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedModel
+
+from .writing.output_loss import OutputHead
 
 Tensor = torch.Tensor
 
 # Largest difference between two routes to the same logits, relative to the logits' spread, that is rounding.
 _ROUNDING = {torch.float64: 1e-5, torch.float32: 2e-3}
 _ROUNDING_HALF = 0.1
+_AMPLIFIED = 1024.0
 
 
 class Decoder:
@@ -170,12 +172,41 @@ class Decoder:
     def head_is_linear(self) -> bool:
         """Whether the base's logits are its output embeddings' weight times the decoder's last hidden state."""
         weight = getattr(self.base_model.get_output_embeddings(), "weight", None)
-        if weight is None or weight.dim() != 2:
+        return weight is not None and weight.dim() == 2 and self._logits_come_from(OutputHead(weight))
+
+    @property
+    def output_head(self) -> OutputHead | None:
+        """The base's head, where it makes the logits of the decoder's last hidden state and nothing else does.
+
+        `None` where the logits are capped or scaled on the way, or where the head is more than a weight and a bias.
+        """
+        module = self.base_model.get_output_embeddings()
+        own = dict(module.named_parameters(recurse=False)) if module is not None else {}
+        head = OutputHead(own.get("weight"), own.get("bias"))
+        if head.weight is None or head.weight.dim() != 2 or any(module.children()):
+            return None
+        return head if self._output_head_is_all else None
+
+    @functools.cached_property
+    def _output_head_is_all(self) -> bool:
+        module = self.base_model.get_output_embeddings()
+        if not self._logits_come_from(OutputHead(module.weight, getattr(module, "bias", None))):
             return False
+        # A cap hardly bends small logits. Behind a head whose output is many times as large it cannot hide.
+        with self._probing() as (ids, mask):
+            embeds = self.embed(ids)
+            expected = self.logits(embeds, mask, ids) * _AMPLIFIED
+            handle = module.register_forward_hook(lambda module, arguments, output: output * _AMPLIFIED)
+            try:
+                return same_but_for_rounding(self.logits(embeds, mask, ids), expected)
+            finally:
+                handle.remove()
+
+    def _logits_come_from(self, head: OutputHead) -> bool:
         with self._probing() as (ids, mask):
             embeds = self.embed(ids)
             try:
-                through_head = functional.linear(self.hidden_states(embeds, mask, ids), weight)
+                through_head = head(self.hidden_states(embeds, mask, ids))
             except (AttributeError, RuntimeError, TypeError):
                 return False
             return same_but_for_rounding(through_head, self.logits(embeds, mask, ids))

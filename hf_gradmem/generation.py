@@ -12,6 +12,7 @@ from .inputs import Queries, checked_queries
 from .memory import GradMemMemory
 from .padding import reorder, token_order
 from .reading import count_new_tokens
+from .writing.objective import whole_rows
 
 Tensor = torch.Tensor
 
@@ -147,13 +148,12 @@ class GradMemGenerationMixin(GenerationMixin):
             )
         lengths = memory.segment_lengths.max(dim=1).values
         start = self._prefix(memory.embeddings, self.write_start, self.write_end)
-        tokens = torch.empty((len(memory), 0), dtype=torch.long, device=self.device)
+        before = decoded = torch.empty((len(memory), 0), dtype=torch.long, device=self.device)
         if prefix_input_ids is not None:
-            tokens = checked_queries(prefix_input_ids, None, None, None, len(memory), self.device).input_ids
-        given = tokens.shape[1]
+            before = checked_queries(prefix_input_ids, None, None, None, len(memory), self.device).input_ids
+        unknown = before.new_zeros((len(memory), 1))
         with modules_in_eval(self):
             for _ in range(int(lengths.max())):
-                logits = self._write_logits(start, self.decoder.embed(tokens), torch.ones_like(tokens).bool(), tokens)
-                tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], dim=1)
-        decoded = tokens[:, given:]
+                rows = whole_rows(before, torch.cat([decoded, unknown], dim=1))
+                decoded = torch.cat([decoded, self._write_logits(start, rows)[:, -1:].argmax(-1)], dim=1)
         return decoded.masked_fill(torch.arange(decoded.shape[1], device=self.device) >= lengths[:, None], 0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -36,6 +37,41 @@ def tokenize_contexts(context: Context, tokenizer: PreTrainedTokenizerBase) -> t
         lengths = torch.tensor([len(segment) for segment in segments], dtype=torch.long)
         segment_ids[row, : len(tokens)] = torch.repeat_interleave(lengths)
     return input_ids, attention_mask, segment_ids if any(len(item) > 1 for item in segmented) else None
+
+
+def tokenize_queries(
+    queries: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: Literal["none", "chat"] = "none"
+) -> tuple[Tensor, Tensor]:
+    """Queries as left-padded `input_ids` and `attention_mask`, tokenised as in training: without special tokens.
+
+    Args:
+        queries: the questions. What follows an empty one comes from the memory alone.
+        tokenizer: applied to each on its own. It needs no padding token: padding is masked.
+        template: `"chat"` puts each question, as a user's turn, into the tokenizer's chat template; special tokens are
+            then the template's own.
+
+    Returns:
+        `(queries, length)` each.
+
+    Raises:
+        TypeError: a query is not a text.
+        ValueError: there is no such template, or the tokenizer has none.
+    """
+    for query in queries:
+        if not isinstance(query, str):
+            raise TypeError(f"a question is a text, got {query!r}.")
+    if template not in ("none", "chat"):
+        raise ValueError(f"template must be 'none' or 'chat', got {template!r}.")
+    if template == "chat":
+        if tokenizer.chat_template is None:
+            raise ValueError(f"The tokenizer of {tokenizer.name_or_path} has no chat template. Use template 'none'.")
+        turns = [[{"role": "user", "content": query}] for query in queries]
+        queries = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    encoded = [tokenizer(query, add_special_tokens=False).input_ids for query in queries]
+    width = max(map(len, encoded), default=0)
+    input_ids = [[0] * (width - len(tokens)) + tokens for tokens in encoded]
+    mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in encoded]
+    return torch.tensor(input_ids, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
 
 
 def checked_context(

@@ -7,7 +7,7 @@ This file wires the rooms below it: `writing/` turns a context into a memory, `r
 import copy
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,15 +26,21 @@ from .adapters import inject_lora, lora_phase
 from .base_access import BaseAccessMixin
 from .configuration_gradmem import GradMemConfig
 from .decoder import Decoder, modules_in_eval
+from .exports import ExportMixin
 from .generation import GradMemGenerationMixin
+from .hub import loaded_commit
 from .inputs import Context, Queries, checked_context, checked_queries, tokenize_contexts
 from .memory import GradMemMemory
 from .padding import reorder, token_order
 from .reading import align_with_query, read_loss
 from .saving import SavingMixin
 from .writing.attention import layers_recomputed
+from .writing.forward_writer import write_forward
+from .writing.in_turn import write_in_turn
 from .writing.inner_loop import InnerLoop, WriteTrace
 from .writing.objective import ContextRows, ReconstructionObjective, split_context
+from .writing.out_of_memory import out_of_memory_explained
+from .writing.output_loss import OutputHead
 from .writing.update_rules import UPDATE_RULES
 
 Tensor = torch.Tensor
@@ -68,7 +74,7 @@ class GradMemOutput(ModelOutput):
     memory: GradMemMemory | None = None
 
 
-class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, PreTrainedModel):
+class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGenerationMixin, PreTrainedModel):
     """A frozen decoder with a memory that WRITE fills and READ answers from.
 
     Args:
@@ -108,6 +114,8 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, P
                     "with. Use get_gradmem_model(base_model, config), or from_pretrained."
                 )
             base_model = checkpoint.build_base(config.text_config)
+            if not config.includes_base:
+                config.describe_base(config.text_config, None)  # random weights, which no name stands for
         _check_base(base_model)
         self.base_model = base_model
         self.decoder = Decoder(base_model)
@@ -147,6 +155,9 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, P
         for phase, arguments in (("write", config.write_lora), ("read", config.read_lora)):
             if arguments is not None:
                 inject_lora(self.base_model, arguments, phase, like["dtype"])
+        self._keep_in_fp32_modules_strict = {
+            name for name in self._keep_in_fp32_modules_strict if getattr(self, name) is not None
+        }
 
     def _new_write_head(self, like: dict[str, Any]) -> nn.Linear:
         weight = getattr(self.base_model.get_output_embeddings(), "weight", None)
@@ -238,6 +249,7 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, P
             ValueError: an empty context, shapes that do not match, a context longer than the base's window, a memory
                 of another model, a negative number of steps.
             FloatingPointError: a loss became NaN or infinite; names the sample and what to lower.
+            torch.OutOfMemoryError: also says what to lower.
         """
         with torch.inference_mode(False), torch.enable_grad():
             if (context is None) == (input_ids is None):
@@ -251,12 +263,20 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, P
             )
             if batch_size is not None and batch_size < 1:
                 raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+            if self.config.writer == "forward" and not (write_learning_rate is None and tolerance is None):
+                raise ValueError('writer="forward" takes no gradient step: it has no write_learning_rate or tolerance.')
             step_sizes = self._step_sizes(write_steps, write_learning_rate)
             start = None if memory is None else self._memory_to_continue(memory, len(input_ids))
-            chunks = torch.arange(len(input_ids)).split(batch_size or len(input_ids))
+            # Contexts of like length share a chunk, so that the padding of the longest is not computed for the rest.
+            order = attention_mask.sum(1).argsort(descending=True, stable=True)
+            chunks = order.split(batch_size or len(input_ids))
             written = []
             with (
                 modules_in_eval(self),
+                out_of_memory_explained(
+                    f"Lower batch_size (now {batch_size or len(input_ids)} contexts), or cut the contexts shorter with "
+                    "write_segment_length, which is also the longest row that is held at a time."
+                ),
                 tqdm(
                     total=len(chunks) * len(step_sizes), desc="Writing", unit="step", disable=not show_progress
                 ) as bar,
@@ -266,24 +286,21 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, P
                         input_ids[chunk], attention_mask[chunk], None if segment_ids is None else segment_ids[chunk]
                     )
                     part = None if start is None else start[chunk]
-                    written.append(
-                        self._write_chunk(rows, part, step_sizes, int(chunk[0]), tolerance, measure_final_loss, bar)
-                    )
-            return GradMemMemory.cat(written)
+                    written.append(self._write_chunk(rows, part, step_sizes, chunk, tolerance, measure_final_loss, bar))
+            return GradMemMemory.cat(written)[order.argsort()]
 
     def _write_chunk(
         self,
         rows: ContextRows,
         start: GradMemMemory | None,
         step_sizes: Sequence[Tensor | float],
-        first_index: int,
+        indices: Tensor,
         tolerance: float | None,
         measure_final_loss: bool,
         bar: tqdm,
     ) -> GradMemMemory:
-        objective = self._objective(rows)
-        trace = self._inner_loop().run(
-            objective,
+        trace = self._run_writer(
+            rows,
             self._start(len(rows.segment_lengths)) if start is None else start.embeddings,
             step_sizes,
             tolerance=tolerance,
@@ -292,8 +309,8 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, P
         final_loss = None
         if measure_final_loss:
             with torch.no_grad():
-                final_loss = objective(trace.memory)
-        self._check_finite(trace, first_index, step_sizes)
+                final_loss = self._objective(rows).first_order(trace.memory)
+        self._check_finite(trace, indices, step_sizes)
         memory = self._as_memory(trace, rows, final_loss, self.fingerprint())
         if start is not None:
             memory.segment_lengths = torch.cat([start.segment_lengths, memory.segment_lengths], dim=1)
@@ -310,11 +327,11 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, P
             fingerprint=fingerprint,
         )
 
-    def _check_finite(self, trace: WriteTrace, first_index: int, step_sizes: Sequence[Tensor | float]) -> None:
+    def _check_finite(self, trace: WriteTrace, indices: Tensor, step_sizes: Sequence[Tensor | float]) -> None:
         broken = (~trace.memory.isfinite().flatten(1).all(dim=1)).nonzero()
         if len(broken):
             raise FloatingPointError(
-                f"The reconstruction of context {first_index + int(broken[0])} became NaN or infinite within "
+                f"The reconstruction of context {int(indices[broken].min())} became NaN or infinite within "
                 f"{len(step_sizes)} write steps. Lower write_learning_rate (now "
                 f"{float(torch.as_tensor(step_sizes[0]).detach().max()):g}), or set write_max_grad_norm in the "
                 "configuration."
@@ -322,6 +339,62 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, P
 
     def _start(self, batch_size: int) -> Tensor:
         return self.memory_init.expand(batch_size, -1, -1)
+
+    def _run_writer(
+        self,
+        rows: ContextRows,
+        memory: Tensor,
+        step_sizes: Sequence[Tensor | float],
+        *,
+        differentiate: bool = False,
+        keep_last_loss: bool = False,
+        tolerance: float | None = None,
+        on_step: Callable[[Tensor], object] = lambda losses: None,
+    ) -> WriteTrace:
+        """Write with the writer of the configuration; the arguments are those of [`InnerLoop.run`]."""
+        if self.config.writer == "gradient":
+
+            def descend(rows: ContextRows, memory: Tensor) -> WriteTrace:
+                return self._inner_loop().run(
+                    self._objective(rows),
+                    memory,
+                    step_sizes,
+                    differentiate=differentiate,
+                    keep_last_loss=keep_last_loss,
+                    tolerance=tolerance,
+                    on_step=on_step,
+                )
+
+            in_turn = self.config.write_segments_in_turn
+            return write_in_turn(rows, memory, descend) if in_turn else descend(rows, memory)
+        with torch.set_grad_enabled(differentiate):
+            return write_forward(
+                lambda memory: self._read_back(rows, memory),
+                memory,
+                len(step_sizes),
+                checkpoint_steps=self.config.checkpoint_write_steps,
+                on_step=on_step,
+            )
+
+    def _read_back(self, rows: ContextRows, memory: Tensor) -> Tensor:
+        """The decoder's last hidden states at a copy of the memory behind the context: the forward-only writer."""
+        prefix, copy_behind = self._prefix(memory, self.write_start, self.write_end), self._prefix(memory, None, None)
+        inputs = (
+            torch.cat([prefix, self.decoder.embed(rows.input_ids), copy_behind], dim=1),
+            torch.cat(
+                [
+                    rows.attention_mask.new_ones(prefix.shape[:2]),
+                    rows.attention_mask,
+                    rows.attention_mask.new_ones(copy_behind.shape[:2]),
+                ],
+                dim=1,
+            ),
+            torch.cat([self.decoder.prefix_ids(prefix), rows.input_ids, self.decoder.prefix_ids(copy_behind)], dim=1),
+        )
+        order = token_order(inputs[1], "right")
+        with lora_phase(self.base_model, "write"):
+            hidden = self.decoder.hidden_states(*(reorder(part, order) for part in inputs))
+        return reorder(hidden, order.argsort(dim=1))[:, -memory.shape[1] :].to(memory.dtype)
 
     def _inner_loop(self) -> InnerLoop:
         config = self.config
@@ -332,7 +405,9 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, P
             grad_clip_value=config.write_grad_clip_value,
             meta_gradient=config.meta_gradient,
             meta_gradient_steps=config.meta_gradient_steps,
+            meta_gradient_radius=config.meta_gradient_radius,
             checkpoint_steps=config.checkpoint_write_steps,
+            parameters=[parameter for parameter in self.parameters() if parameter.requires_grad],
         )
 
     def _step_sizes(self, write_steps: int | None, write_learning_rate: float | None) -> list[Tensor | float]:
@@ -350,47 +425,58 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, P
         return [learned[min(step, len(learned) - 1)] for step in range(steps)]
 
     def _objective(self, rows: ContextRows) -> ReconstructionObjective:
-        token_embeds = self.decoder.embed(rows.input_ids)
         return ReconstructionObjective(
             rows=rows,
             prefix=lambda memory: self._prefix(memory, self.write_start, self.write_end),
-            token_logits=lambda prefix: self._write_logits(prefix, token_embeds, rows.attention_mask, rows.input_ids)[
-                :, :-1
-            ],
+            token_logits=self._write_logits,
+            hidden_states=self._write_hidden,
+            output_head=self.decoder.output_head if self.write_head is None else OutputHead(self.write_head.weight),
+            weights=self,
         )
 
-    def _write_logits(self, prefix: Tensor, token_embeds: Tensor, attention_mask: Tensor, input_ids: Tensor) -> Tensor:
-        """Logits from the prefix's last position on, `(rows, 1 + length, vocab)`, under WRITE's head and LoRA.
-
-        Position i predicts context token i.
-        """
-        inputs = (
-            torch.cat([prefix, token_embeds], dim=1),
-            torch.cat([attention_mask.new_ones(prefix.shape[:2]), attention_mask], dim=1),
-            torch.cat([self.decoder.prefix_ids(prefix), input_ids], dim=1),
-        )
-        predicting = slice(prefix.shape[1] - 1, None)
+    def _write_logits(self, prefix: Tensor, rows: ContextRows) -> Tensor:
+        """Logits `(rows, length, vocab)` under WRITE's head and LoRA; position i predicts a row's token i."""
+        if self.write_head is not None:
+            return self.write_head(self._write_hidden(prefix, rows).to(self.write_head.weight.dtype))
+        inputs, predicting = self._write_inputs(prefix, rows)
         with lora_phase(self.base_model, "write"):
-            if self.write_head is None:
-                return self.decoder.logits(*inputs)[:, predicting]
-            hidden = self.decoder.hidden_states(*inputs)[:, predicting]
-        return self.write_head(hidden.to(self.write_head.weight.dtype))
+            return reorder(self.decoder.logits(*inputs), predicting)
+
+    def _write_hidden(self, prefix: Tensor, rows: ContextRows) -> Tensor:
+        """What WRITE's head makes the logits of [`_write_logits`] from, `(rows, length, hidden_size)`."""
+        inputs, predicting = self._write_inputs(prefix, rows)
+        with lora_phase(self.base_model, "write"):
+            return reorder(self.decoder.hidden_states(*inputs), predicting)
+
+    def _write_inputs(self, prefix: Tensor, rows: ContextRows) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+        """Embeddings, mask and ids of `[segments before; prefix; segment]`, and where each row token is predicted."""
+        parts = (
+            torch.cat([prefix, self.decoder.embed(rows.input_ids)], dim=1),
+            torch.cat([rows.attention_mask.new_ones(prefix.shape[:2]), rows.attention_mask], dim=1),
+            torch.cat([self.decoder.prefix_ids(prefix), rows.input_ids], dim=1),
+        )
+        place = torch.where(rows.scored, 2, torch.where(rows.attention_mask, 0, 3))
+        order = torch.cat([place.new_ones(prefix.shape[:2]), place], dim=1).argsort(dim=1, stable=True)
+        predicting = order.argsort(dim=1)[:, prefix.shape[1] :] - 1
+        return tuple(reorder(part, order) for part in parts), predicting.clamp(min=0)
 
     def _rows(self, input_ids: Tensor, attention_mask: Tensor, segment_ids: Tensor | None) -> ContextRows:
+        whole = self.config.writer == "forward"  # which reads a context as it stands
         rows = split_context(
             input_ids,
             attention_mask,
-            segment_ids,
+            None if whole else segment_ids,
             segment_length=self.config.write_segment_length,
             prefix_segments=self.config.write_prefix_segments,
         )
-        needed = rows.input_ids.shape[1] + self.config.num_memory_tokens + 2 * self.config.num_control_tokens
-        window = self.decoder.window
+        copies_of_memory = 2 if whole else 1
+        memory_tokens = copies_of_memory * self.config.num_memory_tokens + 2 * self.config.num_control_tokens
+        needed, window = rows.input_ids.shape[1] + memory_tokens, self.decoder.window
         if window is not None and needed > window:
+            remedy = "Shorten it." if whole else "Give the context in segments, or set write_segment_length."
             raise ValueError(
                 f"The longest context row needs {needed} positions (memory and control tokens included), but the "
-                f"window of {type(self.base_model).__name__} is {window}. Give the context in segments, or set "
-                "write_segment_length."
+                f"window of {type(self.base_model).__name__} is {window}. {remedy}"
             )
         return rows
 
@@ -500,8 +586,8 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, GradMemGenerationMixin, P
             self._check_trainable()
         with torch.inference_mode(False), torch.enable_grad():
             rows = self._rows(*checked_context(input_ids, attention_mask, segment_ids, self.device))
-            trace = self._inner_loop().run(
-                self._objective(rows),
+            trace = self._run_writer(
+                rows,
                 self._start(len(rows.segment_lengths)),
                 self._step_sizes(write_steps, None),
                 differentiate=differentiate,
@@ -594,6 +680,7 @@ def get_gradmem_model(
         config = GradMemConfig() if config is None else copy.deepcopy(config)
         _check_base(base_model)
         config.describe_base(base_model.config, checkpoint.base_name(base_model) or config.base_model_name_or_path)
+        config.base_model_revision = loaded_commit(config.base_model_name_or_path, config.base_model_revision)
         model = GradMemForCausalLM(config, base_model)
     else:
         adapter = config
@@ -601,7 +688,7 @@ def get_gradmem_model(
         checkpoint.check_attachable(config, base_model, adapter)
         config.text_config = base_model.config
         model = GradMemForCausalLM(config, base_model)
-        checkpoint.load_adapter(model, adapter, {})
+        checkpoint.load_adapter(model, checkpoint.adapter_file(adapter, {}), adapter)
         model.tokenizer = checkpoint.load_tokenizer(adapter, {})
     if tokenizer is not None:
         model.tokenizer = tokenizer

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from .padding import reorder
 from .writing.objective import cross_entropy
@@ -72,3 +72,16 @@ def count_new_tokens(arguments: dict[str, Any], default: GenerationConfig, promp
         lengths["min_new_tokens"] = max(min_length - prompt_length, 0)
     kept = {name: value for name, value in arguments.items() if name not in ("max_length", "min_length")}
     return kept | lengths
+
+
+def ending_tokens(tokenizer: PreTrainedTokenizerBase, default: GenerationConfig) -> dict[str, Any]:
+    """Which tokens end an answer, and which one fills up those that ended early, as arguments of `generate`.
+
+    An answer ends in the tokenizer's end token, which training puts there, or in one of the base's own.
+    """
+    base = default.eos_token_id
+    ends = [*(base if isinstance(base, list) else [base]), tokenizer.eos_token_id]
+    ends = list(dict.fromkeys(token for token in ends if token is not None))
+    padding = (tokenizer.pad_token_id, default.pad_token_id, *ends)
+    arguments = {"eos_token_id": ends or None, "pad_token_id": next((t for t in padding if t is not None), None)}
+    return {name: value for name, value in arguments.items() if value is not None}

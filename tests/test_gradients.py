@@ -1,5 +1,5 @@
-"""Exact mode against finite differences in float64: every parameter that can train, every optimiser, every way of
-segmenting, unrolled and checkpointed."""
+"""Exact mode, and the forward-only writer, against finite differences in float64: every parameter that can train, every
+optimiser, every way of segmenting, unrolled and checkpointed."""
 
 import pytest
 import torch
@@ -215,3 +215,37 @@ def test_fused_attention_is_replaced_where_a_second_derivative_is_needed():
     loss_of(model).backward()
     assert model.base_model.config._attn_implementation == "once"
     torch.testing.assert_close(model.memory_init.grad, expected["memory_init"], rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("checkpointed", [True, False], ids=["checkpointed", "unrolled"])
+def test_forward_only_writer(checkpointed):
+    model = build(
+        writer="forward",
+        memory_projection=True,
+        num_control_tokens=2,
+        write_lora=LORA,
+        read_lora=LORA,
+        checkpoint_write_steps=checkpointed,
+    )
+    model.requires_grad_(True)
+    assert_gradient_is_the_slope(model, dict(model.named_parameters()))
+
+
+@pytest.mark.parametrize("checkpointed", [True, False], ids=["checkpointed", "unrolled"])
+@pytest.mark.parametrize("prefix_segments", [0, 1])
+def test_segments_in_turn(prefix_segments, checkpointed):
+    model = build(
+        write_segments_in_turn=True,
+        write_prefix_segments=prefix_segments,
+        learn_write_learning_rate="per_token",
+        reconstruction_loss_weight=1.0,
+        checkpoint_write_steps=checkpointed,
+    )
+    model.base_model.requires_grad_(True)
+    trained = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name in ("memory_init", "write_log_learning_rate", "base_model.transformer.wte.weight")
+    }
+    assert len(trained) == 3
+    assert_gradient_is_the_slope(model, trained, segment_ids=SEGMENT_IDS)

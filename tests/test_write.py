@@ -41,9 +41,9 @@ def randomize_lora(model: GradMemForCausalLM) -> None:
 
 
 def plain_loss(model: GradMemForCausalLM, memory: torch.Tensor, prefix: torch.Tensor, tokens: torch.Tensor):
-    """Mean loss of `tokens` after [memory; prefix], by the base alone and without padding."""
+    """Summed loss of `tokens` after [prefix; memory], by the base alone and without padding."""
     embed = model.base_model.get_input_embeddings()
-    embeds = torch.cat([memory, embed(torch.cat([prefix, tokens]))])[None]
+    embeds = torch.cat([embed(prefix), memory, embed(tokens)])[None]
     logits = model.base_model(inputs_embeds=embeds).logits[0]
     return functional.cross_entropy(logits[-len(tokens) - 1 : -1], tokens, reduction="sum")
 
@@ -75,6 +75,34 @@ def test_a_memory_in_segments_equals_plain_autograd(prefix_segments):
         segments = list(tokens[row, : sum(lengths[row])].split(lengths[row]))
         expected = plain_write(model, segments, prefix_segments)
         torch.testing.assert_close(memory.embeddings[row], expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_segments_in_turn_are_appended_one_by_one(optimizer):
+    """Each has its own steps, and a fresh state of the optimiser."""
+    model = build(write_segments_in_turn=True, write_prefix_segments=0, write_optimizer=optimizer)
+    tokens, mask = tiny_tokens(2, 9), torch.tensor([[1] * 9, [1] * 7 + [0] * 2])
+    ids = torch.tensor([[0] * 4 + [1] * 2 + [2] * 3, [0] * 1 + [1] * 6 + [1] * 2])
+    memory = model.write(input_ids=tokens, attention_mask=mask, segment_ids=ids)
+    for row, lengths in enumerate([[4, 2, 3], [1, 6]]):
+        appended, losses = None, 0
+        for segment in tokens[row, : sum(lengths)].split(lengths):
+            appended = model.write(input_ids=segment[None], memory=appended)
+            losses = losses + len(segment) * appended.write_losses[0]
+        torch.testing.assert_close(memory.embeddings[row], appended.embeddings[0], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(memory.write_losses[row], losses / sum(lengths), rtol=1e-6, atol=1e-7)
+    together = build(write_prefix_segments=0, write_optimizer=optimizer)
+    together = together.write(input_ids=tokens, attention_mask=mask, segment_ids=ids)
+    assert not torch.allclose(memory.embeddings, together.embeddings, rtol=1e-3)
+
+
+def test_segments_in_turn_stop_each_at_the_tolerance():
+    model = build(write_segments_in_turn=True, write_steps=6)
+    tokens, ids = tiny_tokens(1, 9), torch.tensor([[0] * 4 + [1] * 5])
+    unstopped = model.write(input_ids=tokens[:, :4]).write_losses[0]
+    memory = model.write(input_ids=tokens, segment_ids=ids, tolerance=float(unstopped[2]) + 1e-6)
+    assert not memory.write_losses[0, :3].isnan().any()
+    assert memory.write_losses[0, 3:].isnan().sum() < 6
 
 
 def test_a_whole_context_equals_plain_autograd():
@@ -310,7 +338,7 @@ def test_reconstruct_runs_under_write_conditions():
     decoded = model.reconstruct(memory)
     rows = model._rows(tokens, torch.ones_like(tokens).bool(), None)
     objective = model._objective(rows)
-    logits = objective.token_logits(objective.prefix(memory.embeddings))
+    logits = objective.token_logits(objective.prefix(memory.embeddings), rows)
     assert decoded[0, 0] == logits[0, 0].argmax()
 
 

@@ -34,6 +34,8 @@ class KVRetrieval:
         queries_per_context: queries on a context, about different pairs; one on each pair when `None`.
         backward: share of queries that give the value and ask for the key. Above 0 the values are distinct as well.
         end_mark: whether the context ends in `|`, as in the paper.
+        mirrored: give each pair in both orders, as two segments: `!k:v!` and `:v!k:`. Written that way, a pair begins
+            with what a query of either direction will name.
         segmented: whether each pair is a segment; otherwise the context is one, as in the paper.
         seed: of the stream.
         split: streams of different splits are independent.
@@ -50,6 +52,7 @@ class KVRetrieval:
     queries_per_context: int | None = None
     backward: float = 0.0
     end_mark: bool = True
+    mirrored: bool = False
     segmented: bool = True
     seed: int = 0
     split: str = "train"
@@ -92,6 +95,8 @@ class KVRetrieval:
         values = self._words(rng, count, self.value_length, distinct=self.backward > 0)
         noise = self._words(rng, count, self.noise_length, distinct=False)
         segments = [f"!{key}:{value}!{rest}" for key, value, rest in zip(keys, values, noise, strict=True)]
+        if self.mirrored:
+            segments += [f":{value}!{key}:{rest}" for key, value, rest in zip(keys, values, noise, strict=True)]
         if self.end_mark:
             segments[-1] += END
         asked = rng.permutation(count)[: self.queries_per_context or count]

@@ -34,6 +34,7 @@ def load(
     mode: Literal["continuation", "reconstruction"] = "continuation",
     context_sentences: int = 8,
     target_sentences: int = 4,
+    num_contexts: int | None = None,
     validation_share: float = 0.1,
 ) -> Dataset:
     """Windows of sentences that follow each other without overlap.
@@ -46,6 +47,7 @@ def load(
         mode: the target is the text after the context, or the context itself.
         context_sentences: sentences to write.
         target_sentences: sentences of the continuation.
+        num_contexts: how many windows to take, spread evenly over the split; all of them when `None`.
         validation_share: share of the windows that are the validation part.
 
     Raises:
@@ -70,7 +72,12 @@ def load(
     windows = list(_windows(sentences(strip_gutenberg(text)), context_sentences, continued))
     if not windows:
         raise ValueError(f"{source} has fewer than the {context_sentences + continued} sentences of one window.")
-    return Dataset.from_list(list(checked(take_split(windows, split, validation_share), source)), features=FEATURES)
+    taken = take_split(windows, split, validation_share)
+    if num_contexts is not None:
+        if not 1 <= num_contexts <= len(taken):
+            raise ValueError(f"num_contexts must lie in 1..{len(taken)}, the windows of {source}, got {num_contexts}.")
+        taken = [taken[index * len(taken) // num_contexts] for index in range(num_contexts)]
+    return Dataset.from_list(list(checked(taken, source)), features=FEATURES)
 
 
 def strip_gutenberg(text: str) -> str:

@@ -4,14 +4,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .attention import twice_differentiable
+from .finite_difference import RADIUS, differenced_gradient
+from .objective import ReconstructionObjective
 from .update_rules import State, UpdateRule, clip, gradient_norm
 
 Tensor = torch.Tensor
-Objective = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,10 @@ class WriteTrace:
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """Settings of the descent; the fields are those of [`GradMemConfig`] of the same meaning."""
+    """Settings of the descent; the fields are those of [`GradMemConfig`] of the same meaning.
+
+    `parameters` are those that train and that an objective may use: `"finite_difference"` gives them their gradients.
+    """
 
     base_model: PreTrainedModel
     update_rule: UpdateRule
@@ -41,11 +46,13 @@ class InnerLoop:
     grad_clip_value: float | None
     meta_gradient: str
     meta_gradient_steps: int | None
+    meta_gradient_radius: float | None
     checkpoint_steps: bool
+    parameters: Sequence[nn.Parameter] = ()
 
     def run(
         self,
-        objective: Objective,
+        objective: ReconstructionObjective,
         memory: Tensor,
         step_sizes: Sequence[Tensor | float],
         *,
@@ -57,7 +64,7 @@ class InnerLoop:
         """Take one step for each of `step_sizes`: M_{k+1} = M_k − α_k · ∇L(M_k).
 
         Args:
-            objective: memory → per-sample losses `(batch,)`.
+            objective: the loss to descend.
             memory: `(batch, num_memory_tokens, hidden_size)`, M_0.
             step_sizes: α of each step.
             differentiate: keep what the outer loss needs of the steps. Otherwise every graph is freed at once.
@@ -72,8 +79,11 @@ class InnerLoop:
         last_loss = None
         losses, norms = [], []
         for k, step_size in enumerate(step_sizes):
-            if differentiate and self.meta_gradient == "exact" and k >= steps - second_order_steps:
+            second_order = differentiate and k >= steps - second_order_steps
+            if second_order and self.meta_gradient == "exact":
                 stepped, state, last_loss, norm = self._second_order_step(objective, memory, state, step_size)
+            elif second_order and self.meta_gradient == "finite_difference":
+                stepped, state, last_loss, norm = self._differenced_step(objective, memory, state, step_size)
             else:
                 keep = differentiate and keep_last_loss and k == steps - 1
                 stepped, state, last_loss, norm = self._first_order_step(objective, memory, state, step_size, keep)
@@ -95,7 +105,7 @@ class InnerLoop:
         )
 
     def _second_order_step(
-        self, objective: Objective, memory: Tensor, state: State, step_size: Tensor | float
+        self, objective: ReconstructionObjective, memory: Tensor, state: State, step_size: Tensor | float
     ) -> tuple[Tensor, State, Tensor, Tensor]:
         """A step whose gradient is itself differentiable, recomputed in the backward pass if asked for.
 
@@ -114,14 +124,36 @@ class InnerLoop:
             return checkpoint(step, memory, state, use_reentrant=False)
         return step(memory, state)
 
+    def _differenced_step(
+        self, objective: ReconstructionObjective, memory: Tensor, state: State, step_size: Tensor | float
+    ) -> tuple[Tensor, State, Tensor, Tensor]:
+        """A step whose gradient is differentiated by finite differences; the update rule itself by autograd."""
+        radius = self.meta_gradient_radius or RADIUS[self._computation_dtype(memory.device.type)]
+        gradient, loss = differenced_gradient(objective, memory, self.parameters, radius)
+        return self._update(memory, gradient, state, step_size, loss)
+
+    def _computation_dtype(self, device_type: str) -> torch.dtype:
+        """The precision that the base computes in."""
+        own = self.base_model.dtype
+        autocast = torch.is_autocast_enabled(device_type) and own != torch.float64
+        return torch.get_autocast_dtype(device_type) if autocast else own
+
     def _first_order_step(
-        self, objective: Objective, memory: Tensor, state: State, step_size: Tensor | float, keep_loss: bool
+        self,
+        objective: ReconstructionObjective,
+        memory: Tensor,
+        state: State,
+        step_size: Tensor | float,
+        keep_loss: bool,
     ) -> tuple[Tensor, State, Tensor, Tensor]:
         """A step whose gradient is a constant to the outer loss; with `keep_loss` its loss is not."""
-        start = memory if keep_loss and memory.requires_grad else memory.detach().requires_grad_()
-        loss = objective(start)
-        (gradient,) = torch.autograd.grad(loss.sum(), start, retain_graph=keep_loss)
-        return self._update(memory, gradient, state, step_size, loss if keep_loss else loss.detach())
+        if not keep_loss:
+            loss, gradient = objective.value_and_gradient(memory)
+            return self._update(memory, gradient, state, step_size, loss)
+        start = memory if memory.requires_grad else memory.detach().requires_grad_()
+        loss = objective.first_order(start)
+        (gradient,) = torch.autograd.grad(loss.sum(), start, retain_graph=True)
+        return self._update(memory, gradient, state, step_size, loss)
 
     def _update(
         self, memory: Tensor, gradient: Tensor, state: State, step_size: Tensor | float, loss: Tensor

@@ -1,18 +1,30 @@
 """The reconstruction objective of WRITE, L(M; C): whole contexts and contexts in segments.
 
-L(M; C) = (1/|C|) Σ_j Σ_i −log f_θ(s_j,i | [w_start; P(M); w_end; s_j−1; s_j,<i]). One segment is the paper's objective
+L(M; C) = (1/|C|) Σ_j Σ_i −log f_θ(s_j,i | [s_j−1; w_start; P(M); w_end; s_j,<i]). One segment is the paper's objective
 (eq. 3). Segments are the rows of one batch; a row holds the unscored prefix, then the segment.
+
+The prefix stands before the memory, so that a segment begins right behind it, where a query will. Between the two, a
+prefix moves the segment away from the place that READ looks things up from, and learning takes far longer.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
+from torch import distributed, nn
 from torch.nn import functional
 
 from ..padding import reorder, token_order
+from .output_loss import OutputHead, head_cross_entropy
 
 Tensor = torch.Tensor
+
+# A group of rows holds at most so many positions, which bounds the activations alive; and it is cut in two where that
+# spares more padding than this, for a further run of the base is not free.
+_POSITIONS_AT_ONCE = 2**14
+_PADDING_WORTH_A_RUN = 2**10
 
 
 @dataclass(frozen=True)
@@ -24,6 +36,7 @@ class ContextRows:
         attention_mask: `(rows, length)`, True at tokens.
         scored: `(rows, length)`, True at the tokens of the segment itself. Each context token is scored once.
         sample_index: `(rows,)`, the context that a row belongs to.
+        segment_index: `(rows,)`, which of its segments a row is.
         segment_lengths: `(batch, segments)` tokens in each segment, 0 where a context has fewer.
     """
 
@@ -31,12 +44,57 @@ class ContextRows:
     attention_mask: Tensor
     scored: Tensor
     sample_index: Tensor
+    segment_index: Tensor
     segment_lengths: Tensor
 
     @property
     def num_tokens(self) -> Tensor:
         """Tokens of each context, `(batch,)`."""
         return self.segment_lengths.sum(1)
+
+    def take(self, rows: Tensor) -> "ContextRows":
+        """Some of the rows, without the padding that only the others need. The contexts stay all there."""
+        length = int(self.attention_mask[rows].sum(1).max())
+        return replace(
+            self,
+            input_ids=self.input_ids[rows, :length],
+            attention_mask=self.attention_mask[rows, :length],
+            scored=self.scored[rows, :length],
+            sample_index=self.sample_index[rows],
+            segment_index=self.segment_index[rows],
+        )
+
+    def turns(self) -> Iterator[tuple[Tensor, "ContextRows"]]:
+        """Segment after segment: which contexts have one, and its rows as contexts of their own."""
+        for turn in range(self.segment_lengths.shape[1]):
+            rows = (self.segment_index == turn).nonzero()[:, 0]
+            contexts = self.sample_index[rows]
+            yield (
+                contexts,
+                replace(
+                    self.take(rows),
+                    sample_index=torch.arange(len(rows), device=rows.device),
+                    segment_index=torch.zeros_like(rows),
+                    segment_lengths=self.segment_lengths[contexts, turn, None],
+                ),
+            )
+
+    def grouped_by_length(self) -> list["ContextRows"]:
+        """The rows in groups to run one after the other: less padding, and a bound on the positions alive."""
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            return [self]  # a sharded base needs the same number of runs in every process
+        lengths = self.attention_mask.sum(1)
+        order = lengths.argsort(descending=True, stable=True)
+        lengths = lengths[order].tolist()
+        firsts = [0]
+        for row, length in enumerate(lengths):
+            longest, so_far = lengths[firsts[-1]], row - firsts[-1]
+            spared = (longest - length) * (len(lengths) - row)
+            if so_far and ((so_far + 1) * longest > _POSITIONS_AT_ONCE or spared > _PADDING_WORTH_A_RUN):
+                firsts.append(row)
+        if len(firsts) == 1:
+            return [self]
+        return [self.take(order[i:j]) for i, j in zip(firsts, [*firsts[1:], len(lengths)], strict=True)]
 
 
 def split_context(
@@ -80,7 +138,23 @@ def split_context(
         attention_mask=row_mask,
         scored=row_mask & (position >= start[:, None]),
         sample_index=sample_index,
+        segment_index=segment_index,
         segment_lengths=lengths,
+    )
+
+
+def whole_rows(before: Tensor, input_ids: Tensor) -> ContextRows:
+    """One row for each context, without padding: `input_ids` `(batch, length)` after the unscored `before`."""
+    batch_size, length = input_ids.shape
+    ids = torch.cat([before, input_ids], dim=1)
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    return ContextRows(
+        input_ids=ids,
+        attention_mask=mask,
+        scored=mask & (torch.arange(ids.shape[1], device=ids.device) >= before.shape[1]),
+        sample_index=torch.arange(batch_size, device=ids.device),
+        segment_index=torch.zeros(batch_size, dtype=torch.long, device=ids.device),
+        segment_lengths=torch.full((batch_size, 1), length, device=ids.device),
     )
 
 
@@ -88,28 +162,84 @@ def split_context(
 class ReconstructionObjective:
     """Per-sample reconstruction loss as a function of the memory.
 
+    Losses are in nats, `(batch,)`: the mean over each sample's tokens, and never over the batch, since a sample's
+    memory must not depend on its neighbours.
+
     Attributes:
         rows: what is reconstructed.
         prefix: memory `(batch, num_memory_tokens, hidden_size)` → `[w_start; P(M); w_end]`.
-        token_logits: prefix of each row → logits `(rows, length, vocab)`, position i predicting the row's token i.
+        token_logits: prefix of each row, and the rows → logits `(rows, length, vocab)`, position i predicting token i.
+        hidden_states: likewise → the hidden states that the head takes, `(rows, length, hidden_size)`.
+        output_head: the head, where it and the hidden states alone make the logits; otherwise `None`.
+        weights: what holds the weights that all these run on.
     """
 
     rows: ContextRows
     prefix: Callable[[Tensor], Tensor]
-    token_logits: Callable[[Tensor], Tensor]
+    token_logits: Callable[[Tensor, ContextRows], Tensor]
+    hidden_states: Callable[[Tensor, ContextRows], Tensor]
+    output_head: OutputHead | None
+    weights: nn.Module
 
     def __call__(self, memory: Tensor) -> Tensor:
-        """Mean negative log-likelihood of each sample's tokens in nats, `(batch,)`.
+        """Losses that can be differentiated any number of times."""
+        return self._means(self.rows, self._plain_token_losses(self._prefixes(memory, self.rows), self.rows))
 
-        A mean for each sample, and never over the batch: a sample's memory must not depend on its neighbours.
+    def first_order(self, memory: Tensor) -> Tensor:
+        """The same losses, differentiable once: no more logits than those of a few positions are ever held."""
+        return torch.stack([self._first_order_part(memory, rows) for rows in self._groups]).sum(0)
+
+    def value_and_gradient(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses, and the gradient of their sum with respect to the memory, of its shape; neither has a graph.
+
+        All weights are frozen meanwhile, so that nothing is kept for the gradient of one, and the graph of each group
+        of rows is gone before the next is run.
         """
-        rows = self.rows
-        prefix = self.prefix(memory).index_select(0, rows.sample_index)
-        logits = self.token_logits(prefix)
-        token_losses = cross_entropy(logits[rows.scored], rows.input_ids[rows.scored])
+        losses, gradient = 0, 0
+        with weights_frozen(self.weights):
+            for rows in self._groups:
+                start = memory.detach().requires_grad_()
+                part = self._first_order_part(start, rows)
+                gradient = gradient + torch.autograd.grad(part.sum(), start)[0]
+                losses = losses + part.detach()
+        return losses, gradient
+
+    @functools.cached_property
+    def _groups(self) -> list[ContextRows]:
+        return self.rows.grouped_by_length()
+
+    def _prefixes(self, memory: Tensor, rows: ContextRows) -> Tensor:
+        return self.prefix(memory).index_select(0, rows.sample_index)
+
+    def _first_order_part(self, memory: Tensor, rows: ContextRows) -> Tensor:
+        """What a group of rows adds to the losses."""
+        prefixes = self._prefixes(memory, rows)
+        if self.output_head is None:
+            return self._means(rows, self._plain_token_losses(prefixes, rows))
+        hidden = self.hidden_states(prefixes, rows)[rows.scored].to(self.output_head.weight.dtype)
+        return self._means(rows, head_cross_entropy(hidden, self.output_head, rows.input_ids[rows.scored]))
+
+    def _plain_token_losses(self, prefixes: Tensor, rows: ContextRows) -> Tensor:
+        return cross_entropy(self.token_logits(prefixes, rows)[rows.scored], rows.input_ids[rows.scored])
+
+    @staticmethod
+    def _means(rows: ContextRows, token_losses: Tensor) -> Tensor:
         token_sample = rows.sample_index[:, None].expand_as(rows.scored)[rows.scored]
-        sums = token_losses.new_zeros(memory.shape[0]).index_add(0, token_sample, token_losses)
+        sums = token_losses.new_zeros(len(rows.segment_lengths)).index_add(0, token_sample, token_losses)
         return sums / rows.num_tokens
+
+
+@contextmanager
+def weights_frozen(module: nn.Module) -> Iterator[None]:
+    """No weight of `module` requires a gradient for a span; those that did require it again afterwards."""
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
