@@ -11,12 +11,15 @@ Tensor = torch.Tensor
 Context = str | Sequence[str] | Sequence[Sequence[str]]
 
 
-def tokenize_contexts(context: Context, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor, Tensor | None]:
+def tokenize_contexts(
+    context: Context, tokenizer: PreTrainedTokenizerBase, segment_length: int | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Texts as `input_ids`, `attention_mask` and, if any context has several segments, `segment_ids`.
 
     Args:
         context: a text, a list of texts (that many contexts) or a list of lists (contexts in segments).
         tokenizer: applied to each segment on its own, without special tokens.
+        segment_length: cut a context of one text every so many tokens where others come in segments.
 
     Raises:
         TypeError: something in there is not a text.
@@ -34,8 +37,11 @@ def tokenize_contexts(context: Context, tokenizer: PreTrainedTokenizerBase) -> t
         tokens = [token for segment in segments for token in segment]
         input_ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
         attention_mask[row, : len(tokens)] = 1
-        lengths = torch.tensor([len(segment) for segment in segments], dtype=torch.long)
-        segment_ids[row, : len(tokens)] = torch.repeat_interleave(lengths)
+        if len(segments) == 1 and segment_length is not None:
+            segment_ids[row] = torch.arange(width) // segment_length
+        else:
+            lengths = torch.tensor([len(segment) for segment in segments], dtype=torch.long)
+            segment_ids[row, : len(tokens)] = torch.repeat_interleave(lengths)
     return input_ids, attention_mask, segment_ids if any(len(item) > 1 for item in segmented) else None
 
 

@@ -257,7 +257,9 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
             if context is not None:
                 if attention_mask is not None or segment_ids is not None:
                     raise ValueError("attention_mask and segment_ids belong to input_ids; a text brings its own.")
-                input_ids, attention_mask, segment_ids = tokenize_contexts(context, self.tokenizer)
+                input_ids, attention_mask, segment_ids = tokenize_contexts(
+                    context, self.tokenizer, self.config.write_segment_length
+                )
             input_ids, attention_mask, segment_ids = checked_context(
                 input_ids, attention_mask, segment_ids, self.device
             )

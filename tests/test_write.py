@@ -121,6 +121,15 @@ def test_a_segment_length_cuts_like_segment_ids():
     assert cut.segment_lengths.tolist() == [[4, 4, 1]] * 2
 
 
+def test_a_whole_context_is_cut_beside_one_in_segments_as_it_is_alone():
+    model = build(write_segment_length=2)
+    model.tokenizer = word_tokenizer()
+    together = model.write([["w3 w4 w5", "w6"], "w7 w8 w9 w20 w21"])
+    assert together.segment_lengths.tolist() == [[3, 1, 0], [2, 2, 1]]
+    alone = model.write("w7 w8 w9 w20 w21")
+    torch.testing.assert_close(together.embeddings[1], alone.embeddings[0], rtol=1e-6, atol=1e-7)
+
+
 @contextlib.contextmanager
 def train_mode(model):
     model.base_model.requires_grad_(True)
