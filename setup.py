@@ -17,7 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["hf_gradmem", "hf_gradmem.*"]),
-    package_data={"hf_gradmem": ["pretrained/*/*"]},
+    package_data={"hf_gradmem": ["model_card_template.md", "pretrained/*/*"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.13",
@@ -35,7 +35,8 @@ setup(
         "rich>=15.0",
     ],
     extras_require={
-        "test": ["pytest>=9.2", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "ruff>=0.17"],
+        "plots": ["matplotlib>=3.11"],
+        "test": ["matplotlib>=3.11", "pytest>=9.2", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "ruff>=0.17"],
         "notebooks": ["jupyterlab", "matplotlib", "nbmake"],
     },
     entry_points={"console_scripts": ["hf-gradmem=hf_gradmem.cli:main"]},

@@ -30,6 +30,11 @@ class BaseAccessMixin:
         return self.base_model.get_input_embeddings().weight.device
 
     @property
+    def vocab_size(self) -> int:
+        """Rows of the base's token embedding."""
+        return self.decoder.vocab_size
+
+    @property
     def generation_config(self) -> GenerationConfig:
         """The base's."""
         return self.base_model.generation_config
@@ -53,9 +58,6 @@ class BaseAccessMixin:
 
     def get_decoder(self) -> nn.Module:
         return self.base_model.get_decoder()
-
-    def set_attn_implementation(self, attn_implementation: str | dict, allow_all_kernels: bool = False) -> None:
-        self.base_model.set_attn_implementation(attn_implementation, allow_all_kernels)
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True

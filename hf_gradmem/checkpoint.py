@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import RevisionNotFoundError
 from peft import PromptTuningConfig, TaskType
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -24,7 +25,8 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 
 from .adapters import lora_modules
 from .configuration_gradmem import GradMemConfig
-from .memory import save_whole
+from .hub import HubError, causes, explain, is_cached, loaded_commit, one_line_errors
+from .memory import save_whole, whole_file
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 PUSH_ARGUMENTS = frozenset({"repo_id", "commit_message", "commit_description", "private", "create_pr", "revision"})
@@ -41,6 +43,20 @@ _ADAPTER_ONLY = (
     "_from_auto",
     "_from_pipeline",
 )
+# What lets `trust_remote_code=True` load a checkpoint where this package is installed but was not imported; where it is
+# not installed, Transformers says so. Nothing else of a repository is ever run.
+REMOTE_CODE_FILE = "modeling_gradmem_hub.py"
+_REMOTE_CODE = '''"""Loads this checkpoint with the installed hf_gradmem package, which holds all of its code."""
+
+from hf_gradmem import GradMemConfig, GradMemForCausalLM
+
+__all__ = ["GradMemConfig", "GradMemForCausalLM"]
+'''
+AUTO_MAP = {
+    "AutoConfig": f"{Path(REMOTE_CODE_FILE).stem}.GradMemConfig",
+    "AutoModel": f"{Path(REMOTE_CODE_FILE).stem}.GradMemForCausalLM",
+    "AutoModelForCausalLM": f"{Path(REMOTE_CODE_FILE).stem}.GradMemForCausalLM",
+}
 # Facts of a base that an adapter or its memories depend on.
 _BASE_FACTS = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
 
@@ -71,7 +87,7 @@ def check_attachable(config: GradMemConfig, base_model: PreTrainedModel, adapter
     """Refuse to attach an adapter to a base that it was not trained for.
 
     Raises:
-        ValueError: the checkpoint brings its own base, or the bases differ in kind or width.
+        ValueError: the checkpoint brings its own base, or the bases differ in kind, width or commit.
     """
     if config.includes_base:
         raise ValueError(
@@ -80,6 +96,14 @@ def check_attachable(config: GradMemConfig, base_model: PreTrainedModel, adapter
     for fact, trained, given in _differences(config, base_model):
         raise ValueError(
             f"{adapter} belongs to {config.base_model_name_or_path} with {fact} {trained}, but base_model has {given}."
+        )
+    name, commit = config.base_model_name_or_path, config.base_model_revision
+    given = loaded_commit(base_name(base_model)) if base_name(base_model) == name else None
+    # A base that was loaded at the recorded commit is in the cache at that commit.
+    if commit is not None and given not in (None, commit) and not is_cached(name, commit, CONFIG_NAME):
+        raise ValueError(
+            f"{adapter} was made with {name} at commit {commit}, but base_model was loaded at {given}: the base has "
+            f"moved on. Load it with revision={commit!r}."
         )
 
 
@@ -110,7 +134,7 @@ def load_tokenizer(name_or_path: str | os.PathLike, hub_arguments: dict[str, Any
         _raise_exceptions_for_connection_errors=False,
         **hub_arguments,
     )
-    return None if path is None else AutoTokenizer.from_pretrained(os.path.dirname(path))
+    return None if path is None else AutoTokenizer.from_pretrained(name_or_path, **hub_arguments)
 
 
 def load_config(
@@ -122,7 +146,8 @@ def load_config(
         OSError: there is none.
         ValueError: it is the configuration of another kind of model, or an option is wrong.
     """
-    values, _ = GradMemConfig.get_config_dict(name_or_path, **hub_arguments)
+    with one_line_errors(name_or_path, hub_arguments.get("revision")):
+        values, _ = GradMemConfig.get_config_dict(name_or_path, **hub_arguments)
     if not values:  # what Transformers makes of a directory without the file
         raise OSError(f"{name_or_path} holds no model: {CONFIG_NAME} is missing.")
     if values.get("model_type") != GradMemConfig.model_type:
@@ -158,21 +183,26 @@ def load_base(config: GradMemConfig, arguments: dict[str, Any]) -> tuple[PreTrai
         The base, and what `from_pretrained` says of its loading.
 
     Raises:
-        OSError: it is not where the adapter says.
+        OSError: it is not where the adapter says, or no longer at the commit that the adapter was made with.
         ValueError: it is not the model that the adapter was made with.
     """
-    name = config.base_model_name_or_path
+    name, commit = config.base_model_name_or_path, config.base_model_revision
     arguments = {name: value for name, value in arguments.items() if name not in _ADAPTER_ONLY}
     if config._attn_implementation is not None:
         arguments.setdefault("attn_implementation", config._attn_implementation)
-    if config.base_model_revision is not None:
-        arguments["revision"] = config.base_model_revision
+    if commit is not None:
+        arguments["revision"] = commit
     try:
         base_model, info = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **arguments)
     except OSError as error:
-        raise OSError(
-            f"The base of this adapter, {name}, could not be loaded: {error} If it lies elsewhere, load it from there "
-            "and attach the adapter with get_gradmem_model(base_model, adapter)."
+        if commit is not None and any(isinstance(cause, RevisionNotFoundError) for cause in causes(error)):
+            raise HubError(
+                f"The base of this adapter, {name}, has moved on: commit {commit}, which the adapter was made with, is "
+                "no longer there. base_model_revision='main' takes the base as it is now; the adapter may not fit it."
+            ) from error
+        raise HubError(
+            f"The base of this adapter, {name}, could not be loaded: {explain(error, name, commit) or error} If it "
+            "lies elsewhere, load it from there and attach the adapter with get_gradmem_model(base_model, adapter)."
         ) from error
     for fact, recorded, found in _differences(config, base_model):
         raise ValueError(f"{name} has {fact} {found}, but this adapter was made for a base with {recorded}.")
@@ -216,13 +246,35 @@ def load_full(
     return model, info
 
 
-def load_adapter(model: nn.Module, name_or_path: str | os.PathLike, hub_arguments: dict[str, Any]) -> None:
-    """Fill the parameters beside the base from an adapter's `model.safetensors`.
+def adapter_file(name_or_path: str | os.PathLike, hub_arguments: dict[str, Any]) -> str:
+    """The path of an adapter's `model.safetensors`, downloaded if need be: before its base, which may be large.
 
     Raises:
-        ValueError: the file is missing, truncated, or holds other parameters than this adapter's configuration asks.
+        OSError: there is none.
     """
-    path = cached_file(os.fspath(name_or_path), SAFE_WEIGHTS_NAME, **hub_arguments)
+    with one_line_errors(name_or_path, hub_arguments.get("revision")):
+        path = cached_file(
+            os.fspath(name_or_path), SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **hub_arguments
+        )
+    if path is None:
+        raise OSError(
+            f"{name_or_path} has a {CONFIG_NAME} but no {SAFE_WEIGHTS_NAME}: it was saved or uploaded by half. Save or "
+            "push it again."
+        )
+    return path
+
+
+def load_adapter(model: nn.Module, path: str, name_or_path: str | os.PathLike) -> None:
+    """Fill the parameters beside the base from an adapter's `model.safetensors`.
+
+    Args:
+        model: whose parameters to fill.
+        path: of [`adapter_file`].
+        name_or_path: the adapter, for messages.
+
+    Raises:
+        ValueError: the file is truncated, or holds other parameters than this adapter's configuration asks.
+    """
     try:
         tensors = load_file(path)
     except SafetensorError as error:
@@ -242,6 +294,12 @@ def load_adapter(model: nn.Module, name_or_path: str | os.PathLike, hub_argument
 def _few(names: Iterable[str]) -> str:
     names = sorted(names)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
+
+
+def save_remote_code(directory: str | os.PathLike) -> None:
+    """Write the few lines that `auto_map` of the configuration points to."""
+    with whole_file(Path(directory) / REMOTE_CODE_FILE) as unfinished:
+        unfinished.write_text(_REMOTE_CODE, encoding="utf-8")
 
 
 def drop_generation_config(directory: str | os.PathLike) -> None:

@@ -6,14 +6,19 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import constants, get_session
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from .configuration_gradmem import GradMemConfig
+from .hub import HubError, one_line_errors
 from .memory import MEMORY_FILE, GradMemMemory
 from .modeling_gradmem import GradMemForCausalLM, get_gradmem_model
+
+if TYPE_CHECKING:
+    from .memory_store import MemoryStore
 
 # What writes a short text verbatim into a base that was never trained for it. The paper's two steps of SGD at 0.4 are
 # for a trained adapter.
@@ -86,6 +91,31 @@ def load_memory(name: str) -> GradMemMemory:
         return GradMemMemory.from_pretrained(_expanded(name))
 
 
+def check_hub() -> None:
+    """Refuse at once what needs the Hub while it is out of reach.
+
+    Raises:
+        HubError: it is.
+    """
+    if not hub_is_reachable():
+        state = "is switched off by HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "cannot be reached"
+        raise HubError(f"The Hub ({constants.ENDPOINT}) {state}.")
+
+
+def load_store(name: str) -> "MemoryStore":
+    """Open many memories: a directory that `write-dataset` wrote, or a data set on the Hub.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is not finished, or holds something else.
+    """
+    from .memory_store import FACTS_FILE, MemoryStore
+
+    _check_name(name, FACTS_FILE, "memories by id")
+    with _hub_span(name):
+        return MemoryStore.from_pretrained(_expanded(name))
+
+
 def hub_is_reachable() -> bool:
     """Whether the Hub answers within a few seconds; it is not asked where offline mode is set."""
     return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
@@ -115,9 +145,14 @@ def _hub_span(name: str | None) -> Iterator[None]:
 
     Raises:
         FileNotFoundError: it is not in the cache either.
+        HubError: the Hub refused.
     """
-    if name is None or os.path.exists(_expanded(name)) or hub_is_reachable():
+    if name is None or os.path.exists(_expanded(name)):
         yield
+        return
+    if hub_is_reachable():
+        with one_line_errors(name):
+            yield
         return
     before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
     try:

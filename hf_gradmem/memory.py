@@ -3,18 +3,20 @@
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields, replace
 from numbers import Integral
 from pathlib import Path
-from typing import Any
 
 import torch
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import CommitInfo, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.nn import functional
+
+from .hub import CARD_FILE, one_line_errors, prepare_repository, push_files, remote_card
 
 MEMORY_FILE = "memory.safetensors"
 _FORMAT = "gradmem-memory"
@@ -127,8 +129,13 @@ class GradMemMemory:
     ) -> "GradMemMemory":
         """Load a memory from a directory, its file, or a Hub repository.
 
+        Args:
+            name_or_path: the directory, file or repository.
+            revision, token, cache_dir, local_files_only: of a Hub repository, as in `huggingface_hub.hf_hub_download`.
+
         Raises:
-            OSError: there is no such directory or repository, or it holds no memory.
+            OSError: there is no such directory or repository, it holds no memory, or the Hub refused or is out of
+                reach; one line says which.
             ValueError: the file is truncated or is not a memory.
         """
         path = Path(name_or_path)
@@ -138,16 +145,17 @@ class GradMemMemory:
                 raise FileNotFoundError(f"{path.parent} holds no memory: {MEMORY_FILE} is missing.")
         elif not path.is_file():
             try:
-                path = Path(
-                    hf_hub_download(
-                        str(name_or_path),
-                        MEMORY_FILE,
-                        revision=revision,
-                        token=token,
-                        cache_dir=cache_dir,
-                        local_files_only=local_files_only,
+                with one_line_errors(name_or_path, revision):
+                    path = Path(
+                        hf_hub_download(
+                            str(name_or_path),
+                            MEMORY_FILE,
+                            revision=revision,
+                            token=token,
+                            cache_dir=cache_dir,
+                            local_files_only=local_files_only,
+                        )
                     )
-                )
             except HFValidationError as error:
                 raise FileNotFoundError(
                     f"There is no directory or file {str(name_or_path)!r}, nor can it be a Hub repository: {error}"
@@ -186,36 +194,49 @@ class GradMemMemory:
         commit_message: str = "Upload GradMem memory",
         revision: str | None = None,
         create_pr: bool = False,
-    ) -> Any:
-        """Upload the memory to a Hub model repository, made if it is missing; returns the `CommitInfo`."""
-        api = HfApi(token=token)
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-        if revision is not None and not revision.startswith("refs/pr/"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+    ) -> CommitInfo:
+        """Upload the memory, and a card if the repository has none, in one commit.
+
+        Args:
+            repo_id: a Hub model repository, made if it is missing; in the user's namespace if it names none.
+            private: whether a repository that is made is private.
+            token, commit_message, revision, create_pr: as in `huggingface_hub.HfApi.create_commit`; a branch that is
+                missing is made.
+
+        Raises:
+            OSError: the Hub refused or is out of reach; one line says which.
+        """
+        from .model_card import is_memory_card, memory_card  # which needs this module
+
+        repo_id = prepare_repository(repo_id, revision=revision, private=private, token=token)
         with tempfile.TemporaryDirectory() as directory:
             self.save_pretrained(directory)
-            return api.upload_folder(
-                repo_id=repo_id,
-                folder_path=directory,
-                commit_message=commit_message,
-                revision=revision,
-                create_pr=create_pr,
+            files: dict[str, Path | bytes] = {MEMORY_FILE: Path(directory) / MEMORY_FILE}
+            card = remote_card(repo_id, revision=revision, token=token)
+            if card is None or is_memory_card(card):
+                files[CARD_FILE] = str(memory_card(self, repo_id)).encode()
+            return push_files(
+                files, repo_id, token=token, commit_message=commit_message, revision=revision, create_pr=create_pr
             )
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name to write a file under, and its directory; `path` itself appears when the file is whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def save_whole(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
     """Write a safetensors file, and its directory, so that it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            unfinished,
-            metadata=metadata,
-        )
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole_file(path) as unfinished:
+        save_file(on_cpu, unfinished, metadata=metadata)
 
 
 def _cat_ragged(tensors: list[Tensor], fill: float) -> Tensor:

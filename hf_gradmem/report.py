@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from .memory import GradMemMemory
+from .model_card import cache_bytes
 from .modeling_gradmem import GradMemForCausalLM
 
 
@@ -65,9 +66,7 @@ def kv_cache_bytes(model: GradMemForCausalLM, num_tokens: int) -> int | None:
         return None
     tokens = torch.zeros((1, num_tokens), dtype=torch.long, device=model.device)
     output = model.get_decoder()(input_ids=tokens, use_cache=True)
-    layers = getattr(getattr(output, "past_key_values", None), "layers", [])
-    held = [value for layer in layers for value in vars(layer).values() if isinstance(value, torch.Tensor)]
-    return sum(map(tensor_bytes, held)) or None
+    return cache_bytes(getattr(output, "past_key_values", None)) or None
 
 
 def tensor_bytes(tensor: torch.Tensor) -> int:

@@ -4,25 +4,41 @@ import copy
 import functools
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any, Self
 
-import torch
+from huggingface_hub import CommitInfo, ModelCard
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import resolve_revision
 
 from . import checkpoint
+from . import model_card as cards
 from .adapters import lora_parameters
 from .configuration_gradmem import GradMemConfig
+from .exports import stock_prefix
+from .hub import CARD_FILE, folder_files, prepare_repository, push_files, remote_card
 from .memory import GradMemMemory
 
 
 class SavingMixin:
-    """The part of [`GradMemForCausalLM`] that is saved and loaded."""
+    """The part of [`GradMemForCausalLM`] that is saved and loaded.
+
+    Attributes:
+        card_facts: what the model card says of training and results; a training callback sets it.
+    """
+
+    card_facts: cards.CardFacts | None = None
+    _hub_arguments: dict[str, Any] = {}  # with which the adapter was loaded, for what is fetched later
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Nothing: checkpoints point to the installed package (`auto_map`), and no code is copied into them."""
 
     @classmethod
     def from_pretrained(
         cls,
-        pretrained_model_name_or_path: str | os.PathLike,
+        pretrained_model_name_or_path: str | os.PathLike | None,
         *model_args: Any,
         config: GradMemConfig | None = None,
         **kwargs: Any,
@@ -30,7 +46,8 @@ class SavingMixin:
         """Load an adapter and the base it names, or a checkpoint that includes its base.
 
         Args:
-            pretrained_model_name_or_path: directory or Hub repository of the adapter.
+            pretrained_model_name_or_path: directory or Hub repository of the adapter; `None` for weights given as
+                `state_dict`, with their `config`.
             config: in place of the checkpoint's.
             kwargs: those of `PreTrainedModel.from_pretrained`. `revision` and `subfolder` are the adapter's; `dtype`,
                 `device_map`, `attn_implementation`, `quantization_config` and the like reach the base.
@@ -40,8 +57,14 @@ class SavingMixin:
             ValueError: the directory holds another kind of model, or weights that are truncated or do not fit the
                 configuration or the base.
         """
+        if pretrained_model_name_or_path is None:
+            return super().from_pretrained(None, *model_args, config=config, **kwargs)
         name_or_path = os.fspath(pretrained_model_name_or_path)
         hub = {name: kwargs[name] for name in checkpoint.HUB_ARGUMENTS if kwargs.get(name) is not None}
+        # Resolved once, so that all files come from one commit.
+        place = {name: hub[name] for name in ("token", "local_files_only", "cache_dir") if name in hub}
+        if (revision := resolve_revision(name_or_path, hub.get("revision"), **place)) is not None:
+            hub["revision"] = kwargs["revision"] = revision
         if not isinstance(config, GradMemConfig):
             options = {name: kwargs.pop(name) for name in checkpoint.CONFIG_OPTIONS & kwargs.keys()}
             config = checkpoint.load_config(name_or_path if config is None else config, hub, options)
@@ -50,18 +73,23 @@ class SavingMixin:
             model, info = checkpoint.load_full(load, name_or_path, kwargs)
         else:
             config = copy.deepcopy(config)
+            weights = checkpoint.adapter_file(name_or_path, hub)
             base_model, info = checkpoint.load_base(config, kwargs)
             config.text_config, config.name_or_path = base_model.config, name_or_path
             model = cls(config, base_model)
-            checkpoint.load_adapter(model, name_or_path, hub)
+            checkpoint.load_adapter(model, weights, name_or_path)
         model.tokenizer = checkpoint.load_tokenizer(name_or_path, hub)
+        model._hub_arguments = place
         return (model, info) if kwargs.get("output_loading_info") else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Save the adapter: configuration, the parameters beside the base, and the tokenizer if there is one.
+        """Save the adapter: configuration, the parameters beside the base, a model card, and the tokenizer if any.
 
         The base is named, not copied, unless it has no name, its vocabulary was resized, or some weight of it requires
         a gradient now or did at an earlier save: then the directory is a full checkpoint.
+
+        A README.md of your own is left as it is. `auto_map` and a file of a few lines let `trust_remote_code=True` load
+        the checkpoint where this package is installed but was not imported.
 
         Args:
             save_directory: where to.
@@ -71,6 +99,7 @@ class SavingMixin:
         """
         self.config.includes_base = self._saves_base()
         self.config.text_config.architectures = [type(self.base_model).__name__]
+        self.config.auto_map = dict(checkpoint.AUTO_MAP)
         hub = {name: kwargs.pop(name) for name in checkpoint.PUSH_ARGUMENTS & kwargs.keys()}
         writes = kwargs.get("is_main_process", True)
         if not self.config.includes_base:
@@ -81,9 +110,63 @@ class SavingMixin:
         super().save_pretrained(save_directory, **kwargs)
         if not self.config.includes_base and writes:
             checkpoint.drop_generation_config(save_directory)
+        if writes:
+            checkpoint.save_remote_code(save_directory)
+            cards.write_card(self.model_card(cards.local_id(save_directory)), save_directory)
         if push_to_hub and writes:
             repo_id = hub.pop("repo_id", None) or Path(save_directory).name
             self.push_to_hub(repo_id, token=kwargs.get("token"), **hub)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+        tags: list[str] | None = None,
+    ) -> CommitInfo:
+        """Upload what `save_pretrained` writes, in one commit. A card that somebody wrote for the repository stays.
+
+        Args:
+            repo_id: a Hub model repository, made if it is missing; in the user's namespace if it names none.
+            commit_message: `"Upload GradMem adapter"` by default.
+            private: whether a repository that is made is private.
+            revision: branch to push to, made if it is missing.
+            tags: for the card, beside its own.
+            commit_description, token, create_pr, max_shard_size: as in `PreTrainedModel.push_to_hub`.
+
+        Raises:
+            OSError: the Hub refused or is out of reach; one line says which.
+        """
+        repo_id = prepare_repository(repo_id, revision=revision, private=private, token=token)
+        with tempfile.TemporaryDirectory() as directory:
+            self.save_pretrained(directory, max_shard_size=max_shard_size)
+            files: dict[str, Path | bytes] = dict(folder_files(Path(directory)))
+            files[CARD_FILE] = str(self.model_card(repo_id, tags=tags)).encode()
+            there = remote_card(repo_id, revision=revision, token=token)
+            if there is not None and not cards.is_own_card(there):
+                del files[CARD_FILE]
+            return push_files(
+                files,
+                repo_id,
+                commit_message=commit_message or "Upload GradMem adapter",
+                commit_description=commit_description,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+            )
+
+    def model_card(self, repo_id: str, *, tags: list[str] | None = None) -> ModelCard:
+        """The card that a push to `repo_id` writes: what the memory costs, how it was trained, results, use, limits.
+
+        What it says of training and results is `card_facts`, which a training callback fills.
+        """
+        return cards.model_card(self.config, repo_id, self.card_facts, tags=tags or ())
 
     def _saves_base(self) -> bool:
         base = checkpoint.base_keys(self)
@@ -112,23 +195,7 @@ class SavingMixin:
             ValueError: several memories were given, or READ uses weights that the named base does not have, or the base
                 cannot be run on embeddings, which is all that PEFT gives it.
         """
-        self._check_memory(memory)
-        if len(memory) != 1:
-            raise ValueError(f"A prompt-tuning adapter holds one memory, got {len(memory)}. Index the one to export.")
-        if self.config.read_lora is not None or self.config.includes_base:
-            reason = "a LoRA in READ" if self.config.read_lora is not None else "a base that is saved with the adapter"
-            raise ValueError(
-                f"This model reads with {reason}, which the base that PEFT would load "
-                f"({self.config.base_model_name_or_path}) does not have. Such a memory cannot be exported."
-            )
-        if not self.decoder.embeddings_suffice:
-            raise ValueError(
-                f"{type(self.base_model).__name__} does not make the same of embedded tokens as of token ids, and PEFT "
-                "would give it embeddings. Such a memory cannot be exported."
-            )
-        with torch.no_grad():
-            prompt = self._prefix(memory.to(self.device).embeddings, self.read_start, self.read_end)[0]
-        checkpoint.save_prompt_tuning(prompt, self.base_model, self.config, save_directory)
+        checkpoint.save_prompt_tuning(stock_prefix(self, memory)[0], self.base_model, self.config, save_directory)
 
     def fingerprint(self) -> str:
         """Base, revision, width and a hash of the weights that READ uses beside the base.
@@ -165,7 +232,8 @@ class SavingMixin:
                     "This model has no tokenizer: its base has no name to load one from. Pass tokenizer= to "
                     "get_gradmem_model, or give input_ids in place of text."
                 )
-            self._tokenizer = AutoTokenizer.from_pretrained(name, revision=self.config.base_model_revision)
+            revision = self.config.base_model_revision
+            self._tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, **self._hub_arguments)
         return self._tokenizer
 
     @tokenizer.setter

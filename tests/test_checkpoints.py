@@ -28,6 +28,9 @@ from .tiny_models import VOCAB_SIZE, tiny_causal_lm, tiny_tokens
 CONTEXT, QUERY = tiny_tokens(2, 9, seed=1), tiny_tokens(2, 5, seed=2)
 
 
+ADAPTER_FILES = {"config.json", "model.safetensors", "README.md", "modeling_gradmem_hub.py"}
+
+
 def results(model: GradMemForCausalLM) -> tuple[torch.Tensor, torch.Tensor]:
     memory = model.write(input_ids=CONTEXT)
     with torch.no_grad():
@@ -107,7 +110,7 @@ def test_adapter_loaded_again_writes_and_reads_the_same(base, tmp_path, auto_cla
 def test_adapter_directory_holds_what_is_beside_the_base_and_nothing_else(base, tmp_path):
     model = with_memory(base, **EVERY_OPTION)
     model.save_pretrained(tmp_path / "adapter")
-    assert all_paths(tmp_path / "adapter") == {"config.json", "model.safetensors"}
+    assert all_paths(tmp_path / "adapter") == ADAPTER_FILES
     saved = load_file(tmp_path / "adapter" / "model.safetensors")
     assert_equal_states(saved, beside_base(model))
     config = json.loads((tmp_path / "adapter" / "config.json").read_text())
@@ -119,7 +122,7 @@ def test_tokenizer_is_saved_with_the_adapter(base, tmp_path):
     model = get_gradmem_model(base, GradMemConfig(**PLAIN), tokenizer=small_tokenizer())
     model.save_pretrained(tmp_path / "adapter")
     files = all_paths(tmp_path / "adapter")
-    assert files == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    assert files == ADAPTER_FILES | {"tokenizer.json", "tokenizer_config.json"}
     loaded = AutoModel.from_pretrained(tmp_path / "adapter")
     assert torch.equal(model.write("abc").embeddings, loaded.write("abc").embeddings)
 
@@ -146,7 +149,7 @@ def test_tokenizer_is_the_one_given_then_the_adapters_then_the_bases(base, tmp_p
 def test_shard_size_and_variant_do_not_move_an_adapter_out_of_its_one_file(base, tmp_path):
     model = with_memory(base, **EVERY_OPTION)
     model.save_pretrained(tmp_path / "adapter", max_shard_size=1000, variant="fp16")
-    assert all_paths(tmp_path / "adapter") == {"config.json", "model.safetensors"}
+    assert all_paths(tmp_path / "adapter") == ADAPTER_FILES
     assert_same_results(model, AutoModel.from_pretrained(tmp_path / "adapter"))
 
 

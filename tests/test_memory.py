@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -125,41 +124,6 @@ def test_missing_memory_is_named(tmp_path):
     missing = tmp_path / "no" / "such"
     with pytest.raises(FileNotFoundError, match=f"no directory or file '{missing}'"):
         GradMemMemory.from_pretrained(missing)
-
-
-def test_push_creates_the_repository_and_uploads_the_one_file(monkeypatch):
-    calls = []
-
-    class Api:
-        def __init__(self, token):
-            calls.append(("token", token))
-
-        def create_repo(self, repo_id, **arguments):
-            calls.append(("create_repo", repo_id, arguments))
-            return SimpleNamespace(repo_id=f"me/{repo_id}")
-
-        def create_branch(self, repo_id, **arguments):
-            calls.append(("create_branch", repo_id, arguments))
-
-        def upload_folder(self, *, folder_path, **arguments):
-            calls.append(("upload_folder", arguments, GradMemMemory.from_pretrained(folder_path)))
-            return "commit"
-
-    monkeypatch.setattr(hf_gradmem.memory, "HfApi", Api)
-    memory = memory_of()
-    arguments = {"private": True, "token": "secret", "commit_message": "two facts", "revision": "dev"}
-    assert memory.push_to_hub("facts", **arguments, create_pr=True) == "commit"
-    token, created, branch, uploaded = calls
-    assert token == ("token", "secret")
-    assert created == ("create_repo", "facts", {"private": True, "exist_ok": True})
-    assert branch == ("create_branch", "me/facts", {"branch": "dev", "exist_ok": True})
-    assert uploaded[1] == {
-        "repo_id": "me/facts",
-        "commit_message": "two facts",
-        "revision": "dev",
-        "create_pr": True,
-    }
-    assert_same(uploaded[2], memory)
 
 
 # ------------------------------------------------------------------------------------------------ parts and sums

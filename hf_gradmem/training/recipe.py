@@ -156,6 +156,11 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
         raise ValueError(
             f"max_steps in {source} is set by its stages: it is {training['max_steps']}, not {values['max_steps']}."
         )
+    if values.get("hub_token") is not None:
+        raise ValueError(
+            f"{source} holds a hub_token, and what a run is made of is pushed with it. Set HF_TOKEN, or log in with "
+            "`hf auth login`."
+        )
     parser = HfArgumentParser((RecipeArguments, TrainingArguments))
     try:
         arguments, training_arguments = parser.parse_dict(training | values)

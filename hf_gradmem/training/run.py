@@ -22,14 +22,17 @@ from transformers import (
 from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..model_card import RECIPE_FILE, RESULTS_FILE
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
 from ..tasks import FEATURES, get_task, load_task
 from .callbacks import log_writes
+from .card import fill_model_card
 from .collator import DataCollatorForGradMem
 from .metrics import TeacherForcedExactMatch, most_likely_tokens
 from .recipe import Recipe, RecipeArguments, Stage
 
-RECIPE_FILE, RESULTS_FILE = "recipe.yaml", "results.json"
+# What a recipe says of where it runs and where it goes, and not of the training.
+_OF_THIS_MACHINE = ("output_dir", "push_to_hub", "hub_model_id")
 
 
 def run_training(recipe: Recipe) -> dict[str, Any]:
@@ -55,6 +58,10 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
         results["metrics"] = trainer.evaluate()
     if trainer.is_world_process_zero():
         (output / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    if recipe.training.push_to_hub:
+        trainer.push_to_hub()
+    else:
+        trainer.create_model_card()
     return results
 
 
@@ -85,6 +92,8 @@ def build_trainer(recipe: Recipe) -> Trainer:
         optimizers=(build_optimizer(model, training, arguments.step_size_learning_rate), None),
     )
     log_writes(trainer)
+    published = {key: value for key, value in recipe.values.items() if key not in _OF_THIS_MACHINE}
+    fill_model_card(trainer, arguments.task, yaml.safe_dump(published, sort_keys=False).strip())
     return trainer
 
 

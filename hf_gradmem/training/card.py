@@ -1,0 +1,146 @@
+"""The model card of a training run: filled while it runs, written whenever Trainer would write its own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..checkpoint import save_remote_code
+from ..model_card import CardFacts, local_id, trainer_results, write_card
+from ..modeling_gradmem import GradMemForCausalLM
+
+
+class ModelCardCallback(TrainerCallback):
+    """Keeps `card_facts` of the model true while it trains: how it is trained, and what the last evaluation measured.
+
+    Every save then writes them into the card. See [`fill_model_card`].
+
+    Args:
+        set_names: names of the evaluation sets, where there are several.
+        task: name of the task or data set.
+        recipe: the recipe as YAML.
+        example: a context and a query, for the card's code.
+    """
+
+    def __init__(
+        self,
+        set_names: Sequence[str] = (),
+        task: str | None = None,
+        recipe: str | None = None,
+        example: tuple[str | list[str], str] | None = None,
+    ) -> None:
+        self.set_names, self.task, self.recipe, self.example = set_names, task, recipe, example
+        self._metrics: dict[str, Any] = {}
+        self._model: GradMemForCausalLM | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+    ) -> None:
+        self._model = next(module for module in model.modules() if isinstance(module, GradMemForCausalLM))
+        self._fill(args, state)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._model.card_facts.training["outer steps"] = state.global_step
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module,
+        metrics: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if self._model is None:  # evaluated without having trained
+            self.on_train_begin(args, state, control, model)
+        self._metrics |= metrics or {}
+        self._model.card_facts.results = trainer_results(self._metrics, self.set_names, self.task)
+
+    def on_push_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A push from within training takes the model's files from a checkpoint, and these from `output_dir`."""
+        if self._model is not None and state.is_world_process_zero:
+            save_remote_code(args.output_dir)
+            write_card(self._model.model_card(local_id(args.output_dir)), args.output_dir)
+
+    def _fill(self, args: TrainingArguments, state: TrainerState) -> None:
+        trained = sum(parameter.numel() for parameter in self._model.parameters() if parameter.requires_grad)
+        precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(self._model.dtype).split(".")[-1]
+        schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
+        contexts = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        facts = {
+            "task": self.task,
+            "outer steps": state.global_step,
+            "contexts in each step": contexts,
+            "trained parameters": f"{trained:,} of {self._model.num_parameters():,}",
+            "optimizer": str(getattr(args.optim, "value", args.optim)),
+            "learning rate": f"{args.learning_rate:g} ({schedule})",
+            "precision": precision,
+            "seed": args.seed,
+            "hardware": hardware(args.world_size),
+        }
+        self._model.card_facts = CardFacts(
+            training={name: value for name, value in facts.items() if value is not None},
+            recipe=self.recipe,
+            example=self.example,
+        )
+
+
+def fill_model_card(trainer: Trainer, task: str | None = None, recipe: str | None = None) -> ModelCardCallback:
+    """Give a trainer the callback that fills the card, and have it write this card where it would write its own.
+
+    `Trainer` has no other way to be told: it writes its draft over the README.md that the model was saved with.
+
+    Args:
+        trainer: of a [`GradMemForCausalLM`].
+        task: name of the task or data set.
+        recipe: the recipe as YAML.
+
+    Returns:
+        The callback, which the trainer has.
+    """
+    sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {}
+    callback = ModelCardCallback(list(sets), task, recipe, _example([*sets.values(), trainer.eval_dataset]))
+    trainer.add_callback(callback)
+
+    def create_model_card(
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        dataset_tags: str | list[str] | None = None,
+        **known: Any,  # Trainer's other arguments say what the configuration says: the base and the task
+    ) -> None:
+        if not trainer.is_world_process_zero():
+            return
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        model.card_facts = model.card_facts or CardFacts()
+        given = {"language": language, "license": license, "model_name": model_name, "datasets": dataset_tags}
+        model.card_facts.metadata |= {name: value for name, value in given.items() if value is not None}
+        repo_id = getattr(trainer, "hub_model_id", None) or local_id(trainer.args.output_dir)
+        card = model.model_card(repo_id, tags=[tags] if isinstance(tags, str) else tags)
+        write_card(card, trainer.args.output_dir)
+
+    trainer.create_model_card = create_model_card
+    return callback
+
+
+def hardware(num_processes: int) -> str:
+    """What a run of so many processes computes on here."""
+    if torch.cuda.is_available():
+        return f"{num_processes} × {torch.cuda.get_device_name()}"
+    threads = torch.get_num_threads()
+    return f"{num_processes} × CPU, {threads} thread{'s' * (threads != 1)} each"
+
+
+def _example(sets: Sequence[Any]) -> tuple[list[str], str] | None:
+    """A context in segments and its query, if the rows are those of a task."""
+    for rows in sets:
+        if {"context", "queries"} <= set(getattr(rows, "column_names", None) or ()) and len(rows):
+            row = rows[0]
+            if row["queries"] and row["queries"][0]:
+                return row["context"][:8], row["queries"][0]
+    return None

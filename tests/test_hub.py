@@ -1,0 +1,431 @@
+"""The Hub, both ways: the real client over HTTP, against a small server on the loopback interface."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import AutoModel, AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from hf_gradmem import GradMemConfig, GradMemForCausalLM, GradMemMemory, get_gradmem_model
+from hf_gradmem.cli import app
+from hf_gradmem.hub import HubError
+
+from .hub_server import READER_TOKEN, environment, log_in, running_hub, use_hub
+from .small_models import EVERY_OPTION, PLAIN, named_base, small_tokenizer, with_memory
+from .tiny_models import tiny_causal_lm, tiny_tokens
+
+CONTEXT, QUERY = tiny_tokens(2, 9, seed=1), tiny_tokens(2, 5, seed=2)
+BASE, ADAPTER, MEMORY = "me/base", "me/adapter", "me/memory"
+ADAPTER_FILES = {"config.json", "model.safetensors", "README.md", "modeling_gradmem_hub.py"}
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(server, monkeypatch, tmp_path):
+    """An empty hub, and a client that is logged in as the owner of `me/...`."""
+    for held in (server.repos, server.objects, server.requests):
+        held.clear()
+    use_hub(monkeypatch, server, tmp_path / "home")
+    return server
+
+
+@pytest.fixture
+def base(hub):
+    """A base on the hub, loaded from there."""
+    push_base(seed=0)
+    return AutoModelForCausalLM.from_pretrained(BASE)
+
+
+def push_base(seed: int) -> str:
+    tiny_causal_lm("llama", torch.float32, seed).push_to_hub(BASE, commit_message=f"seed {seed}")
+    return HfApi().model_info(BASE).sha
+
+
+def pushed_adapter(base, **options) -> GradMemForCausalLM:
+    model = with_memory(base, **options or PLAIN)
+    model.push_to_hub(ADAPTER)
+    return model
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(input_ids=QUERY, memory=model.write(input_ids=CONTEXT)).logits
+
+
+def files(hub, repo_id: str) -> set[str]:
+    return set(hub.repos[repo_id].files)
+
+
+def forget(home: Path, monkeypatch) -> None:
+    """Go on with an empty cache, as on another machine."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home))
+
+
+def cli(*arguments: object):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def mistake(result) -> str:
+    assert result.exit_code == 2, result.output
+    assert len(result.stderr.splitlines()) == 1
+    return result.stderr
+
+
+# ------------------------------------------------------------------------------------------------ adapters
+
+
+@pytest.mark.parametrize("loader", [GradMemForCausalLM, AutoModel, AutoModelForCausalLM])
+def test_pushed_adapter_loaded_elsewhere_writes_and_reads_the_same(hub, base, loader, monkeypatch, tmp_path):
+    model = pushed_adapter(base, **EVERY_OPTION)
+    assert files(hub, ADAPTER) == ADAPTER_FILES
+    assert len(hub.repos[ADAPTER].commits) == 2  # the first is empty: all files come in one commit
+    forget(tmp_path / "elsewhere", monkeypatch)
+    assert torch.equal(logits(loader.from_pretrained(ADAPTER)), logits(model))
+
+
+def test_adapter_attaches_to_a_base_in_memory(hub, base):
+    model = pushed_adapter(base)
+    assert torch.equal(logits(get_gradmem_model(AutoModelForCausalLM.from_pretrained(BASE), ADAPTER)), logits(model))
+
+
+def test_tokenizer_goes_to_the_hub_and_comes_back(hub, base, monkeypatch, tmp_path):
+    get_gradmem_model(base, GradMemConfig(**PLAIN), tokenizer=small_tokenizer(offset=3)).push_to_hub(ADAPTER)
+    forget(tmp_path / "elsewhere", monkeypatch)
+    assert GradMemForCausalLM.from_pretrained(ADAPTER).tokenizer("abc").input_ids == [19, 20, 21]
+
+
+def test_tokenizer_of_the_base_is_fetched_with_the_token_and_cache_of_the_adapter(hub, base, monkeypatch, tmp_path):
+    pushed_adapter(base)
+    small_tokenizer().push_to_hub(BASE)
+    hub.repos[BASE].private = hub.repos[ADAPTER].private = True
+    revision = HfApi().model_info(BASE).sha
+    token = os.environ["HF_TOKEN"]
+    log_in(monkeypatch, None)
+    options = {"token": token, "cache_dir": tmp_path / "other", "base_model_revision": revision}
+    model = GradMemForCausalLM.from_pretrained(ADAPTER, **options)
+    assert model.tokenizer("abc").input_ids == [16, 17, 18]
+    assert not Path(constants.HF_HUB_CACHE, "models--me--adapter", "snapshots").exists()
+
+
+def test_revisions_are_branches_and_commits(hub, base):
+    first = pushed_adapter(base)
+    first_commit = HfApi().model_info(ADAPTER).sha
+    second = with_memory(base, **PLAIN | {"num_memory_tokens": 5})
+    second.push_to_hub(ADAPTER, revision="wider")
+    second.push_to_hub(ADAPTER, commit_message="wider")
+    for revision, tokens in (("wider", 5), (first_commit, 3), (None, 5)):
+        loaded = AutoModelForCausalLM.from_pretrained(ADAPTER, revision=revision)
+        assert loaded.config.num_memory_tokens == tokens
+    assert torch.equal(logits(GradMemForCausalLM.from_pretrained(ADAPTER, revision=first_commit)), logits(first))
+
+
+def test_all_files_of_a_load_come_from_one_commit_and_the_next_load_needs_no_network(hub, base, monkeypatch, tmp_path):
+    pushed_adapter(base)
+    forget(tmp_path / "elsewhere", monkeypatch)
+    AutoModelForCausalLM.from_pretrained(ADAPTER)
+    hub.requests.clear()
+    AutoModelForCausalLM.from_pretrained(ADAPTER, local_files_only=True)
+    assert hub.requests == []
+    with pytest.raises(OSError, match="couldn't find them in the cached files"):
+        AutoModelForCausalLM.from_pretrained(ADAPTER, local_files_only=True, cache_dir=tmp_path / "empty")
+
+
+def test_full_checkpoint_replaces_an_adapter_and_its_shards_each_other(hub, base):
+    pushed_adapter(base)
+    base.requires_grad_(True)
+    whole = with_memory(base, **PLAIN)
+    whole.base_model.requires_grad_(True)
+    whole.push_to_hub(ADAPTER, max_shard_size="20KB")
+    assert "model.safetensors" not in files(hub, ADAPTER)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(ADAPTER)), logits(whole))
+    whole.push_to_hub(ADAPTER)
+    assert {name for name in files(hub, ADAPTER) if "safetensors" in name} == {"model.safetensors"}
+
+
+def test_private_and_branch_and_tags_reach_the_hub(hub, base):
+    with_memory(base, **PLAIN).push_to_hub("adapter", private=True, tags=["ferries"])
+    assert hub.repos[ADAPTER].private
+    assert b"- ferries" in hub.repos[ADAPTER].files["README.md"]
+
+
+# ------------------------------------------------------------------------------------------------ the base's commit
+
+
+def test_adapter_keeps_the_commit_of_its_base_when_the_base_moves_on(hub, base, monkeypatch, tmp_path):
+    model = pushed_adapter(base)
+    assert model.config.base_model_revision == HfApi().model_info(BASE).sha
+    push_base(seed=1)
+    forget(tmp_path / "elsewhere", monkeypatch)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(ADAPTER)), logits(model))
+
+
+def test_base_in_memory_that_moved_on_is_refused_and_the_recorded_commit_is_not(hub, base, monkeypatch, tmp_path):
+    model = pushed_adapter(base)
+    made_with, now = model.config.base_model_revision, push_base(seed=1)
+    forget(tmp_path / "elsewhere", monkeypatch)
+    moved = AutoModelForCausalLM.from_pretrained(BASE)
+    with pytest.raises(ValueError, match=f"commit {made_with}, but base_model was loaded at {now}: the base has moved"):
+        get_gradmem_model(moved, ADAPTER)
+    same = AutoModelForCausalLM.from_pretrained(BASE, revision=made_with)
+    assert torch.equal(logits(get_gradmem_model(same, ADAPTER)), logits(model))
+
+
+def test_commit_of_the_base_that_is_gone_is_named_with_the_way_out(hub, base, monkeypatch, tmp_path):
+    made_with = pushed_adapter(base).config.base_model_revision
+    now = push_base(seed=1)
+    del hub.repos[BASE].commits[made_with]
+    forget(tmp_path / "elsewhere", monkeypatch)
+    with pytest.raises(HubError, match=f"{BASE}, has moved on: commit {made_with}.* base_model_revision='main'"):
+        AutoModelForCausalLM.from_pretrained(ADAPTER)
+    loaded = AutoModelForCausalLM.from_pretrained(ADAPTER, base_model_revision="main")
+    assert torch.equal(loaded.base_model.lm_head.weight, tiny_causal_lm("llama", torch.float32, 1).lm_head.weight)
+    assert now
+
+
+def test_revision_of_the_base_that_was_given_is_recorded_as_its_commit(hub, base):
+    sha = HfApi().model_info(BASE).sha
+    HfApi().create_branch(BASE, branch="v1")
+    push_base(seed=1)
+    old = AutoModelForCausalLM.from_pretrained(BASE, revision="v1")
+    assert get_gradmem_model(old, GradMemConfig(base_model_revision="v1")).config.base_model_revision == sha
+
+
+# ------------------------------------------------------------------------------------------------ memories
+
+
+def test_pushed_memory_is_loaded_bit_for_bit_and_read(hub, base, monkeypatch, tmp_path):
+    model = pushed_adapter(base)
+    memory = model.write(input_ids=CONTEXT)
+    commit = memory.push_to_hub(MEMORY, commit_message="two facts", private=True)
+    assert commit.oid in hub.repos[MEMORY].commits
+    assert files(hub, MEMORY) == {"memory.safetensors", "README.md"}
+    forget(tmp_path / "elsewhere", monkeypatch)
+    loaded = GradMemMemory.from_pretrained(MEMORY, revision=commit.oid)
+    assert torch.equal(loaded.embeddings, memory.embeddings)
+    assert loaded.fingerprint == memory.fingerprint
+    elsewhere = AutoModelForCausalLM.from_pretrained(ADAPTER)
+    assert torch.equal(elsewhere(input_ids=QUERY, memory=loaded).logits, model(input_ids=QUERY, memory=memory).logits)
+
+
+def test_memory_pushed_beside_its_adapter_leaves_the_adapters_card(hub, base):
+    model = pushed_adapter(base)
+    card = hub.repos[ADAPTER].files["README.md"]
+    model.write(input_ids=CONTEXT).push_to_hub(ADAPTER, revision="with-memory")
+    sha = hub.repos[ADAPTER].branches["with-memory"]
+    assert hub.repos[ADAPTER].commits[sha]["README.md"].content == card
+    assert torch.equal(
+        GradMemMemory.from_pretrained(ADAPTER, revision="with-memory").embeddings,
+        model.write(input_ids=CONTEXT).embeddings,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+def test_each_refusal_of_the_hub_is_one_line_of_its_own(hub, base, monkeypatch, tmp_path):
+    model = pushed_adapter(base)
+    model.write(input_ids=CONTEXT).push_to_hub(MEMORY)
+    forget(tmp_path / "elsewhere", monkeypatch)
+    repo = hub.repos[MEMORY]
+
+    def refusal(name=MEMORY, **options):
+        with pytest.raises(HubError) as error:
+            GradMemMemory.from_pretrained(name, **options)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "no repository 'me/nothing' on the Hub" in refusal("me/nothing")
+    assert "me/memory has no revision 'v9'" in refusal(revision="v9")
+    assert "me/adapter is not complete: memory.safetensors is missing" in refusal(ADAPTER)
+    assert "not whole in the local Hub cache" in refusal(local_files_only=True)
+    assert "does not accept the token (Invalid credentials" in refusal(token="hf_wrong")
+    log_in(monkeypatch, None)
+    repo.private = True
+    assert "or it is private and you are not logged in" in refusal()
+    log_in(monkeypatch, READER_TOKEN)
+    assert "or it is private and this token may not see it" in refusal()
+    repo.private, repo.gated = False, True
+    assert f"me/memory is gated: ask for access on {hub.endpoint}/me/memory" in refusal()
+    hub.repos[ADAPTER].gated = True
+    with pytest.raises(HubError, match="gated"):
+        GradMemForCausalLM.from_pretrained(ADAPTER)
+
+
+def test_refusals_of_a_push_leave_nothing_behind(hub, base, monkeypatch):
+    model = pushed_adapter(base)
+    commits = len(hub.repos[ADAPTER].commits)
+    hub.conflict_next_commit = True
+    with pytest.raises(HubError, match="was changed while this was pushed, and nothing was uploaded"):
+        with_memory(base, num_memory_tokens=4).push_to_hub(ADAPTER)
+    log_in(monkeypatch, READER_TOKEN)
+    with pytest.raises(HubError, match="This token may not write to me/adapter"):
+        model.push_to_hub(ADAPTER)
+    with pytest.raises(HubError, match="This token may not write to me/new"):
+        model.push_to_hub("me/new")
+    log_in(monkeypatch, None)
+    with pytest.raises(HubError, match="You are not logged in"):
+        model.push_to_hub("me/new")
+    assert "me/new" not in hub.repos
+    assert len(hub.repos[ADAPTER].commits) == commits
+
+
+def test_half_uploaded_adapter_is_refused_before_its_base_is_fetched(hub, base, monkeypatch, tmp_path):
+    pushed_adapter(base)
+    HfApi().delete_file("model.safetensors", ADAPTER)
+    forget(tmp_path / "elsewhere", monkeypatch)
+    hub.requests.clear()
+    with pytest.raises(OSError, match=r"me/adapter has a config.json but no model.safetensors: .*uploaded by half"):
+        AutoModelForCausalLM.from_pretrained(ADAPTER)
+    assert not any(BASE in request for request in hub.requests)
+
+
+def test_hub_out_of_reach_is_said(hub, base, monkeypatch, tmp_path):
+    model = with_memory(base, **PLAIN)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(HubError, match=r"The Hub \(http://127.0.0.1:9\) cannot be reached"):
+        model.push_to_hub(ADAPTER)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=r"me/memory is not whole in .*switched off by HF_HUB_OFFLINE"):
+        GradMemMemory.from_pretrained(MEMORY)
+
+
+# ------------------------------------------------------------------------------------------------ hf-gradmem push
+
+
+def test_push_command_uploads_an_adapter_directory_and_a_memory(hub, base, tmp_path):
+    model = with_memory(base, **PLAIN)
+    model.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "training_args.bin").write_bytes(b"pickled")
+    model.write(input_ids=CONTEXT).save_pretrained(tmp_path / "memory")
+    result = cli("push", tmp_path / "adapter", ADAPTER, "--private", "--message", "first", "--json")
+    assert result.exit_code == 0, result.output
+    (pushed,) = json.loads(result.stdout)["pushed"]
+    assert pushed["repo_id"] == ADAPTER
+    assert pushed["commit"] == HfApi().model_info(ADAPTER).sha
+    assert hub.repos[ADAPTER].private
+    assert files(hub, ADAPTER) == ADAPTER_FILES
+    assert f'from_pretrained("{ADAPTER}")' in hub.repos[ADAPTER].files["README.md"].decode()
+    result = cli("push", tmp_path / "memory" / "memory.safetensors", MEMORY, "--revision", "may")
+    assert result.stdout.startswith("Pushed: ")
+    assert len(GradMemMemory.from_pretrained(MEMORY, revision="may")) == 2
+    assert torch.equal(logits(AutoModel.from_pretrained(ADAPTER)), logits(model))
+
+
+def test_push_command_takes_every_folder_with_weights(hub, base, tmp_path):
+    cards = tmp_path / "model_cards"
+    with_memory(base, **PLAIN).save_pretrained(cards / "one")
+    own = "---\ntags:\n- mine\n---\n# My own words\n"
+    for name in ("gradmem-kv-tiny", "not-trained-yet"):  # the weights of the first come with the package
+        (cards / name).mkdir()
+        (cards / name / "README.md").write_text(own)
+    result = cli("push", cards, "me", "--json")
+    assert result.exit_code == 0, result.output
+    assert [one["repo_id"] for one in json.loads(result.stdout)["pushed"]] == ["me/gradmem-kv-tiny", "me/one"]
+    assert hub.repos["me/gradmem-kv-tiny"].files["README.md"].decode() == own
+    assert "model.safetensors" in files(hub, "me/gradmem-kv-tiny")
+
+
+def test_mistakes_of_the_push_command_are_one_line(hub, base, monkeypatch, tmp_path):
+    model = with_memory(base, **PLAIN)
+    model.save_pretrained(tmp_path / "adapter")
+    assert "There is no directory or file" in mistake(cli("push", tmp_path / "nothing", ADAPTER))
+    (tmp_path / "empty").mkdir()
+    assert "holds neither an adapter" in mistake(cli("push", tmp_path / "empty", ADAPTER))
+    assert "give the namespace" in mistake(cli("push", tmp_path, ADAPTER))
+    log_in(monkeypatch, None)
+    assert "You are not logged in" in mistake(cli("push", tmp_path / "adapter", ADAPTER))
+    (tmp_path / "adapter" / "model.safetensors").unlink()
+    assert "was not saved whole" in mistake(cli("push", tmp_path / "adapter", ADAPTER))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "switched off by HF_HUB_OFFLINE" in mistake(cli("push", tmp_path / "adapter", ADAPTER))
+    assert ADAPTER not in hub.repos
+
+
+def test_an_adapter_with_a_base_that_nobody_else_has_is_pushed_with_a_warning(hub, tmp_path):
+    with_memory(named_base(tmp_path / "base"), **PLAIN).save_pretrained(tmp_path / "adapter")
+    result = cli("push", tmp_path / "adapter", ADAPTER)
+    assert result.exit_code == 0
+    assert "nobody else will find it" in result.stderr
+
+
+def test_other_commands_name_what_the_hub_refuses(hub, base, monkeypatch, tmp_path):
+    pushed_adapter(base)
+    hub.repos[ADAPTER].gated = True
+    forget(tmp_path / "elsewhere", monkeypatch)
+    log_in(monkeypatch, READER_TOKEN)
+    write = ("write", "abc", "--output", tmp_path / "memory", "--model")
+    assert "me/adapter is gated" in mistake(cli(*write, ADAPTER))
+    assert "no repository 'me/nothing' on the Hub" in mistake(cli(*write, "me/nothing"))
+
+
+# ------------------------------------------------------------------------------------------------ trust_remote_code
+
+
+def python(code: str, hub, home: Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment(hub, home), capture_output=True, text=True, timeout=300
+    )
+
+
+def test_a_process_that_never_imported_the_package_loads_with_trust_remote_code_alone(hub, base, tmp_path):
+    model = pushed_adapter(base)
+    expected = logits(model).sum().item()
+    code = f"""
+import torch, sys
+from transformers import AutoModelForCausalLM
+try:
+    AutoModelForCausalLM.from_pretrained("{ADAPTER}", trust_remote_code=False)
+except ValueError as error:
+    assert "trust_remote_code=True" in str(error), error
+assert "hf_gradmem" not in sys.modules
+model = AutoModelForCausalLM.from_pretrained("{ADAPTER}", trust_remote_code=True)
+context, query = torch.tensor({CONTEXT.tolist()}), torch.tensor({QUERY.tolist()})
+with torch.no_grad():
+    print(model(input_ids=query, memory=model.write(input_ids=context)).logits.sum().item())
+model.save_pretrained("{tmp_path}/again")
+"""
+    result = python(code, hub, tmp_path / "user")
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout) == pytest.approx(expected, rel=1e-5)
+    assert {path.name for path in (tmp_path / "again").iterdir()} == ADAPTER_FILES  # no source file of the package
+
+
+def test_without_the_package_the_loader_says_what_to_install(hub, base, tmp_path):
+    pushed_adapter(base)
+    code = f"""
+import sys
+sys.modules["hf_gradmem"] = None  # as if it were not installed
+from transformers import AutoModelForCausalLM
+AutoModelForCausalLM.from_pretrained("{ADAPTER}", trust_remote_code=True)
+"""
+    result = python(code, hub, tmp_path / "user")
+    assert result.returncode == 1
+    assert "hf_gradmem" in result.stderr.splitlines()[-1]
+
+
+def test_the_package_does_not_run_the_code_of_a_repository(hub, base):
+    pushed_adapter(base)
+    HfApi().upload_file(
+        path_or_fileobj=b"raise SystemExit('ran')", path_in_repo="modeling_gradmem_hub.py", repo_id=ADAPTER
+    )
+    AutoModelForCausalLM.from_pretrained(ADAPTER, trust_remote_code=True)
+
+
+def test_the_server_refuses_what_the_hub_would(hub, base):
+    """What the other tests rest on: a stale parent and an upload of other bytes are refused by the server itself."""
+    with pytest.raises(HfHubHTTPError, match="412"):
+        HfApi().upload_file(
+            path_or_fileobj=b"x", path_in_repo="x", repo_id=BASE, parent_commit=next(iter(hub.repos[BASE].commits))
+        )
