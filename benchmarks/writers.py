@@ -15,9 +15,8 @@ from pathlib import Path
 
 import torch
 
-from hf_gradmem.evaluation import evaluate_rows
+from hf_gradmem.evaluation.results import evaluate_model, evaluation_sets, load_records, load_sets
 from hf_gradmem.loading import load_model
-from hf_gradmem.tasks import load_task
 from hf_gradmem.training.recipe import Recipe, load_recipe
 from hf_gradmem.training.run import run_training
 
@@ -41,26 +40,42 @@ def forward_recipe(name: str, learning_rate: str) -> Recipe:
     return load_recipe(CARDS / name / "recipe.yaml", overrides)
 
 
-def run(name: str, learning_rate: str) -> dict:
-    """Train, and answer the validation and test sets."""
+def run(name: str, learning_rate: str) -> dict[str, list[dict]]:
+    """Train, and answer the validation and test sets: the records of each split."""
     recipe = forward_recipe(name, learning_rate)
-    trained = run_training(recipe)
-    model, arguments = load_model(recipe.training.output_dir), recipe.arguments
-    result = {"recipe": name, "learning_rate": learning_rate, "steps": trained["steps"], "seed": trained["seed"]}
-    for split in ("validation", "test"):
-        result[split] = {
-            set_name: evaluate_rows(
-                model,
-                load_task(arguments.task, **arguments.task_arguments | given | {"split": split}),
-                [model.config.write_steps],
-            )[model.config.write_steps]
-            for set_name, given in arguments.eval_sets.items()
-        }
-    return result
+    run_training(recipe)
+    model, sets, task = load_model(recipe.training.output_dir), evaluation_sets(recipe.arguments), recipe.arguments.task
+    label = f"{name}, forward-only, {learning_rate}"
+    return {split: evaluate_model(label, model, load_sets(task, sets, split), sets) for split in ("validation", "test")}
+
+
+def exact_match(records: list[dict], set_name: str) -> float:
+    """Of the record with as many steps as were trained."""
+    (record,) = (
+        each for each in records if each["set"] == set_name and each["write_steps"] == each["write_steps_trained"]
+    )
+    return record["exact_match"]
+
+
+def table_rows(name: str) -> list[str]:
+    """A row for each evaluation set of a recipe."""
+    paths = {rate: RESULTS / f"{name}-{rate}.json" for rate in LEARNING_RATES}
+    card = CARDS / name / "results.json"
+    if not all(path.is_file() for path in [card, *paths.values()]):
+        return [f"| {name} | not run | | | | | |"]
+    runs = {rate: json.loads(path.read_text(encoding="utf-8")) for rate, path in paths.items()}
+    gradmem = load_records([card])
+    rows = []
+    for set_name in dict.fromkeys(record["set"] for record in gradmem):
+        best = max(runs, key=lambda rate, of=set_name: exact_match(runs[rate]["validation"], of))
+        own, forward = exact_match(gradmem, set_name), exact_match(runs[best]["test"], set_name)
+        others = ", ".join(f"{exact_match(runs[rate]['test'], set_name):.3f}" for rate in runs if rate != best)
+        rows.append(f"| {name} | {set_name} | {own:.3f} | {forward:.3f} | {own - forward:.3f} | {best} | {others} |")
+    return rows
 
 
 def write_table() -> None:
-    """Both writers, a row for each evaluation set."""
+    """Both writers side by side."""
     lines = [
         "# Forward-only beside GradMem",
         "",
@@ -68,26 +83,10 @@ def write_table() -> None:
         "base, data, outer steps and readings (K) of GradMem's recipe, and the best of three learning rates "
         f"({', '.join(LEARNING_RATES)}) by its validation answers. Command: `python -m benchmarks.writers`.",
         "",
-        "| recipe | set | GradMem | forward-only | behind by | its learning rate | others |",
+        "| recipe | set | GradMem | forward-only | behind by | its learning rate | the others |",
         "|---|---|---|---|---|---|---|",
+        *(row for name in RECIPES for row in table_rows(name)),
     ]
-    for name in RECIPES:
-        paths = [RESULTS / f"{name}-{rate}.json" for rate in LEARNING_RATES]
-        runs = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
-        card = CARDS / name / "results.json"
-        if len(runs) < len(LEARNING_RATES) or not card.is_file():
-            lines.append(f"| {name} | not run | | | | | |")
-            continue
-        gradmem = json.loads(card.read_text(encoding="utf-8"))
-        for set_name, by_steps in gradmem["sets"].items():
-            best = max(runs, key=lambda each: each["validation"][set_name]["exact_match"])
-            own = by_steps[str(gradmem["write_steps_trained"])]["exact_match"]
-            forward = best["test"][set_name]["exact_match"]
-            others = ", ".join(f"{each['test'][set_name]['exact_match']:.3f}" for each in runs if each is not best)
-            lines.append(
-                f"| {name} | {set_name} | {own:.3f} | {forward:.3f} | {own - forward:.3f} | {best['learning_rate']} | "
-                f"{others} |"
-            )
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

@@ -302,6 +302,13 @@ def test_book_is_cut_out_of_its_licence_and_into_sentences():
     assert strip_gutenberg("No header. No footer.") == "No header. No footer."
 
 
+def test_text_gives_as_many_windows_as_asked_for_from_all_of_the_text(tmp_path):
+    (tmp_path / "book.txt").write_text(" ".join(f"Sentence {number}." for number in range(12)), encoding="utf-8")
+    options = {"path": tmp_path / "book.txt", "context_sentences": 1, "target_sentences": 1}
+    rows = load_task("text", "test", num_contexts=3, **options)
+    assert [row["context"] for row in rows] == [["Sentence 0."], ["Sentence 4."], ["Sentence 8."]]
+
+
 def test_text_windows_follow_each_other(tmp_path):
     (tmp_path / "book.txt").write_text(BOOK, encoding="utf-8", newline="\r\n")
     rows = load_task("text", "test", path=tmp_path / "book.txt", context_sentences=2, target_sentences=1)
@@ -324,6 +331,7 @@ def test_text_windows_follow_each_other(tmp_path):
         ({"mode": "copy"}, "mode .* 'copy'"),
         ({"context_sentences": 100}, "fewer than the 104 sentences"),
         ({"context_sentences": 0}, "context_sentences .* 0"),
+        ({"num_contexts": 2}, r"num_contexts .* 1\.\.1, .* got 2"),
         ({"validation_share": 1.0, "split": "train"}, "validation_share"),
         ({"hub_name": "a/b"}, "not both"),
     ],

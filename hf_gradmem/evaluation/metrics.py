@@ -3,11 +3,13 @@
 import re
 import string
 from collections import Counter
+from typing import Any
 
 import datasets
 import evaluate
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
+_NOTHING = "There is nothing to measure: no prediction was given."
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -26,9 +28,24 @@ class _TextMetric(evaluate.Metric):
             ),
         )
 
+    def compute(
+        self, *, predictions: list[str] | None = None, references: list[list[str]] | None = None, **kwargs: Any
+    ) -> dict[str, float] | None:
+        """The scores of these predictions, or of those that were added before.
+
+        Raises:
+            ValueError: there is no prediction, a prediction has no reference answer, or their numbers differ.
+        """
+        if predictions is None and self.writer is None:
+            raise ValueError(_NOTHING)
+        return super().compute(predictions=predictions, references=references, **kwargs)
+
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, float]:
         if not predictions:
-            raise ValueError("There is nothing to measure: no prediction was given.")
+            raise ValueError(_NOTHING)
+        for index, answers in enumerate(references):
+            if not answers:
+                raise ValueError(f"Prediction {index}, {predictions[index]!r}, has no reference answer.")
         scores = [
             [self.score(prediction, answer) for answer in answers]
             for prediction, answers in zip(predictions, references, strict=True)

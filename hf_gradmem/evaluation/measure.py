@@ -1,0 +1,222 @@
+"""What is right, lost and recovered when queries are answered: from memories of so many WRITE steps, and without."""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from ..decoder import modules_in_eval
+from ..inputs import checked_context
+from ..modeling_gradmem import GradMemForCausalLM
+from ..reading import IGNORED_LABEL
+from ..tasks import check_row
+from ..training.collator import DataCollatorForGradMem
+from ..writing.objective import ContextRows, cross_entropy
+from .metrics import ExactMatch, SquadMetric
+from .readers import MemoryReader, PromptReader, ReadBatch, Reader, check_baselines
+from .tokens import base_token_losses, bits_recovered, memory_token_losses
+
+Tensor = torch.Tensor
+
+METRICS = {"exact_match": ExactMatch, "squad": SquadMetric}
+
+
+def evaluate_rows(
+    model: GradMemForCausalLM,
+    rows: Dataset | Iterable[dict[str, Any]],
+    write_steps: Sequence[int],
+    metric: str | None = "exact_match",
+    *,
+    baselines: Sequence[str] = (),
+    batch_size: int = 64,
+    show_progress: bool = False,
+) -> list[dict[str, Any]]:
+    """Answer the queries of each row with its context in the memory, in the prompt, or nowhere, and measure.
+
+    Args:
+        model: adapter and base, with a tokenizer.
+        rows: of [`hf_gradmem.tasks`]: context, queries, targets, and `answers` where there are several.
+        write_steps: numbers of WRITE steps to measure the memory at.
+        metric: of generated answers: `"exact_match"`, `"squad"`, or `None` to generate none and measure losses alone,
+            as for running text. An end token is part of an answer, but not of running text.
+        baselines: `"prompt"`, the plain base with the context in front of the query, and `"none"`, the plain base with
+            the query alone. Neither uses the memory or a LoRA. A base that was trained from scratch with its memory
+            has never seen such prompts.
+        batch_size: contexts (and prompts of the baselines) at a time.
+        show_progress: show a progress bar.
+
+    Returns:
+        A record for each number of steps, then one for each baseline. All have
+
+        - `context`: `"memory"`, or the baseline; `write_steps`: the number, or `None`;
+        - the metric (`exact_match`, `f1`) of generated answers;
+        - `teacher_forced_exact_match`: the share of answers whose every token is the most likely one after the right
+          ones before it; `answer_loss`: nats per answer token. A first token without a query before it is not scored,
+          in any record: without a context nothing predicts it;
+        - `num_answers`, `num_answer_tokens`, `num_contexts`.
+
+        Those of a memory also have, about the context itself,
+
+        - `write_loss`, `start_loss`, `base_loss`: nats per context token from the memory, from its learned start, and
+          by the plain base without a memory (where it can predict the token), each the mean over contexts of the mean
+          over tokens, segments and prefixes as in WRITE;
+        - `bits_over_start`, `bits_over_base`: mean over contexts of Σ_tokens (loss without − loss from the memory) /
+          ln 2, without being from the start, and by the base: bits of context recovered. The base knows what the text
+          says by itself, a start that was never trained does not: the smaller one is the safe claim;
+        - `bits_over_start_per_float`, `bits_over_base_per_float`: the same for each number in the memory;
+        - `num_context_tokens`.
+
+    Raises:
+        ValueError: there are no rows, a row without text, an unknown metric or baseline, a negative number of steps,
+            an empty query to generate from, or prompts beyond the base's window.
+    """
+    rows = list(rows)
+    _check(rows, write_steps, metric, baselines, batch_size)
+    batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
+    conditions = [("memory", steps) for steps in dict.fromkeys(write_steps)]
+    conditions += [(baseline, None) for baseline in dict.fromkeys(baselines)]
+    totals = {condition: _Totals(metric, model.memory_init.numel()) for condition in conditions}
+    collator = DataCollatorForGradMem(model.tokenizer, add_end_token=metric is not None)
+    bar = tqdm(total=len(batches) * len(conditions), desc="Evaluating", disable=not show_progress)
+    with bar, modules_in_eval(model):
+        for part in batches:
+            batch = ReadBatch(part, {name: values.to(model.device) for name, values in collator(part).items()})
+            contexts = _Contexts(model, batch) if write_steps else None
+            for (context, steps), total in totals.items():
+                if context == "memory":
+                    reader = contexts.write(steps, total)
+                else:
+                    reader = PromptReader(model, with_context=context == "prompt", batch_size=batch_size)
+                _read(reader, batch, model.tokenizer, total)
+                bar.update()
+    return [{"context": context, "write_steps": steps} | total.result() for (context, steps), total in totals.items()]
+
+
+def _check(
+    rows: list[dict[str, Any]],
+    write_steps: Sequence[int],
+    metric: str | None,
+    baselines: Sequence[str],
+    batch_size: int,
+) -> None:
+    if metric is not None and metric not in METRICS:
+        raise ValueError(f"There is no metric {metric!r}. The metrics are {', '.join(METRICS)}.")
+    check_baselines(baselines)
+    if not write_steps and not baselines:
+        raise ValueError("There is nothing to evaluate: give a number of write_steps, or a baseline.")
+    if any(steps < 0 for steps in write_steps):
+        raise ValueError(f"write_steps must be at least 0, got {min(write_steps)}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if not rows:
+        raise ValueError("There is nothing to evaluate: no row was given.")
+    for index, row in enumerate(rows):
+        check_row(row, f"row {index}")
+        if metric is not None and not all(row["queries"]):
+            raise ValueError(
+                f"A query of row {index} is empty: there is nothing to answer. Measure the losses of running text "
+                "alone, with metric=None."
+            )
+
+
+class _Contexts:
+    """The contexts of a batch, and what of their losses does not depend on the number of steps."""
+
+    def __init__(self, model: GradMemForCausalLM, batch: ReadBatch) -> None:
+        names = {"input_ids": "context_input_ids", "attention_mask": "context_attention_mask"}
+        names["segment_ids"] = "context_segment_ids"
+        self.model = model
+        self.inputs = {name: batch.tensors.get(column) for name, column in names.items()}
+        self.rows: ContextRows = model._rows(*checked_context(**self.inputs, device=model.device))
+        start = model.memory_init.expand(len(self.inputs["input_ids"]), -1, -1)
+        self.start_losses = memory_token_losses(model, self.rows, start)
+        self.base_losses = base_token_losses(model, self.rows)
+
+    def write(self, steps: int, total: "_Totals") -> MemoryReader:
+        """Write the contexts, and count what their memories hold of them."""
+        memory = self.model.write(**self.inputs, write_steps=steps)
+        losses = memory_token_losses(self.model, self.rows, memory.embeddings)
+        sizes = self.rows.num_tokens.tolist()
+        split = (values.split(sizes) for values in (losses, self.start_losses, self.base_losses))
+        for of_memory, of_start, of_base in zip(*split, strict=True):
+            total.add_context(of_memory, of_start, of_base)
+        return MemoryReader(self.model, memory)
+
+
+@torch.no_grad()
+def _read(reader: Reader, batch: ReadBatch, tokenizer: Any, total: "_Totals") -> None:
+    total.sums["contexts"] += len(batch.rows)
+    for logits, labels in reader.logits(batch):
+        total.add_answers(logits, labels)
+    if total.metric is not None:
+        targets = [target for row in batch.rows for target in row["targets"]]
+        longest = max(len(tokenizer(target, add_special_tokens=False).input_ids) for target in targets)
+        total.predictions += reader.answers(batch, max_new_tokens=longest + 1)
+        total.references += _references(batch.rows, tokenizer)
+
+
+def _references(rows: list[dict[str, Any]], tokenizer: Any) -> list[list[str]]:
+    """The reference answers of each query, as a generated answer that is right would be decoded."""
+    references = []
+    for row in rows:
+        for number, target in enumerate(row["targets"]):
+            tokens = tokenizer(target, add_special_tokens=False).input_ids
+            answers = row["answers"][number] if row.get("answers") else []
+            references.append([tokenizer.decode(tokens, skip_special_tokens=True), *answers])
+    return references
+
+
+class _Totals:
+    """What adds up over the batches of one record."""
+
+    def __init__(self, metric: str | None, memory_floats: int) -> None:
+        self.metric = metric
+        self.memory_floats = memory_floats
+        self.sums: Counter[str] = Counter()
+        self.predictions: list[str] = []
+        self.references: list[list[str]] = []
+
+    def add_answers(self, logits: Tensor, labels: Tensor) -> None:
+        logits, labels = logits[..., :-1, :], labels[..., 1:]
+        scored = labels != IGNORED_LABEL
+        answered = scored.any(-1)
+        right = (logits.argmax(-1) == labels) | ~scored
+        self.sums["right"] += int((right.all(-1) & answered).sum())
+        self.sums["answers"] += int(answered.sum())
+        self.sums["tokens"] += int(scored.sum())
+        self.sums["answer_loss"] += float(cross_entropy(logits[scored], labels[scored]).double().sum())
+
+    def add_context(self, of_memory: Tensor, of_start: Tensor, of_base: Tensor) -> None:
+        self.sums["write_loss"] += float(of_memory.mean())
+        self.sums["start_loss"] += float(of_start.mean())
+        self.sums["base_loss"] += float(of_base.nanmean())
+        self.sums["bits_over_start"] += float(bits_recovered(of_start, of_memory))
+        self.sums["bits_over_base"] += float(bits_recovered(of_base, of_memory))
+        self.sums["context_tokens"] += len(of_memory)
+
+    def result(self) -> dict[str, Any]:
+        sums, result = self.sums, {}
+        if not sums["tokens"]:
+            raise ValueError("There is nothing to measure: no answer has a token that something stands before.")
+        if self.metric is not None:
+            metric = METRICS[self.metric](keep_in_memory=True)
+            result |= metric.compute(predictions=self.predictions, references=self.references)
+        result |= {
+            "teacher_forced_exact_match": sums["right"] / sums["answers"],
+            "answer_loss": sums["answer_loss"] / sums["tokens"],
+            "num_answers": sums["answers"],
+            "num_answer_tokens": sums["tokens"],
+            "num_contexts": sums["contexts"],
+        }
+        if not sums["context_tokens"]:
+            return result
+        names = ("write_loss", "start_loss", "base_loss", "bits_over_start", "bits_over_base")
+        means = {name: sums[name] / sums["contexts"] for name in names}
+        means |= {f"{name}_per_float": means[name] / self.memory_floats for name in names[3:]}
+        # A base that can predict none of a context's tokens has no loss: JSON knows no NaN.
+        result |= {name: None if math.isnan(mean) else mean for name, mean in means.items()}
+        return result | {"num_context_tokens": sums["context_tokens"]}

@@ -1,0 +1,188 @@
+"""Capacity curves: any measure of results files over any of the quantities that it was measured at."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import write_whole
+from .results import Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# What a record was measured on, beside the arguments of its task; any other number in it is a measure.
+_CONDITIONS = ("model", "writer", "num_memory_tokens", "write_steps_trained", "context", "write_steps")
+_OF_MEMORIES = {"writer", "num_memory_tokens", "write_steps_trained", "context", "write_steps"}
+_LINES = {"prompt": "--", "none": ":"}
+_CONTEXTS = {"prompt": "context in the prompt", "none": "no context"}
+_SYMBOLS = {"write_steps": "K", "num_memory_tokens": "m", "num_pairs": "N"}
+_LABELS = {
+    "write_steps": "WRITE steps",
+    "num_memory_tokens": "memory tokens",
+    "num_pairs": "pairs",
+    "answer_loss": "answer loss (nats per token)",
+    "write_loss": "reconstruction loss (nats per token)",
+    "bits_over_start": "bits of context recovered, over the memory's start",
+    "bits_over_base": "bits of context recovered, over the base alone",
+}
+_WIDE = 8  # axes on which the largest value is so many times the smallest are logarithmic
+
+Line = tuple[tuple[str, str], ...]
+
+
+def plot_results(records: Sequence[Record], x: str = "write_steps", y: str = "exact_match") -> "Figure":
+    """A line over `x` for each combination of whatever else differs between the records.
+
+    Records that differ in nothing else, such as those of adapters of one size and several seeds over
+    `num_memory_tokens`, are drawn as their mean in the band from the smallest to the largest. A baseline that knows no
+    `x` is a level line.
+
+    Args:
+        records: of [`~hf_gradmem.evaluation.load_records`].
+        x: `"write_steps"`, `"num_memory_tokens"`, or an argument of the task with numbers, such as `"num_pairs"`.
+        y: a measure, such as `"exact_match"`, `"f1"`, `"answer_loss"` or `"bits_over_start"`.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: no record has such an `x` and `y`.
+    """
+    curves, levels = _collect(records, x, y)
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Pictures need matplotlib: pip install 'hf-gradmem[plots]'.") from error
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    labels = _line_labels([*curves, *levels])
+    of_memories = [line for line in curves if _context(line) == "memory"]
+    colors = {line: f"C{number % 10}" for number, line in enumerate(of_memories)}
+    for line, points in curves.items():
+        _draw_curve(axes, points, **_style(line, colors), marker="o", markersize=4, label=labels[line] or None)
+    for line, values in levels.items():
+        axes.axhline(sum(values) / len(values), **_style(line, colors), linewidth=1, label=labels[line])
+    ticks = sorted({value for points in curves.values() for value in points})
+    if ticks[0] > 0 and ticks[-1] >= _WIDE * ticks[0]:
+        axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel(_LABELS.get(x, x.replace("_", " ")))
+    axes.set_ylabel(_LABELS.get(y, y.replace("_", " ")))
+    if all(0 <= value <= 1 for values in _all_values(curves, levels) for value in values):
+        axes.set_ylim(-0.02, 1.02)
+    axes.grid(alpha=0.3)
+    if any(labels.values()):
+        figure.legend(fontsize="small", loc="outside right upper")
+    return figure
+
+
+def save_picture(figure: "Figure", path: str | os.PathLike) -> None:
+    """Write a picture, whole or not at all, in the format of its ending: .png, .svg, .pdf, ...
+
+    Raises:
+        OSError: the file cannot be written there.
+        ValueError: there is no such format.
+    """
+    known = figure.canvas.get_supported_filetypes()
+    ending = Path(path).suffix.removeprefix(".").lower()
+    if ending not in known:
+        raise ValueError(f"{path} has no ending of a picture. Give one of {', '.join(sorted(known))}.")
+    write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=150))
+
+
+def _collect(
+    records: Sequence[Record], x: str, y: str
+) -> tuple[dict[Line, dict[float, list[float]]], dict[Line, list[float]]]:
+    """Values by line and x, and those of the baselines that have no x."""
+    curves: dict[Line, dict[float, list[float]]] = {}
+    levels: dict[Line, list[float]] = {}
+    for record in records:
+        place, value = _place(record, x), record.get(y)
+        if not _is_number(value):
+            continue
+        if _is_number(place):
+            curves.setdefault(_line(record, x), {}).setdefault(place, []).append(value)
+        elif place is None and record.get("context") in _CONTEXTS:
+            levels.setdefault(_line(record, x), []).append(value)
+    if not curves:
+        measured = [record for record in records if _is_number(record.get(y))]
+        places = {name for record in measured for name in (*_CONDITIONS, *record.get("arguments", {}))}
+        places = sorted(name for name in places if any(_is_number(_place(record, name)) for record in measured))
+        measures = sorted({name for record in records for name in record if _is_number(record[name])})
+        raise ValueError(
+            f"There is nothing to draw: no result has both {y!r} and a number for {x!r}. "
+            + (f"With {y!r} there are {', '.join(places)}." if places else f"Measured were {', '.join(measures)}.")
+        )
+    return curves, levels
+
+
+def _place(record: Record, name: str) -> Any:
+    return record.get(name) if name in _CONDITIONS else record.get("arguments", {}).get(name)
+
+
+def _line(record: Record, x: str) -> Line:
+    """Everything that a record was measured on, but `x`."""
+    # Each size of memory is a model of its own; where models are told apart, they need not be by how they were trained.
+    names = {*_CONDITIONS, *record.get("arguments", {})} - {x}
+    names -= {"model"} if x == "num_memory_tokens" else {"write_steps_trained"}
+    return tuple((name, json.dumps(_place(record, name))) for name in sorted(names))
+
+
+def _line_labels(lines: Sequence[Line]) -> dict[Line, str]:
+    """What tells the lines apart."""
+    values: dict[str, set[str]] = {}
+    for line in lines:
+        for name, value in line:
+            values.setdefault(name, set()).add(value)
+    differing = {name for name, found in values.items() if len(found - {"null"}) > 1} - {"context"}
+    if len(values.get("context", ())) > 1:
+        differing.add("context")
+    return {line: ", ".join(_label_parts(dict(line), differing)) for line in lines}
+
+
+def _label_parts(line: dict[str, str], differing: set[str]) -> list[str]:
+    values = {name: json.loads(line.get(name, "null")) for name in sorted(differing - {"context"})}
+    parts = [
+        str(value) if name == "model" else f"{_SYMBOLS.get(name, name.replace('_', ' '))}={value}"
+        for name, value in values.items()
+        if value is not None
+    ]
+    context = json.loads(line["context"])
+    if context in _CONTEXTS or (not parts and "context" in differing):
+        parts.append(_CONTEXTS.get(context, context))
+    return parts
+
+
+def _context(line: Line) -> str:
+    return json.loads(dict(line)["context"])
+
+
+def _style(line: Line, colors: dict[Line, str]) -> dict[str, str]:
+    """A memory has a colour of its own; a baseline has that of the one memory it belongs to, or is grey."""
+    style = {"linestyle": _LINES.get(_context(line), "-")}
+    if line in colors:
+        return style | {"color": colors[line]}
+    shared = [color for other, color in colors.items() if _without_memory(other) == _without_memory(line)]
+    return style | {"color": shared[0] if len(shared) == 1 else "0.4"}
+
+
+def _without_memory(line: Line) -> dict[str, str]:
+    return {name: value for name, value in line if name not in _OF_MEMORIES}
+
+
+def _draw_curve(axes: "Axes", points: dict[float, list[float]], **style: Any) -> None:
+    places = sorted(points)
+    axes.plot(places, [sum(points[place]) / len(points[place]) for place in places], **style)
+    if any(len(points[place]) > 1 for place in places):
+        lowest, highest = ([bound(points[place]) for place in places] for bound in (min, max))
+        axes.fill_between(places, lowest, highest, alpha=0.2, color=style["color"], linewidth=0)
+
+
+def _all_values(curves: dict[Line, dict[float, list[float]]], levels: dict[Line, list[float]]) -> list[list[float]]:
+    return [values for points in curves.values() for values in points.values()] + list(levels.values())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,147 @@
+"""Where a query's context is when it is answered: in the memory, in the prompt, or nowhere.
+
+The second and the third are baselines on the plain base: full attention over the context, and the floor. Each reader
+gives the logits of the same query and answer tokens, and generates answers to the same queries.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ..memory import GradMemMemory
+from ..modeling_gradmem import GradMemForCausalLM
+from ..reading import IGNORED_LABEL
+from .answers import answer_prompts, answer_queries
+from .tokens import leading_tokens
+
+Tensor = torch.Tensor
+
+BASELINES = ("prompt", "none")
+
+
+def check_baselines(baselines: Sequence[str]) -> None:
+    """Raise a `ValueError` unless each of `baselines` is one of [`BASELINES`]."""
+    for baseline in baselines:
+        if baseline not in BASELINES:
+            raise ValueError(f"There is no baseline {baseline!r}. The baselines are {', '.join(BASELINES)}.")
+
+
+@dataclass(frozen=True)
+class ReadBatch:
+    """Rows of a task, as texts and as tensors.
+
+    Attributes:
+        rows: with `context`, `queries` and `targets`.
+        tensors: of [`~hf_gradmem.DataCollatorForGradMem`], on the model's device.
+    """
+
+    rows: list[dict[str, Any]]
+    tensors: dict[str, Tensor]
+
+    @property
+    def queries(self) -> list[str]:
+        return [query for row in self.rows for query in row["queries"]]
+
+    @property
+    def context_index(self) -> list[int]:
+        """The row that each of [`queries`] belongs to."""
+        return [index for index, row in enumerate(self.rows) for _ in row["queries"]]
+
+
+class Reader(Protocol):
+    """Reads the queries of one batch."""
+
+    def logits(self, batch: ReadBatch) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits `(..., length, vocab)` and labels `(..., length)`, not shifted, in as many parts as it takes.
+
+        The first token of query and answer is scored by no reader: without a context nothing predicts it.
+        """
+
+    def answers(self, batch: ReadBatch, max_new_tokens: int) -> list[str]:
+        """A greedy answer to each query, one context after another."""
+
+
+@dataclass(frozen=True)
+class MemoryReader:
+    """Reads from memories, one for each row of the batch."""
+
+    model: GradMemForCausalLM
+    memory: GradMemMemory
+
+    def logits(self, batch: ReadBatch) -> Iterator[tuple[Tensor, Tensor]]:
+        tensors = batch.tensors
+        output = self.model(
+            input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"], memory=self.memory
+        )
+        yield output.logits, tensors["labels"]
+
+    def answers(self, batch: ReadBatch, max_new_tokens: int) -> list[str]:
+        return answer_queries(self.model, self.memory, batch.queries, batch.context_index, max_new_tokens)
+
+
+@dataclass(frozen=True)
+class PromptReader:
+    """Reads with the plain base: no memory, no LoRA.
+
+    Attributes:
+        model: whose base it is.
+        with_context: whether the context stands in front of the query, as the tokens that WRITE would take.
+        batch_size: prompts at a time.
+    """
+
+    model: GradMemForCausalLM
+    with_context: bool
+    batch_size: int
+
+    def logits(self, batch: ReadBatch) -> Iterator[tuple[Tensor, Tensor]]:
+        prefixes = self._prefixes(batch)
+        tensors = batch.tensors
+        labels = tensors["labels"].clone()
+        labels[..., 0] = IGNORED_LABEL
+        places = tensors["attention_mask"].any(-1).nonzero().tolist()
+        for start in range(0, len(places), self.batch_size):
+            rows, row_labels = [], []
+            for context, query in places[start : start + self.batch_size]:
+                real = tensors["attention_mask"][context, query].bool()
+                rows.append(prefixes[context] + tensors["input_ids"][context, query][real].tolist())
+                row_labels.append([IGNORED_LABEL] * len(prefixes[context]) + labels[context, query][real].tolist())
+            yield self._run(rows, row_labels)
+
+    def _run(self, rows: list[list[int]], labels: list[list[int]]) -> tuple[Tensor, Tensor]:
+        width = max(map(len, rows))
+        self._check_window(width)
+        ids, mask, padded = (
+            torch.tensor([row + [fill] * (width - len(row)) for row in values], device=self.model.device)
+            for values, fill in ((rows, 0), ([[1] * len(row) for row in rows], 0), (labels, IGNORED_LABEL))
+        )
+        return self.model.decoder.logits(self.model.decoder.embed(ids), mask, ids), padded
+
+    def answers(self, batch: ReadBatch, max_new_tokens: int) -> list[str]:
+        tokenizer = self.model.tokenizer
+        prefixes = self._prefixes(batch)
+        prompts = [
+            prefixes[index] + tokenizer(query, add_special_tokens=False).input_ids
+            for query, index in zip(batch.queries, batch.context_index, strict=True)
+        ]
+        self._check_window(max(map(len, prompts)) + max_new_tokens)
+        parts = [prompts[start : start + self.batch_size] for start in range(0, len(prompts), self.batch_size)]
+        return [answer for part in parts for answer in answer_prompts(self.model, part, max_new_tokens)]
+
+    def _prefixes(self, batch: ReadBatch) -> list[list[int]]:
+        """What stands before the queries of each row."""
+        start = leading_tokens(self.model.tokenizer)
+        if not self.with_context:
+            return [start] * len(batch.rows)
+        contexts = zip(batch.tensors["context_input_ids"], batch.tensors["context_attention_mask"], strict=True)
+        return [start + ids[mask.bool()].tolist() for ids, mask in contexts]
+
+    def _check_window(self, needed: int) -> None:
+        window = self.model.decoder.window
+        if window is not None and needed > window:
+            raise ValueError(
+                f"A prompt of context, query and answer needs {needed} positions, but the window of "
+                f"{type(self.model.base_model).__name__} is {window}. Shorten the contexts, or leave out the baseline "
+                "'prompt'."
+            )

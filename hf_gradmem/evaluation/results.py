@@ -1,0 +1,141 @@
+"""Evaluation of adapters on the sets of a recipe, and the file that its records are kept in.
+
+A results file is JSON: `task`, `split`, `metric` and `results`, a list of flat records. A record is one of
+[`evaluate_rows`] and says what it was measured on: `model`, `writer`, `num_memory_tokens` and `write_steps_trained`
+(the last three `None` for a baseline), `set`, and `arguments`, those of the task. Files of several runs can be read
+together.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import Dataset
+
+from ..modeling_gradmem import GradMemForCausalLM
+from ..tasks import load_task
+from ..training.recipe import RecipeArguments
+from .files import write_whole
+from .measure import evaluate_rows
+
+Record = dict[str, Any]
+
+# The metric of a task where none is asked for. Running text is not answered but continued: its losses say how well.
+_TASK_METRICS: dict[str, str | None] = {"squad": "squad", "text": None}
+
+
+def task_metric(task: str) -> str | None:
+    """Which metric of [`evaluate_rows`] a task is measured by where nothing else is asked for."""
+    return _TASK_METRICS.get(task, "exact_match")
+
+
+def evaluation_sets(
+    arguments: RecipeArguments, names: Sequence[str] = (), sweeps: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """The task arguments of the sets to evaluate, by their names.
+
+    Args:
+        arguments: of the recipe.
+        names: which of its evaluation sets; all by default.
+        sweeps: `argument=value,value,...` each, the values in YAML: every set in each of these variants, named
+            `n4 num_pairs=16`.
+
+    Raises:
+        ValueError: the recipe has no evaluation set, or none of a name; a sweep that cannot be read.
+    """
+    if not arguments.eval_sets:
+        raise ValueError("The recipe names no eval_sets: there is nothing to evaluate.")
+    for name in names:
+        if name not in arguments.eval_sets:
+            raise ValueError(f"There is no evaluation set {name!r}. The recipe's are {', '.join(arguments.eval_sets)}.")
+    variants = list(product(*map(_parse_sweep, sweeps)))
+    return {
+        " ".join([name, *(f"{key}={json.dumps(value)}" for key, value in variant)]): (
+            arguments.task_arguments | arguments.eval_sets[name] | dict(variant)
+        )
+        for name in names or arguments.eval_sets
+        for variant in variants
+    }
+
+
+def _parse_sweep(sweep: str) -> list[tuple[str, Any]]:
+    key, _, text = sweep.partition("=")
+    try:
+        values = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError as error:
+        raise ValueError(f"The sweep {sweep!r} is not argument=value,value,...: {error}") from error
+    if not key or not values:
+        raise ValueError(f"A sweep is argument=value,value,..., got {sweep!r}.")
+    return [(key, value) for value in values]
+
+
+def load_sets(task: str, sets: dict[str, dict[str, Any]], split: str) -> dict[str, Dataset]:
+    """The rows of each set.
+
+    Raises:
+        OSError, ValueError: as of [`~hf_gradmem.tasks.load_task`].
+    """
+    return {name: load_task(task, **given | {"split": split}) for name, given in sets.items()}
+
+
+def evaluate_model(
+    name: str,
+    model: GradMemForCausalLM,
+    rows: dict[str, Dataset],
+    sets: dict[str, dict[str, Any]],
+    write_steps: Sequence[int] = (),
+    **options: Any,
+) -> list[Record]:
+    """Evaluate one model on several sets.
+
+    Args:
+        name: of the model, for the records.
+        model: adapter and base.
+        rows: of [`load_sets`].
+        sets: of [`evaluation_sets`].
+        write_steps: the model's own number by default.
+        options: those of [`evaluate_rows`].
+    """
+    config = model.config
+    of_memory = {
+        "writer": config.writer,
+        "num_memory_tokens": config.num_memory_tokens,
+        "write_steps_trained": config.write_steps,
+    }
+    records = []
+    for set_name, set_rows in rows.items():
+        for measured in evaluate_rows(model, set_rows, list(write_steps) or [config.write_steps], **options):
+            known = of_memory if measured["context"] == "memory" else dict.fromkeys(of_memory)
+            records.append({"model": name, "set": set_name, "arguments": sets[set_name]} | known | measured)
+    return records
+
+
+def save_results(report: dict[str, Any], path: str | os.PathLike) -> None:
+    """Write a results file, whole or not at all."""
+    write_whole(path, lambda unfinished: unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8"))
+
+
+def load_records(paths: Sequence[str | os.PathLike]) -> list[Record]:
+    """The records of one or several results files.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: it holds no results.
+    """
+    return [record for path in paths for record in _load(Path(path))]
+
+
+def _load(path: Path) -> list[Record]:
+    try:
+        records = json.loads(path.read_text(encoding="utf-8")).get("results")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is not a results file: {error}") from error
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{path} is not a results file: it has no list of results, as hf-gradmem evaluate writes it.")
+    if not records:
+        raise ValueError(f"{path} holds no result.")
+    return records

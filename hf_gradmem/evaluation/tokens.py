@@ -1,0 +1,188 @@
+"""Which tokens of a context a memory holds: the reconstruction loss of each, with the memory and without it.
+
+Three conditions are compared, on the same tokens after the same unscored prefixes as in WRITE:
+
+- from the memory, under WRITE's own conditions (control tokens, head and LoRA);
+- from the memory's start M0, under the same conditions;
+- by the plain base, without memory vectors, head or LoRA. A token with nothing before it is not predicted there, and
+  has the loss NaN.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..decoder import modules_in_eval
+from ..inputs import Context, checked_context, tokenize_contexts
+from ..memory import GradMemMemory
+from ..modeling_gradmem import GradMemForCausalLM
+from ..writing.objective import ContextRows, cross_entropy
+
+Tensor = torch.Tensor
+_POSITIONS_AT_ONCE = 2**12
+_DECODED_BEFORE = 8  # tokens that settle the spacing of the one after them
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """The reconstruction losses of one context, in nats, one for each of its tokens.
+
+    Attributes:
+        tokens: their texts.
+        base (`torch.Tensor` of shape `(tokens,)`): by the plain base, without a memory; NaN where nothing precedes.
+        start (`torch.Tensor` of shape `(tokens,)`): from the memory's start.
+        memory (`torch.Tensor` of shape `(tokens,)`): from the memory.
+    """
+
+    tokens: list[str]
+    base: Tensor
+    start: Tensor
+    memory: Tensor
+
+    @property
+    def bits_over_base(self) -> float:
+        """Bits of the context that the memory adds to what the base predicts by itself; see [`bits_recovered`]."""
+        return float(bits_recovered(self.base, self.memory))
+
+    @property
+    def bits_over_start(self) -> float:
+        """Bits of the context that WRITE added to the memory's start; see [`bits_recovered`]."""
+        return float(bits_recovered(self.start, self.memory))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON: `None` stands for NaN."""
+        columns = {name: getattr(self, name).tolist() for name in ("base", "start", "memory")}
+        losses = {name: [None if math.isnan(loss) else loss for loss in values] for name, values in columns.items()}
+        bits = {"bits_over_start": self.bits_over_start, "bits_over_base": self.bits_over_base}
+        return {"tokens": self.tokens, **losses, **bits}
+
+
+def bits_recovered(without: Tensor, with_memory: Tensor) -> Tensor:
+    """Σ_i (loss_without,i − loss_with,i) / ln 2, a sum over the tokens that have both losses.
+
+    That is their number times the difference of the mean losses, in bits; below 0 where the memory misleads.
+
+    Args:
+        without: `(tokens,)`, nats; NaN where there is no such loss.
+        with_memory: `(tokens,)`, nats.
+    """
+    return (without - with_memory).nansum() / math.log(2)
+
+
+def token_losses(model: GradMemForCausalLM, memory: GradMemMemory, context: Context) -> list[TokenLosses]:
+    """The loss of each token of a context from its memory, from the memory's start, and by the base alone.
+
+    Args:
+        model: the model that wrote the memory, with a tokenizer.
+        memory: the memories.
+        context: what they were written from, as in `model.write`; or any other text, of which they should hold little.
+
+    Returns:
+        One entry for each context.
+
+    Raises:
+        ValueError: an empty context, another number of contexts than memories, or a memory of another model.
+    """
+    tokenizer = model.tokenizer
+    tokenized = tokenize_contexts(context, tokenizer, model.config.write_segment_length)
+    rows = model._rows(*checked_context(*tokenized, model.device))
+    model._check_memory(memory)
+    sizes = rows.num_tokens.tolist()
+    if len(sizes) != len(memory):
+        raise ValueError(f"There are {len(memory)} memories for {len(sizes)} contexts; each context needs its own.")
+    texts = [token_texts(tokenizer, ids.tolist()) for ids in rows.input_ids[rows.scored].split(sizes)]
+    start = model.memory_init.detach().expand(len(sizes), -1, -1)
+    conditions = (
+        base_token_losses(model, rows),
+        memory_token_losses(model, rows, start),
+        memory_token_losses(model, rows, memory.to(model.device).embeddings),
+    )
+    by_context = zip(texts, *(losses.cpu().split(sizes) for losses in conditions), strict=True)
+    return [TokenLosses(*of_one) for of_one in by_context]
+
+
+@torch.no_grad()
+def memory_token_losses(model: GradMemForCausalLM, rows: ContextRows, embeddings: Tensor) -> Tensor:
+    """−log f(c_i | [w_start; P(M); w_end; prefix; c_<i]) of each context token, one context after another.
+
+    Args:
+        model: the writer.
+        rows: the contexts.
+        embeddings: `(batch, num_memory_tokens, hidden_size)`.
+
+    Returns:
+        `(tokens,)`, nats.
+    """
+    objective = model._objective(rows)
+    prefix = objective.prefix(embeddings)
+    losses = []
+    with modules_in_eval(model):
+        for part in _parts(rows):
+            logits = objective.token_logits(prefix.index_select(0, part.sample_index), part)
+            losses.append(cross_entropy(logits[part.scored], part.input_ids[part.scored]))
+    return torch.cat(losses)
+
+
+@torch.no_grad()
+def base_token_losses(model: GradMemForCausalLM, rows: ContextRows) -> Tensor:
+    """−log f(c_i | prefix; c_<i) of each context token by the plain base: no memory, no head or LoRA of WRITE.
+
+    Returns:
+        `(tokens,)`, nats, in the order of [`memory_token_losses`]; NaN where nothing stands before the token.
+    """
+    start = leading_tokens(model.tokenizer)
+    with modules_in_eval(model):
+        return torch.cat([_base_part(model, part, start) for part in _parts(rows)])
+
+
+def _base_part(model: GradMemForCausalLM, rows: ContextRows, start: list[int]) -> Tensor:
+    ids = torch.cat([rows.input_ids.new_tensor(start).expand(len(rows.input_ids), -1), rows.input_ids], dim=1)
+    mask = torch.cat([rows.attention_mask.new_ones((len(ids), len(start))), rows.attention_mask], dim=1)
+    logits = model.decoder.logits(model.decoder.embed(ids), mask, ids)[:, :-1]
+    first = 1 - len(start)  # the first token of a row that something stands before
+    predicted = rows.scored[:, first:]
+    losses = logits.new_full(rows.scored.shape, torch.nan, dtype=torch.promote_types(logits.dtype, torch.float32))
+    losses[:, first:][predicted] = cross_entropy(logits[predicted], rows.input_ids[:, first:][predicted])
+    return losses[rows.scored]
+
+
+def _parts(rows: ContextRows) -> Iterator[ContextRows]:
+    """The rows in their order, so many at a time that their logits fit into memory."""
+    at_once = max(1, _POSITIONS_AT_ONCE // rows.input_ids.shape[1])
+    for part in torch.arange(len(rows.input_ids), device=rows.input_ids.device).split(at_once):
+        yield rows.take(part)
+
+
+def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer itself puts in front of a text: its begin token, or nothing.
+
+    A base that was trained with it predicts badly without.
+    """
+    ids = tokenizer("").input_ids[:1]
+    return ids if ids == [tokenizer.bos_token_id] else []
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+    """The text of each token with the spacing that it has after those before it; put together they are the text.
+
+    A character that several tokens make up stands at the last of them.
+    """
+
+    def decode(tokens: Sequence[int]) -> str:
+        return tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+
+    texts, first, told = [], 0, 0
+    for end in range(1, len(ids) + 1):
+        text = decode(ids[first:end])
+        piece = "" if text.endswith("\ufffd") and end < len(ids) else text[told:]
+        texts.append(piece)
+        if not piece:
+            continue
+        told = len(text)
+        if end - first > _DECODED_BEFORE:  # go on from this token, so that the work does not grow with the text
+            first, told = end - 1, len(decode(ids[end - 1 : end]))
+    return texts
