@@ -403,10 +403,10 @@ def test_train_then_evaluate_an_adapter(tmp_path: Path) -> None:
     evaluated = run("evaluate", adapter, "--recipe", recipe, "--steps", 0, "--steps", 2, "--output", report, "--json")
     assert evaluated.exit_code == 0, evaluated.stderr
     assert json.loads(evaluated.stdout) == json.loads(report.read_text(encoding="utf-8"))
-    measured = json.loads(evaluated.stdout)["sets"]["two"]
-    assert list(measured) == ["0", "2"]
-    assert measured["2"]["num_answers"] == 6
-    assert measured["2"]["write_loss"] < measured["0"]["write_loss"]
+    start, written = json.loads(evaluated.stdout)["results"]
+    assert [record["write_steps"] for record in (start, written)] == [0, 2]
+    assert written["num_answers"] == 6
+    assert written["write_loss"] < start["write_loss"]
 
 
 @pytest.mark.parametrize(
