@@ -585,7 +585,7 @@ def export(
 @app.command(
     epilog="Examples:\n\n"
     "[cyan]hf-gradmem push ./adapter my-name/my-adapter[/]\n\n"
-    "[cyan]hf-gradmem push ./memory my-name/my-memory --private --message \"Minutes of May\"[/]\n\n"
+    '[cyan]hf-gradmem push ./memory my-name/my-memory --private --message "Minutes of May"[/]\n\n'
     "[cyan]HF_TOKEN=... hf-gradmem push model_cards/ my-name --json[/]"
 )
 @_command
