@@ -2,6 +2,8 @@
 #
 #   make demo                          write a paragraph into 8 vectors, and read it back
 #   make test                          everything but the tests that need a GPU
+#   make notebooks                     the notebooks, shortened; nothing of it is kept
+#   make transformers-tests            Transformers' own tests of a model, on this one
 #   make quality                       lint and format, checked
 #   make clean                         remove the environment and what the tools leave
 #
@@ -17,7 +19,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 pin = $(shell sed -n 's/^$(1)==\([^ ;]*\).*/\1/p' constraints.txt)
 
-.PHONY: demo test quality clean
+.PHONY: demo test notebooks transformers-tests quality clean
 
 # Threads that wait by spinning make a step several times slower where other work holds one of the cores.
 demo: $(STAMP)
@@ -25,6 +27,20 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not gpu" $(TEST_ARGS)
+
+notebooks: $(STAMP)
+	HF_GRADMEM_NOTEBOOK=short HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest --nbmake notebooks
+
+# They are in Transformers' source distribution alone, from which nothing is built here.
+transformers-tests: SOURCE := $(VENV)/transformers-source
+transformers-tests: $(STAMP)
+	rm -rf $(SOURCE)
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary :all: -d $(SOURCE) \
+		"transformers==$$($(BIN)/python -c 'import transformers; print(transformers.__version__)')"
+	tar -xzf $(SOURCE)/transformers-*.tar.gz -C $(SOURCE) --strip-components 1
+	$(BIN)/python -m pip install --quiet --target $(SOURCE)/needed --no-deps parameterized
+	PYTHONPATH=$(SOURCE)/needed OMP_NUM_THREADS=1 $(BIN)/python -m tests.transformers_common $(SOURCE) \
+		--note benchmarks/results/transformers_tests.md
 
 quality: $(STAMP)
 	$(BIN)/ruff check .

@@ -36,8 +36,17 @@ setup(
     ],
     extras_require={
         "plots": ["matplotlib>=3.11"],
-        "test": ["matplotlib>=3.11", "pytest>=9.2", "pytest-timeout>=2.4", "pytest-xdist>=3.8", "ruff>=0.17"],
-        "notebooks": ["jupyterlab", "matplotlib", "nbmake"],
+        "test": [
+            "ipykernel>=7.4",
+            "matplotlib>=3.11",
+            "nbformat>=5.11",
+            "nbmake>=1.5",
+            "pytest>=9.2",
+            "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
+            "ruff>=0.17",
+        ],
+        "notebooks": ["ipykernel>=7.4", "jupyterlab", "matplotlib>=3.11", "nbclient>=0.11", "nbformat>=5.11"],
     },
     entry_points={"console_scripts": ["hf-gradmem=hf_gradmem.cli:main"]},
     classifiers=[

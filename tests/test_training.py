@@ -146,6 +146,27 @@ def test_a_file_is_repeated_in_new_orders_as_long_as_the_stage_takes(tmp_path):
     assert rows[:9] != rows[9:18]
 
 
+def test_running_text_has_no_end_to_learn(tmp_path):
+    """Where a task's targets end, the end is learned; a continuation just stops being given."""
+    (tmp_path / "book.txt").write_text("A sentence of some words. " * 40, encoding="utf-8")
+    tiny = build_trainer(tiny_recipe(tmp_path / "kv"))
+    for part in (tiny.model.base_model, tiny.processing_class):
+        part.save_pretrained(tmp_path / "base")
+    recipe = tiny_recipe(
+        tmp_path / "text",
+        task="text",
+        task_arguments={"path": str(tmp_path / "book.txt")},
+        base_config=None,
+        base_model=str(tmp_path / "base"),
+        train_base=False,
+        eval_sets={},
+        eval_strategy="no",
+    )
+    for trainer, ends in ((tiny, True), (build_trainer(recipe), False)):
+        labels = next(iter(trainer.get_train_dataloader()))["labels"]
+        assert bool((labels == trainer.processing_class.eos_token_id).any()) == ends
+
+
 # ------------------------------------------------------------------------------------------------ same numbers
 
 

@@ -15,6 +15,9 @@ from .rows import FEATURES, check_split, checked
 from .sentences import split_sentences
 from .sources import check_source, load_hub, read_text, take_split
 
+# Running text goes on after a target: nothing is to be learned from an end token there.
+ADD_END_TOKEN = False
+
 _START = re.compile(r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.MULTILINE | re.IGNORECASE)
 _END = re.compile(
     r"^(?:\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:the )?Project Gutenberg).*$",

@@ -83,6 +83,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
             max_context_length=arguments.max_context_length,
             max_query_length=arguments.max_query_length,
             queries_per_context=arguments.queries_per_context,
+            add_end_token=getattr(get_task(arguments.task), "ADD_END_TOKEN", True),
         ),
         train_dataset=training_stream(arguments, training),
         eval_dataset=eval_sets or None,
