@@ -249,3 +249,19 @@ def test_segments_in_turn(prefix_segments, checkpointed):
     }
     assert len(trained) == 3
     assert_gradient_is_the_slope(model, trained, segment_ids=SEGMENT_IDS)
+
+
+@pytest.mark.parametrize("meta_gradient", ["exact", "finite_difference", "first_order"])
+def test_a_compiled_base_trains_as_it_does_uncompiled(meta_gradient):
+    """In exact mode it is compiled in READ alone: a compiled graph has no second derivative."""
+    model = build(meta_gradient=meta_gradient, reconstruction_loss_weight=0)
+    model.base_model.requires_grad_(True)
+    gradients = []
+    for _ in range(2):
+        model.zero_grad()
+        loss_of(model).backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+        torch._dynamo.reset()
+        model.get_decoder().compile(backend="aot_eager")
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-6, atol=1e-9, msg=name)

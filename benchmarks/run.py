@@ -1,0 +1,134 @@
+"""Time and memory of WRITE, training and READ, beside the reference style and the matrix products alone.
+
+    python -m benchmarks.run                  # every cell that has no result yet, then the tables
+    python -m benchmarks.run write train      # cells whose name contains one of these
+    python -m benchmarks.run --tables         # the tables alone
+
+A cell is a process of its own and one file, `benchmarks/results/performance/<device>/<cell>.json`; one that is there is
+kept, so an interrupted run goes on. A cell that needs more memory than is free is left out, and the run says so.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.tables import write_tables
+
+RESULTS = Path(__file__).parent / "results"
+# glibc keeps freed blocks below its threshold, which would count as memory in use.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+WRITERS = ["gradmem", "reference", "floor", "floor with attention", "forward-only"]
+WAYS_BACK = ["exact", "exact, unrolled", "finite_difference", "first_order", "reference"]
+KEEP_THE_GRAPH = ["exact, unrolled", "reference"]
+READERS = [
+    "write",
+    "products of WRITE",
+    "prefill",
+    "copy of the KV cache",
+    "query, KV cache",
+    "query, memory cached",
+    "query, memory in the prompt",
+]
+
+
+def cells() -> dict[str, dict[str, Any]]:
+    """Every cell by its name; `gigabytes` is what it needs beside the model."""
+    found: dict[str, dict[str, Any]] = {}
+
+    def add(measure: str, variants: list[str], gigabytes: float, rounds: int = 3, **shape: Any) -> None:
+        name = "_".join(map(str, (*shape.values(), measure)))
+        needs = {"measure": measure, "gigabytes": gigabytes, "rounds": rounds, **shape}
+        if measure == "memory":
+            for variant in variants:
+                found[f"{name}_{variant.replace(', ', '-')}"] = needs | {"variants": [variant]}
+        else:
+            found[name] = needs | {"variants": variants}
+
+    for batch, length, rounds, gigabytes in (
+        (1, 2048, 3, 18),
+        (4, 256, 5, 7),
+        (1, 256, 5, 3),
+        (8, 256, 3, 13),
+        (1, 1024, 3, 8),
+        (1, 512, 5, 4),
+    ):
+        shape = {"kind": "write", "batch": batch, "tokens": length}
+        add("memory", ["gradmem", "forward-only"], 2, **shape)
+        add("memory", ["reference"], gigabytes, **shape)
+        add("time", WRITERS, gigabytes, rounds, **shape)
+    add("memory", ["gradmem"], 6, kind="write", batch=1, tokens=16384, steps=1)
+    add("time", ["gradmem", "compiled"], 2, kind="write", batch=2, tokens=512)
+    for length in (4096, 8192):
+        add("memory", ["gradmem"], 4, kind="write", batch=1, tokens=length)
+        add("time", ["gradmem", "floor", "floor with attention"], 4, kind="write", batch=1, tokens=length)
+    for steps in (1, 2, 5, 8):
+        shape = {"kind": "train", "batch": 8, "tokens": 480, "steps": steps, "shape": "kv-4-layers"}
+        add("memory", [way for way in WAYS_BACK if way not in KEEP_THE_GRAPH], 2, **shape)
+        add("memory", KEEP_THE_GRAPH, 2 + steps * 1.2, **shape)
+        add("time", WAYS_BACK, 2 + steps * 1.2, rounds=3 if steps <= 2 else 2, **shape)
+    add("time", WAYS_BACK, 3, kind="train", batch=64, tokens=40, steps=2, shape="kv-4-layers")
+    for length in (256, 1024):
+        for batch in (1, 16):
+            add("time", READERS, 2, kind="read", batch=batch, tokens=length)
+        add("bytes", [], 1, kind="read", batch=1, tokens=length)
+    return found
+
+
+def run_cell(cell: dict[str, Any], path: Path) -> None:
+    """Measure a cell in a process of its own; its file appears whole or not at all."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    if cell["measure"] == "memory":
+        environment |= GIVE_BACK
+    arguments = {name: value for name, value in cell.items() if name != "gigabytes"}
+    command = [sys.executable, "-m", "benchmarks.cells", json.dumps(arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"{path.stem} failed:\n{done.stderr[-2000:]}", file=sys.stderr)
+        return
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(done.stdout.splitlines()[-1] + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def free_gigabytes() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0] / 2**30
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")) / 2**20
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="measure cells whose name contains one of these; all by default")
+    parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables")
+    arguments = parser.parse_args()
+    directory = RESULTS / "performance" / ("gpu" if torch.cuda.is_available() else "cpu")
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, cell in cells().items():
+        path = directory / f"{name}.json"
+        wanted = not arguments.names or any(part in name for part in arguments.names)
+        if arguments.tables or path.is_file() or not wanted:
+            continue
+        if free_gigabytes() < cell["gigabytes"]:
+            print(f"{name} needs {cell['gigabytes']:g} GB, {free_gigabytes():.1f} are free: left out", file=sys.stderr)
+            continue
+        print(name, flush=True)
+        run_cell(cell, path)
+        write_tables(directory, RESULTS, device_name())
+    write_tables(directory, RESULTS, device_name())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,278 @@
+"""The performance tables and their plot, from the cells that have been measured."""
+
+import json
+import statistics
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+NEW_TOKENS = 16  # of a query in `read_variant`
+Cells = list[dict[str, Any]]
+
+
+def write_tables(directory: Path, results: Path, device: str) -> None:
+    """Write `performance_<device kind>.md`, `.json` and `.png` from the cells in `directory`."""
+    cells = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(directory.glob("*.json"))]
+    if not cells:
+        return
+    name = f"performance_{directory.name}"
+    clock = "seconds on the clock" if directory.name == "gpu" else "processor seconds of one thread"
+    text = [
+        "# Time and memory",
+        "",
+        f"Device: {device}; torch {cells[0]['torch']}; float32. Times are medians in {clock}. A ratio is taken within "
+        "each round, in which every variant ran once, one after the other; given are its median and, in brackets, its "
+        "quartiles. Peaks are those of a process of its own above the loaded model. Weights are random. Command: "
+        "`python -m benchmarks.run`; the cells are in "
+        f"`performance/{directory.name}/`.",
+        "",
+        *_write_table(cells),
+        *_train_table(cells),
+        *_read_table(cells),
+    ]
+    (results / f"{name}.md").write_text("\n".join(text), encoding="utf-8")
+    (results / f"{name}.json").write_text(json.dumps(cells, indent=1) + "\n", encoding="utf-8")
+    _plot(cells, results / f"{name}.png")
+
+
+# ------------------------------------------------------------------------------------------------ cells
+
+
+def _of(cells: Cells, **wanted: Any) -> Cells:
+    return [cell for cell in cells if all(cell["cell"][name] == value for name, value in wanted.items())]
+
+
+def _seconds(cell: dict[str, Any], variant: str) -> float | None:
+    times = [row[variant] for row in cell["rounds"] if variant in row]
+    return statistics.median(times) if times else None
+
+
+def _ratio(cell: dict[str, Any], variant: str, other: str) -> str:
+    return _spread([row[variant] / row[other] for row in cell["rounds"] if variant in row and other in row])
+
+
+def _spread(values: list[float]) -> str:
+    if not values:
+        return "–"
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:.2f} [{low:.2f}–{high:.2f}]"
+
+
+def _peak(cells: Cells, variant: str, **wanted: Any) -> float | None:
+    """Megabytes above the model."""
+    found = [cell for cell in _of(cells, measure="memory", **wanted) if cell["cell"]["variants"] == [variant]]
+    return found[0]["bytes"] / 1e6 if found else None
+
+
+def _number(value: float | None, form: str = ".2f") -> str:
+    return "–" if value is None else f"{value:{form}}"
+
+
+def _over(value: float | None, other: float | None) -> str:
+    return "–" if value is None or other is None else f"{value / other:.3f}"
+
+
+def _shapes(cells: Cells, kind: str, names: Iterable[str]) -> list[dict[str, Any]]:
+    found = {tuple(cell["cell"][name] for name in names) for cell in _of(cells, kind=kind)}
+    return [dict(zip(names, values, strict=True)) for values in sorted(found)]
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)] + [""]
+
+
+# ------------------------------------------------------------------------------------------------ tables
+
+
+def _write_table(cells: Cells) -> list[str]:
+    rows = []
+    for shape in _shapes(cells, "write", ("steps", "batch", "tokens")):
+        own = _of(cells, kind="write", **shape)
+        timed = next(iter(_of(own, measure="time")), {"rounds": []})
+        peak, reference = _peak(own, "gradmem"), _peak(own, "reference")
+        rows.append(
+            [
+                f"{shape['batch']} × {shape['tokens']}",
+                str(shape["steps"]),
+                _number(_seconds(timed, "gradmem")),
+                *(_ratio(timed, "gradmem", other) for other in ("reference", "floor", "floor with attention")),
+                _ratio(timed, "forward-only", "gradmem"),
+                _number(peak, ".0f"),
+                _number(reference, ".0f"),
+                _over(peak, reference),
+            ]
+        )
+    return [
+        "## WRITE",
+        "",
+        "SmolLM2-135M's shape with 8 layers, 8 memory tokens. The floor is the step's products with the weights, timed "
+        "bare: one forward pass and one backward pass to the activations. The other floor has the products inside "
+        "causal attention as well.",
+        "",
+        *_table(
+            [
+                "contexts × tokens",
+                "K",
+                "seconds",
+                "/ reference style",
+                "/ floor",
+                "/ floor with attention",
+                "forward-only writer / this",
+                "peak MB",
+                "reference MB",
+                "/ reference",
+            ],
+            rows,
+        ),
+    ]
+
+
+def _train_table(cells: Cells) -> list[str]:
+    rows = []
+    for shape in _shapes(cells, "train", ("batch", "tokens", "steps")):
+        own = _of(cells, kind="train", **shape)
+        timed = next(iter(_of(own, measure="time")), {"rounds": []})
+        variants = dict.fromkeys(name for cell in own for name in cell["cell"]["variants"])
+        for variant in variants:
+            peak = _peak(own, variant)
+            at_one = _peak(_of(cells, kind="train", **shape | {"steps": 1}), variant)
+            rows.append(
+                [
+                    f"{shape['batch']} × {shape['tokens']}",
+                    str(shape["steps"]),
+                    variant,
+                    _number(_seconds(timed, variant)),
+                    _ratio(timed, variant, "reference"),
+                    _number(peak, ".0f"),
+                    _over(peak, _peak(own, "reference")),
+                    _over(peak, at_one),
+                ]
+            )
+    return [
+        "## A training step",
+        "",
+        "The loss and its backward pass, every weight training: 4 layers, 128 wide, 128 symbols, one query of 8 tokens "
+        "on each context. `exact` recomputes each step in the backward pass; `exact, unrolled` keeps the graph.",
+        "",
+        *_table(
+            [
+                "contexts × tokens",
+                "K",
+                "meta-gradient",
+                "seconds",
+                "/ reference style",
+                "peak MB",
+                "/ reference",
+                "/ its own at K = 1",
+            ],
+            rows,
+        ),
+    ]
+
+
+def _read_table(cells: Cells) -> list[str]:
+    rows = []
+    for shape in _shapes(_of(cells, measure="time"), "read", ("tokens", "batch")):
+        (timed,) = _of(cells, kind="read", measure="time", **shape)
+        sizes = next(iter(_of(cells, kind="read", measure="bytes", tokens=shape["tokens"])), None)
+        rows.append(
+            [
+                str(shape["tokens"]),
+                str(shape["batch"]),
+                *(
+                    _number(_seconds(timed, variant), ".3f")
+                    for variant in (
+                        "write",
+                        "prefill",
+                        "query, KV cache",
+                        "query, memory in the prompt",
+                        "query, memory cached",
+                    )
+                ),
+                _break_even(timed, shape["batch"], _measured_saving),
+                _break_even(timed, shape["batch"], _predicted_saving),
+                f"{sizes['memory']:,} / {sizes['cache']:,}" if sizes else "–",
+            ]
+        )
+    return [
+        "## READ, and when a memory pays",
+        "",
+        f"K = 2, the shape of WRITE. A query is 16 tokens and {NEW_TOKENS} new ones, greedy, each on a cache: of the "
+        "context, or of the memory. Break-even is the number of queries on one context after which WRITE and the "
+        "queries take less than the prefill and the queries on its KV cache: (WRITE − prefill) / (query on the KV "
+        "cache − query on the memory). The arithmetic beside it puts the bare products of WRITE in WRITE's place, and "
+        f"in that of the difference between the queries {NEW_TOKENS} copies of the KV cache, one for each new token: "
+        "`DynamicCache` appends by copying, and attention reads every key and value.",
+        "",
+        *_table(
+            [
+                "context tokens",
+                "queries at once",
+                "WRITE s",
+                "prefill s",
+                "query, KV cache s",
+                "query, memory s",
+                "… its cache kept s",
+                "break-even, queries",
+                "by arithmetic",
+                "bytes: memory / KV cache",
+            ],
+            rows,
+        ),
+    ]
+
+
+def _break_even(timed: dict[str, Any], batch: int, saving: Callable[[dict[str, float]], tuple[float, float]]) -> str:
+    spent = [saving(row) for row in timed["rounds"]]
+    extra, saved = (statistics.median(values) for values in zip(*spent, strict=True))
+    return f"{batch * extra / saved:,.0f}" if saved > 0 else "never"
+
+
+def _measured_saving(row: dict[str, float]) -> tuple[float, float]:
+    return row["write"] - row["prefill"], row["query, KV cache"] - row["query, memory in the prompt"]
+
+
+def _predicted_saving(row: dict[str, float]) -> tuple[float, float]:
+    return row["products of WRITE"] - row["prefill"], NEW_TOKENS * row["copy of the KV cache"]
+
+
+# ------------------------------------------------------------------------------------------------ plot
+
+
+def _plot(cells: Cells, path: Path) -> None:
+    """Cost against context length and against K; left out without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    panels = figure.subplots(2, 2)
+    lengths = _of(cells, kind="write", batch=1, steps=2)
+    steps = _of(cells, kind="train", batch=8, tokens=480)
+    for column, (title, own, axis, variants) in enumerate(
+        (
+            ("WRITE, K = 2", lengths, "tokens", ("gradmem", "reference", "forward-only", "floor with attention")),
+            ("Training step, 8 × 480 tokens", steps, "steps", ("exact", "finite_difference", "reference")),
+        )
+    ):
+        for variant in variants:
+            timed = [(cell["cell"][axis], _seconds(cell, variant)) for cell in _of(own, measure="time")]
+            held = [
+                (cell["cell"][axis], cell["bytes"] / 1e9)
+                for cell in _of(own, measure="memory")
+                if cell["cell"]["variants"] == [variant]
+            ]
+            for row, points in enumerate((timed, held)):
+                points = sorted((x, y) for x, y in points if y is not None)
+                if points:
+                    panels[row][column].plot(*zip(*points, strict=True), marker="o", label=variant)
+        panels[0][column].set(title=title, ylabel="seconds")
+        panels[1][column].set(xlabel={"tokens": "context tokens", "steps": "K"}[axis], ylabel="GB above the model")
+        for row in range(2):
+            if axis == "tokens":
+                panels[row][column].set(xscale="log", yscale="log")
+            if panels[row][column].lines:
+                panels[row][column].legend()
+    figure.savefig(path, dpi=120)
