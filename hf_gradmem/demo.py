@@ -34,6 +34,7 @@ TEXT = (
     "17 crowns, and carried 23 brass plates to Harrow Point."
 )
 RETRIEVAL_ADAPTER = Path(__file__).parent / "pretrained" / "gradmem-kv-tiny"
+FORWARD_ADAPTER = RETRIEVAL_ADAPTER.with_name("forward-kv-tiny")  # trained as long, at the best of three rates
 _BAR_WIDTH = 40
 _TABLE_ROWS = 8
 
@@ -46,12 +47,14 @@ class Retrieval:
         context: what was written, in segments.
         queries: what was asked with the context gone.
         answers: what the model generated.
+        forward_answers: what one generated that writes by forward passes alone.
         expected: what the context says.
     """
 
     context: list[str]
     queries: list[str]
     answers: list[str]
+    forward_answers: list[str]
     expected: list[str]
 
 
@@ -156,14 +159,16 @@ def run_demo(
 
 
 def answer_from_memory(seed: int) -> Retrieval:
-    """Write four random pairs with the adapter in this package, and ask for each value with the context gone."""
-    model = GradMemForCausalLM.from_pretrained(RETRIEVAL_ADAPTER)
-    task = KVRetrieval(num_pairs=4, key_length=1, value_length=1, end_mark=False, split="test", seed=seed)
+    """Write eight random pairs with the adapters in this package, and ask for each value with the context gone."""
+    task = KVRetrieval(num_pairs=8, key_length=1, value_length=1, end_mark=False, split="test", seed=seed)
     row = task.row(0)
-    memory = model.write([row["context"]])
     queries = row["queries"]
-    answers = answer_queries(model, memory, queries, [0] * len(queries), max_new_tokens=4)
-    return Retrieval(row["context"], queries, answers, [target.removesuffix(END) for target in row["targets"]])
+    answers = []
+    for adapter in (RETRIEVAL_ADAPTER, FORWARD_ADAPTER):
+        model = GradMemForCausalLM.from_pretrained(adapter)
+        memory = model.write([row["context"]])
+        answers.append(answer_queries(model, memory, queries, [0] * len(queries), max_new_tokens=4))
+    return Retrieval(row["context"], queries, *answers, [target.removesuffix(END) for target in row["targets"]])
 
 
 # ---------------------------------------------------------------------------------------------------- the story
@@ -219,16 +224,20 @@ def _tell_retrieval(console: Console, retrieval: Retrieval) -> None:
     console.print()
     console.print(
         "A trained adapter answers. The one in this package is a tiny model that learned to look values up by key: two "
-        "gradient steps write the pairs below into 8 vectors, the pairs are gone, and each is asked for.",
+        "gradient steps write the pairs below into 8 vectors, the pairs are gone, and each is asked for. Beside it the "
+        "same model, trained as long, that writes by two forward passes in place of the steps.",
         markup=False,
     )
     _tell_fact(console, "Written", " ".join(retrieval.context))
     console.print()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("query", "answer from memory", "expected"):
+    for name in ("query", "answer from memory", "forward passes only", "expected"):
         table.add_column(name)
-    for query, answer, expected in zip(retrieval.queries, retrieval.answers, retrieval.expected, strict=True):
-        table.add_row(Text(query), Text(answer, style="green" if answer == expected else "red"), Text(expected))
+    for query, *answers, expected in zip(
+        retrieval.queries, retrieval.answers, retrieval.forward_answers, retrieval.expected, strict=True
+    ):
+        shown = [Text(answer, style="green" if answer == expected else "red") for answer in answers]
+        table.add_row(Text(query), *shown, Text(expected))
     console.print(table)
 
 
