@@ -25,8 +25,8 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 
 from .adapters import lora_modules
 from .configuration_gradmem import GradMemConfig
+from .files import save_tensors, whole_file
 from .hub import HubError, causes, explain, is_cached, loaded_commit, one_line_errors
-from .memory import save_whole, whole_file
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 PUSH_ARGUMENTS = frozenset({"repo_id", "commit_message", "commit_description", "private", "create_pr", "revision"})
@@ -312,7 +312,7 @@ def save_prompt_tuning(
 ) -> None:
     """Write virtual tokens `(num_virtual_tokens, hidden_size)` as a stock PEFT PROMPT_TUNING adapter."""
     text_config = base_model.config.get_text_config()
-    save_whole({"prompt_embeddings": prompt}, Path(directory) / "adapter_model.safetensors", {"format": "pt"})
+    save_tensors({"prompt_embeddings": prompt}, Path(directory) / "adapter_model.safetensors", {"format": "pt"})
     PromptTuningConfig(
         task_type=TaskType.CAUSAL_LM,
         base_model_name_or_path=config.base_model_name_or_path,

@@ -14,7 +14,8 @@ from peft.tuners.cartridge.utils import prompt_embeddings_from_past_key_values
 from transformers import DynamicCache
 
 from .decoder import modules_in_eval, same_but_for_rounding
-from .memory import GradMemMemory, save_whole
+from .files import save_tensors
+from .memory import GradMemMemory
 
 if TYPE_CHECKING:
     from .modeling_gradmem import GradMemForCausalLM
@@ -45,7 +46,7 @@ class ExportMixin:
         prefix = stock_prefix(self, memory)
         cache = _key_value_prefix(self, prefix)
         keys, _ = cache[0]
-        save_whole(
+        save_tensors(
             {"prompt_embeddings": prompt_embeddings_from_past_key_values(cache, num_virtual_tokens=prefix.shape[1])},
             Path(save_directory) / "adapter_model.safetensors",
             {"format": "pt"},
@@ -80,7 +81,7 @@ class ExportMixin:
         header = {"format": "pt", "base_model_name_or_path": str(self.config.base_model_name_or_path)}
         if self.config.base_model_revision is not None:
             header["base_model_revision"] = self.config.base_model_revision
-        save_whole({"prompt_embeds": stock_prefix(self, memory)[0]}, Path(file), header)
+        save_tensors({"prompt_embeds": stock_prefix(self, memory)[0]}, Path(file), header)
 
 
 def stock_prefix(model: "GradMemForCausalLM", memory: GradMemMemory) -> Tensor:

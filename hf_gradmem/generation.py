@@ -118,7 +118,7 @@ class GradMemGenerationMixin(GenerationMixin):
         )
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """What [`forward`] needs at each step of generation; the whole sequence, since nothing is cached."""
+        """What `forward` needs at each step of generation; the whole sequence, since nothing is cached."""
         return {"input_ids": input_ids} | {
             name: kwargs[name] for name in ("attention_mask", "memory", "context_index") if name in kwargs
         }

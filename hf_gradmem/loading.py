@@ -1,16 +1,24 @@
-"""Opening models and memories by name: quickly and quietly when there is no network."""
+"""Opening models and memories by name: from the local cache where that suffices, else from the Hub."""
 
 import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from huggingface_hub import constants, get_session
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from .configuration_gradmem import GradMemConfig
 from .hub import HubError, one_line_errors
@@ -31,26 +39,35 @@ PLAIN_BASE_OPTIONS = {
 # Nats per token: a text of some fifty tokens is then decoded verbatim.
 PLAIN_BASE_TOLERANCE = 0.03
 _HUB_TIMEOUT = 3.0  # seconds
+_Loaded = TypeVar("_Loaded")
 
 
-def is_adapter(name: str) -> bool:
+def is_adapter(name: str, *, revision: str | None = None) -> bool:
     """Whether a directory or Hub repository holds a GradMem model; otherwise it is a base alone.
 
     Raises:
         OSError: there is no such model.
     """
-    return _load_config(name).model_type == GradMemConfig.model_type
+    return _load_config(name, revision).model_type == GradMemConfig.model_type
 
 
 def load_model(
-    name: str, plain_base_options: dict[str, object] | None = None, *, seed: int = 0, device: str = "auto"
+    name: str,
+    plain_base_options: dict[str, object] | None = None,
+    *,
+    revision: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
 ) -> GradMemForCausalLM:
     """Load an adapter with its base, or a base alone, which is then given an untrained memory.
+
+    What the local Hub cache holds is taken from there, and the Hub is not asked whether it has changed since.
 
     Args:
         name: directory or Hub repository of an adapter or of any decoder.
         plain_base_options: options of [`GradMemConfig`] for a base alone, over [`PLAIN_BASE_OPTIONS`]; an adapter has
             its own.
+        revision: branch, tag or commit of the repository.
         seed: of the random start that the memory of a base alone is written from.
         device: `"auto"` is a CUDA device where there is one.
 
@@ -60,26 +77,42 @@ def load_model(
         ValueError: an option is out of range, or there is no such device.
     """
     place = _checked_device(device)
-    config = _load_config(name)
+    config = _load_config(name, revision)
     if config.model_type == GradMemConfig.model_type:
-        with _hub_span(name), _hub_span(config.base_model_name_or_path):
-            model = GradMemForCausalLM.from_pretrained(_expanded(name))
-            model.tokenizer  # noqa: B018  # fetched with the base, not at its first use
-        return model.to(place)
-    with _hub_span(name):
-        tokenizer = AutoTokenizer.from_pretrained(_expanded(name))
-        base_model = AutoModelForCausalLM.from_pretrained(_expanded(name))
+        # An adapter in a directory may name a base on the Hub.
+        fetched = config.base_model_name_or_path if _is_here(name) else name
+        return _from_cache_or_hub(fetched, lambda: _load_adapter(name, revision)).to(place)
+    base_model, tokenizer = _from_cache_or_hub(name, lambda: _load_base(name, revision))
     options = PLAIN_BASE_OPTIONS | (plain_base_options or {})
     torch.manual_seed(seed)
-    return get_gradmem_model(base_model, GradMemConfig(**options), tokenizer=tokenizer).to(place)
+    config = GradMemConfig(base_model_revision=revision, **options)
+    return get_gradmem_model(base_model, config, tokenizer=tokenizer).to(place)
 
 
-def load_reader(name: str, memory: GradMemMemory, *, device: str = "auto") -> GradMemForCausalLM:
+def _load_adapter(name: str, revision: str | None) -> GradMemForCausalLM:
+    model = GradMemForCausalLM.from_pretrained(_expanded(name), revision=revision)
+    model.tokenizer  # noqa: B018  # fetched with the base, not at its first use
+    return model
+
+
+def _load_base(name: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        base_model = AutoModelForCausalLM.from_pretrained(_expanded(name), revision=revision)
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights of {name} are no readable safetensors file ({error}). Were they copied whole?"
+        ) from error
+    return base_model, AutoTokenizer.from_pretrained(_expanded(name), revision=revision)
+
+
+def load_reader(
+    name: str, memory: GradMemMemory, *, revision: str | None = None, device: str = "auto"
+) -> GradMemForCausalLM:
     """Load the model that reads `memory`. Of what a base alone was given to write it, READ needs only the size."""
-    return load_model(name, {"num_memory_tokens": memory.embeddings.shape[1]}, device=device)
+    return load_model(name, {"num_memory_tokens": memory.embeddings.shape[1]}, revision=revision, device=device)
 
 
-def load_memory(name: str) -> GradMemMemory:
+def load_memory(name: str, *, revision: str | None = None) -> GradMemMemory:
     """Load a memory from a directory, its file, or a Hub repository.
 
     Raises:
@@ -87,8 +120,7 @@ def load_memory(name: str) -> GradMemMemory:
         ValueError: the file is not a memory.
     """
     _check_name(name, MEMORY_FILE, "memory")
-    with _hub_span(name):
-        return GradMemMemory.from_pretrained(_expanded(name))
+    return _from_cache_or_hub(name, lambda: GradMemMemory.from_pretrained(_expanded(name), revision=revision))
 
 
 def check_hub() -> None:
@@ -102,7 +134,7 @@ def check_hub() -> None:
         raise HubError(f"The Hub ({constants.ENDPOINT}) {state}.")
 
 
-def load_store(name: str) -> "MemoryStore":
+def load_store(name: str, *, revision: str | None = None) -> "MemoryStore":
     """Open many memories: a directory that `write-dataset` wrote, or a data set on the Hub.
 
     Raises:
@@ -112,8 +144,7 @@ def load_store(name: str) -> "MemoryStore":
     from .memory_store import FACTS_FILE, MemoryStore
 
     _check_name(name, FACTS_FILE, "memories by id")
-    with _hub_span(name):
-        return MemoryStore.from_pretrained(_expanded(name))
+    return _from_cache_or_hub(name, lambda: MemoryStore.from_pretrained(_expanded(name), revision=revision))
 
 
 def hub_is_reachable() -> bool:
@@ -139,38 +170,50 @@ def _answers(endpoint: str) -> bool:
     return answered.is_set()
 
 
-@contextmanager
-def _hub_span(name: str | None) -> Iterator[None]:
-    """Load `name` from the local cache alone where the Hub is out of reach; its client would retry for half a minute.
+def _from_cache_or_hub(name: str | None, load: Callable[[], _Loaded]) -> _Loaded:
+    """Call `load` with the local cache alone, then, unless that sufficed, with the Hub.
+
+    Out of reach, the Hub is not asked at all: its client would retry for half a minute.
 
     Raises:
-        FileNotFoundError: it is not in the cache either.
+        FileNotFoundError: it is not in the cache, and the Hub is out of reach.
         HubError: the Hub refused.
     """
-    if name is None or os.path.exists(_expanded(name)):
-        yield
-        return
-    if hub_is_reachable():
-        with one_line_errors(name):
-            yield
-        return
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    if _is_here(name):
+        return load()
+    switched_off = constants.HF_HUB_OFFLINE
     try:
-        yield
-    except OSError as error:
+        with _offline():
+            return load()
+    except (OSError, ValueError) as error:
+        if hub_is_reachable():
+            with one_line_errors(name):
+                return load()
+        if isinstance(error, ValueError):
+            raise
         hub = f"the Hugging Face Hub ({constants.ENDPOINT})"
         raise FileNotFoundError(
             f"There is no directory {name!r} and no complete copy of a repository of that name in the local Hub cache, "
-            f"and {hub} " + ("is switched off by HF_HUB_OFFLINE." if before else "cannot be reached.")
+            f"and {hub} " + ("is switched off by HF_HUB_OFFLINE." if switched_off else "cannot be reached.")
         ) from error
+
+
+def _is_here(name: str | None) -> bool:
+    return name is None or os.path.exists(_expanded(name))
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
     finally:
         constants.HF_HUB_OFFLINE = before
 
 
-def _load_config(name: str) -> PreTrainedConfig:
+def _load_config(name: str, revision: str | None) -> PreTrainedConfig:
     _check_name(name, "config.json", "model")
-    with _hub_span(name):
-        return AutoConfig.from_pretrained(_expanded(name))
+    return _from_cache_or_hub(name, lambda: AutoConfig.from_pretrained(_expanded(name), revision=revision))
 
 
 def _check_name(name: str, needed_file: str, kind: str) -> None:

@@ -3,8 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from numbers import Integral
 from pathlib import Path
@@ -13,9 +12,9 @@ import torch
 from huggingface_hub import CommitInfo, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch.nn import functional
 
+from .files import save_tensors
 from .hub import CARD_FILE, one_line_errors, prepare_repository, push_files, remote_card
 
 MEMORY_FILE = "memory.safetensors"
@@ -115,7 +114,7 @@ class GradMemMemory:
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `memory.safetensors`, the tensors with the facts in its header, into a directory."""
         header = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "fingerprint": json.dumps(self.fingerprint)}
-        save_whole(self._tensors(), Path(save_directory) / MEMORY_FILE, header)
+        save_tensors(self._tensors(), Path(save_directory) / MEMORY_FILE, header)
 
     @classmethod
     def from_pretrained(
@@ -218,25 +217,6 @@ class GradMemMemory:
             return push_files(
                 files, repo_id, token=token, commit_message=commit_message, revision=revision, create_pr=create_pr
             )
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A name to write a file under, and its directory; `path` itself appears when the file is whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield unfinished
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def save_whole(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file, and its directory, so that it appears whole or not at all."""
-    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole_file(path) as unfinished:
-        save_file(on_cpu, unfinished, metadata=metadata)
 
 
 def _cat_ragged(tensors: list[Tensor], fill: float) -> Tensor:

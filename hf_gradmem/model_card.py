@@ -15,8 +15,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from .configuration_gradmem import GradMemConfig
+from .files import whole_file
 from .hub import CARD_FILE
-from .memory import whole_file
 
 if TYPE_CHECKING:
     from .memory import GradMemMemory

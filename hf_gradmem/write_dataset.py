@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 
 from . import checkpoint
 from .batching import TokenizedContext, check_fits, tokenize_each, write_alike
+from .files import whole_file
 from .hub import CARD_FILE
-from .memory import whole_file
 from .memory_store import (
     FACTS_FILE,
     FORMAT,

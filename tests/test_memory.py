@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import hf_gradmem.memory
+import hf_gradmem.files
 from hf_gradmem import GradMemConfig, GradMemMemory, get_gradmem_model
 
 from .small_models import EVERY_OPTION, PLAIN, named_base, nameless_base, with_memory
@@ -81,7 +81,7 @@ def test_save_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path, mon
         path.write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(hf_gradmem.memory, "save_file", half)
+    monkeypatch.setattr(hf_gradmem.files, "save_file", half)
     with pytest.raises(OSError, match="No space left"):
         memory_of(seed=2).save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [FILE]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import write_whole
+from ..files import whole_file
 from .results import Record
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def plot_results(records: Sequence[Record], x: str = "write_steps", y: str = "ex
     `x` is a level line.
 
     Args:
-        records: of [`~hf_gradmem.evaluation.load_records`].
+        records: of [`~hf_gradmem.evaluation.results.load_records`].
         x: `"write_steps"`, `"num_memory_tokens"`, or an argument of the task with numbers, such as `"num_pairs"`.
         y: a measure, such as `"exact_match"`, `"f1"`, `"answer_loss"` or `"bits_over_start"`.
 
@@ -89,7 +89,8 @@ def save_picture(figure: "Figure", path: str | os.PathLike) -> None:
     ending = Path(path).suffix.removeprefix(".").lower()
     if ending not in known:
         raise ValueError(f"{path} has no ending of a picture. Give one of {', '.join(sorted(known))}.")
-    write_whole(path, lambda unfinished: figure.savefig(unfinished, dpi=150))
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, dpi=150)
 
 
 def _collect(

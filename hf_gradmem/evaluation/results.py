@@ -16,10 +16,10 @@ from typing import Any
 import yaml
 from datasets import Dataset
 
+from ..files import whole_file
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks import load_task
 from ..training.recipe import RecipeArguments
-from .files import write_whole
 from .measure import evaluate_rows
 
 Record = dict[str, Any]
@@ -116,7 +116,8 @@ def evaluate_model(
 
 def save_results(report: dict[str, Any], path: str | os.PathLike) -> None:
     """Write a results file, whole or not at all."""
-    write_whole(path, lambda unfinished: unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8"))
+    with whole_file(path) as unfinished:
+        unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def load_records(paths: Sequence[str | os.PathLike]) -> list[Record]:

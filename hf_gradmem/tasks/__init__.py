@@ -9,9 +9,12 @@ from datasets import Dataset, IterableDataset
 from . import babi, kv_retrieval, squad, text
 from .rows import FEATURES, check_row
 
-# A task is a module with `load(split, **arguments) -> Dataset`; one that generates its rows also has `stream`, and one
-# with a vocabulary of its own `build_tokenizer`; one whose targets do not end says so with `ADD_END_TOKEN = False`.
 TASKS: dict[str, ModuleType] = {"kv_retrieval": kv_retrieval, "babi": babi, "squad": squad, "text": text}
+"""The tasks by name.
+
+A task is a module with `load(split, **arguments) -> Dataset`; one that generates its rows also has `stream`, and one
+with a vocabulary of its own `build_tokenizer`; one whose targets do not end says so with `ADD_END_TOKEN = False`.
+"""
 
 
 def get_task(name: str) -> ModuleType:

@@ -16,7 +16,7 @@ Tensor = torch.Tensor
 
 @dataclass
 class DataCollatorForGradMem:
-    """Tokenise rows of context, queries and targets into one batch of [`GradMemForCausalLM.forward`].
+    """Tokenise rows of context, queries and targets into one batch of [`~hf_gradmem.GradMemForCausalLM.forward`].
 
     Every tensor leads with the batch, so that Trainer and accelerate split and gather them together:
     `context_input_ids` and `context_attention_mask` `(batch, context_length)`, `context_segment_ids` of the same shape

@@ -39,7 +39,7 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
     """Train a memory as the recipe says, going on from the last checkpoint in its `output_dir` if there is one.
 
     Args:
-        recipe: of [`load_recipe`].
+        recipe: of [`~hf_gradmem.training.recipe.load_recipe`].
 
     Returns:
         Steps, seconds, and the metrics of each evaluation set after the last step, as `results.json` holds them.

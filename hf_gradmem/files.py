@@ -1,12 +1,17 @@
-"""Files of results that appear whole or not at all."""
+"""Files that appear whole or not at all."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
 
-def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a file of another name with the same ending, then give it its own; its directory is made.
+
+@contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+    """A name to write a file under, with the same ending; `path` itself appears when the block is done, or not at all.
 
     Raises:
         OSError: the file cannot be written there.
@@ -16,10 +21,17 @@ def write_whole(path: str | os.PathLike, write: Callable[[Path], object]) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        write(unfinished)
+        yield unfinished
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: str | os.PathLike, metadata: dict[str, str]) -> None:
+    """Write a whole safetensors file."""
+    on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole_file(path) as unfinished:
+        save_file(on_cpu, unfinished, metadata=metadata)
 
 
 def check_writable(path: str | os.PathLike) -> None:
