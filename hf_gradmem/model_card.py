@@ -280,7 +280,7 @@ def _eval_results(result: Result, config: GradMemConfig) -> list[EvalResult]:
             dataset_config=result.dataset,
             dataset_split=result.split,
             metric_type=name,
-            metric_name=f"{name.replace('_', ' ')}, {steps} WRITE steps",
+            metric_name=f"{name.replace('_', ' ')}, {steps} WRITE step{'' if steps == 1 else 's'}",
             metric_value=value,
             metric_args={"write_steps": steps},
         )

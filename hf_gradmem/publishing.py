@@ -1,4 +1,5 @@
-"""What `hf-gradmem push` uploads: an adapter, a memory, or every adapter that has a folder under `model_cards/`."""
+"""What `hf-gradmem push` uploads: an adapter, a memory, many memories, or every adapter that has a folder under
+`model_cards/`."""
 
 import os
 import warnings
@@ -12,6 +13,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 from .checkpoint import load_config
 from .hub import CARD_FILE, folder_files, prepare_repository, push_files, remote_card
 from .memory import MEMORY_FILE, GradMemMemory
+from .memory_store import FACTS_FILE, MemoryStore
 from .model_card import address_card, facts_of_directory, is_own_card, model_card
 
 # Weights of published adapters that come with the package; their cards lie under model_cards/.
@@ -42,18 +44,18 @@ def push(
     revision: str | None = None,
     commit_message: str | None = None,
 ) -> list[Pushed]:
-    """Upload a directory's adapter or memory to a repository, or a directory of adapters to a namespace.
+    """Upload a directory's adapter, memory or memories to a repository, or a directory of adapters to a namespace.
 
     An adapter goes with its card, or one that is written for it, and with `recipe.yaml` and `results.json` if they lie
     beside it. Of a directory of adapters, such as `model_cards/`, each folder that has weights goes to
-    `repo_id/<its name>`; the weights may lie in the package.
+    `repo_id/<its name>`; the weights may lie in the package. Many memories, of `write-dataset`, become a data set.
 
     Args:
-        source: directory of an adapter, of a memory or of adapters, or a memory's file.
+        source: directory of an adapter, of a memory, of many memories or of adapters, or a memory's file.
         repo_id: the repository; the namespace for a directory of adapters.
         private: whether repositories that are made are private.
         revision: branch to push to, made if it is missing.
-        commit_message: `"Upload GradMem adapter"`, or memory, by default.
+        commit_message: `"Upload GradMem adapter"`, or memory, or memories, by default.
 
     Raises:
         OSError: there is no such directory, or the Hub refused or is out of reach.
@@ -65,6 +67,9 @@ def push(
     message = {} if commit_message is None else {"commit_message": commit_message}
     if source.is_file() or ((source / MEMORY_FILE).is_file() and not (source / CONFIG_NAME).is_file()):
         commit = GradMemMemory.from_pretrained(source).push_to_hub(repo_id, **options, **message)
+        return [Pushed(str(source), commit.repo_url.repo_id, commit)]
+    if (source / FACTS_FILE).is_file():
+        commit = MemoryStore.from_pretrained(source).push_to_hub(repo_id, **options, **message)
         return [Pushed(str(source), commit.repo_url.repo_id, commit)]
     if (source / CONFIG_NAME).is_file():
         return [_push_adapter(source, source, repo_id, **options, **message)]

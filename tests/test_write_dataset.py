@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, GradMemMemory, MemoryStore, get_gradmem_model
 from hf_gradmem.cli import app
+from hf_gradmem.publishing import push
 from hf_gradmem.write_dataset import load_source, write_dataset
 
 from . import hub_server
@@ -318,7 +319,8 @@ def test_a_store_goes_to_the_hub_as_a_data_set_and_comes_back(model, tmp_path, m
         ]
         assert hub.repos["me/memories"].private
         write_dataset(model, rows, tmp_path / "in one", model_name="me/adapter")
-        MemoryStore.from_pretrained(tmp_path / "in one").push_to_hub("me/memories")
+        (pushed,) = push(tmp_path / "in one", "me/memories")
+        assert pushed.repo_id == "me/memories"
         assert sorted(hub.repos["me/memories"].files)[1:-1] == ["data/train-00000-of-00001.parquet"]
         fetched = MemoryStore.from_pretrained("me/memories")
         assert fetched.ids == store.ids
