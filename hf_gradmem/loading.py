@@ -80,9 +80,9 @@ def load_model(
     config = _load_config(name, revision)
     if config.model_type == GradMemConfig.model_type:
         # An adapter in a directory may name a base on the Hub.
-        fetched = config.base_model_name_or_path if _is_here(name) else name
-        return _from_cache_or_hub(fetched, lambda: _load_adapter(name, revision)).to(place)
-    base_model, tokenizer = _from_cache_or_hub(name, lambda: _load_base(name, revision))
+        fetched = (config.base_model_name_or_path, config.base_model_revision) if _is_here(name) else (name, revision)
+        return _from_cache_or_hub(*fetched, lambda: _load_adapter(name, revision)).to(place)
+    base_model, tokenizer = _from_cache_or_hub(name, revision, lambda: _load_base(name, revision))
     options = PLAIN_BASE_OPTIONS | (plain_base_options or {})
     torch.manual_seed(seed)
     config = GradMemConfig(base_model_revision=revision, **options)
@@ -120,7 +120,7 @@ def load_memory(name: str, *, revision: str | None = None) -> GradMemMemory:
         ValueError: the file is not a memory.
     """
     _check_name(name, MEMORY_FILE, "memory")
-    return _from_cache_or_hub(name, lambda: GradMemMemory.from_pretrained(_expanded(name), revision=revision))
+    return _from_cache_or_hub(name, revision, lambda: GradMemMemory.from_pretrained(_expanded(name), revision=revision))
 
 
 def check_hub() -> None:
@@ -144,7 +144,7 @@ def load_store(name: str, *, revision: str | None = None) -> "MemoryStore":
     from .memory_store import FACTS_FILE, MemoryStore
 
     _check_name(name, FACTS_FILE, "memories by id")
-    return _from_cache_or_hub(name, lambda: MemoryStore.from_pretrained(_expanded(name), revision=revision))
+    return _from_cache_or_hub(name, revision, lambda: MemoryStore.from_pretrained(_expanded(name), revision=revision))
 
 
 def hub_is_reachable() -> bool:
@@ -170,7 +170,7 @@ def _answers(endpoint: str) -> bool:
     return answered.is_set()
 
 
-def _from_cache_or_hub(name: str | None, load: Callable[[], _Loaded]) -> _Loaded:
+def _from_cache_or_hub(name: str | None, revision: str | None, load: Callable[[], _Loaded]) -> _Loaded:
     """Call `load` with the local cache alone, then, unless that sufficed, with the Hub.
 
     Out of reach, the Hub is not asked at all: its client would retry for half a minute.
@@ -187,7 +187,7 @@ def _from_cache_or_hub(name: str | None, load: Callable[[], _Loaded]) -> _Loaded
             return load()
     except (OSError, ValueError) as error:
         if hub_is_reachable():
-            with one_line_errors(name):
+            with one_line_errors(name, revision):
                 return load()
         if isinstance(error, ValueError):
             raise
@@ -213,7 +213,7 @@ def _offline() -> Iterator[None]:
 
 def _load_config(name: str, revision: str | None) -> PreTrainedConfig:
     _check_name(name, "config.json", "model")
-    return _from_cache_or_hub(name, lambda: AutoConfig.from_pretrained(_expanded(name), revision=revision))
+    return _from_cache_or_hub(name, revision, lambda: AutoConfig.from_pretrained(_expanded(name), revision=revision))
 
 
 def _check_name(name: str, needed_file: str, kind: str) -> None:

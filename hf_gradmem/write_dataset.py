@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
@@ -77,12 +78,16 @@ def load_source(name: str, split: str = "train") -> Dataset:
     if path.suffix in _BUILDERS:
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {name!r}.")
+        verbosity = datasets.logging.get_verbosity()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs the errors that it raises
         try:
             return load_dataset(_BUILDERS[path.suffix], data_files=str(path), split="train")
-        except DatasetGenerationError as error:
+        except (DatasetGenerationError, ValueError) as error:
             raise ValueError(
                 f"{name} cannot be read as {_BUILDERS[path.suffix]}: {error.__cause__ or error}"
             ) from error
+        finally:
+            datasets.logging.set_verbosity(verbosity)
     if path.exists():
         raise ValueError(f"{name} is none of {', '.join(_BUILDERS)}, nor a data set on the Hub.")
     return load_dataset(name, split=split)

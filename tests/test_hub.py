@@ -370,6 +370,25 @@ def test_other_commands_name_what_the_hub_refuses(hub, base, monkeypatch, tmp_pa
     assert "no repository 'me/nothing' on the Hub" in mistake(cli(*write, "me/nothing"))
 
 
+def test_commands_ask_the_hub_for_what_is_not_cached_alone(hub, base, monkeypatch, tmp_path):
+    get_gradmem_model(base, GradMemConfig(**PLAIN), tokenizer=small_tokenizer()).push_to_hub(ADAPTER)
+    forget(tmp_path / "elsewhere", monkeypatch)
+    hub.requests.clear()
+    write = ("write", "abc", "--model", ADAPTER, "--output", tmp_path / "memory")
+    assert cli(*write).exit_code == 0
+    assert any("model.safetensors" in request for request in hub.requests)
+    hub.requests.clear()
+    assert cli(*write).exit_code == 0
+    assert hub.requests == []
+
+    larger = GradMemConfig(num_memory_tokens=5, write_steps=1)
+    revision = get_gradmem_model(base, larger, tokenizer=small_tokenizer()).push_to_hub(ADAPTER).oid
+    for options, num_memory_tokens in (((), PLAIN["num_memory_tokens"]), (("--revision", revision), 5)):
+        assert cli(*write, *options).exit_code == 0
+        assert GradMemMemory.from_pretrained(tmp_path / "memory").embeddings.shape[1] == num_memory_tokens
+    assert "no revision 'never'" in mistake(cli(*write, "--revision", "never"))
+
+
 # ------------------------------------------------------------------------------------------------ trust_remote_code
 
 

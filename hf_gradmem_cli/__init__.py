@@ -1,0 +1,11 @@
+"""The command line, `hf-gradmem`.
+
+It is a package of its own because `import hf_gradmem` brings torch and Transformers, to register with them, which takes
+seconds. Help and mistakes in options are answered without: what needs them is imported by the commands as they run.
+"""
+
+# isort: off
+from .app import app, main
+from . import writing, reading, training, sharing  # help lists the commands in this order
+
+__all__ = ["app", "main", "reading", "sharing", "training", "writing"]

@@ -1,0 +1,39 @@
+"""Options that several commands have, under one name."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def output_option(text: str) -> Any:
+    """Where a command writes to."""
+    return typer.Option("--output", "--out", "-o", help=text)
+
+
+_MODEL = (
+    "Directory or Hub repository of a GradMem adapter, or of any decoder. A copy in the local Hub cache is used as it "
+    "is; `hf download` brings it up to date."
+)
+_READER = "The model that the memory was written with."
+
+Model = Annotated[str, typer.Option(help=_MODEL)]
+Reader = Annotated[str, typer.Option(help=_READER)]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model's Hub repository.")]
+Memory = Annotated[str, typer.Argument(help="Directory, file or Hub repository of the memory.")]
+MemoryRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the memory's Hub repository.")]
+Index = Annotated[int | None, typer.Option(help="Which memory, where there are several.")]
+OutputDirectory = Annotated[Path, output_option("Directory to write to.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--override", help="key=value in place of the recipe's; gradmem.write_steps=5 reaches inside."),
+]
+Steps = Annotated[int | None, typer.Option(help="Steps of gradient descent.")]
+LearningRate = Annotated[float | None, typer.Option(help="Step size.")]
+Tolerance = Annotated[
+    float | None, typer.Option(help="Stop once the loss is below this, in nats per token; 0 never stops.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines in place of text.")]
+Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps, ...")]
+Seed = Annotated[int, typer.Option(help="Seed of the random vectors that a base without an adapter writes from.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Contexts at a time.")]

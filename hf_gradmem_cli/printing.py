@@ -1,0 +1,108 @@
+"""What is printed on stdout: facts as tables for people, or as JSON for machines."""
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .app import manners
+
+if TYPE_CHECKING:
+    from hf_gradmem.evaluation import TokenLosses
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """One JSON object."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def report_done(text: str) -> None:
+    """Say what was done, unless nobody wants to hear it."""
+    if not manners.quiet:
+        typer.echo(text)
+
+
+def print_facts(rows: list[tuple[str, str | None]]) -> None:
+    """A table of names and values."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True, min_width=21)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(name, Text(str(value)))
+    Console(highlight=False).print(table)
+
+
+def describe_vectors(facts: dict[str, Any]) -> str:
+    """The size of each memory."""
+    return f"{facts['num_memory_tokens']} vectors of width {facts['hidden_size']}, {facts['dtype']}"
+
+
+def print_memory(facts: dict[str, Any]) -> None:
+    """A table of what `hf_gradmem.report.memory_facts` gives, and what a model adds to it."""
+    from hf_gradmem.report import describe_size
+
+    of_all = [("memory", facts["memory"]), ("each", describe_vectors(facts)), ("written for", facts["fingerprint"])]
+    print_facts(of_all)
+    for index, context in enumerate(facts["contexts"]):
+        typer.echo()
+        rows = [("context", str(index))] if len(facts["contexts"]) > 1 else []
+        pieces = f" in {context['segments']} segments" if context["segments"] > 1 else ""
+        rows.append(("tokens written", f"{context['tokens']}{pieces}"))
+        rows.append(("steps", str(context["steps"])))
+        losses = [("first", context["first_loss"]), ("last", context["last_loss"]), ("after", context["final_loss"])]
+        told = ", ".join(f"{name} {loss:.4f}" for name, loss in losses if loss is not None)
+        rows.append(("loss (nats per token)", told or "not measured"))
+        if "kv_cache_bytes" in context:
+            rows.append(("size", describe_size(context["bytes"], context["kv_cache_bytes"])))
+            decoded = context["decoded"]
+            rows.append(("decodes to", "not shown: it was written in segments" if decoded is None else decoded))
+        else:
+            rows.append(("size", f"{context['bytes']:,} bytes"))
+        print_facts(rows)
+
+
+def print_tokens(held: "TokenLosses") -> None:
+    """The tokens of a context, coloured by how well the memory holds them."""
+    from hf_gradmem.evaluation.heat_map import heat_map
+
+    console = Console(highlight=False)
+    for title, text in heat_map(held):
+        console.print()
+        console.print(title, style="bold", markup=False)
+        console.print(text)
+    console.print()
+    bits = f"{held.bits_over_start:.1f} over the memory's start, {held.bits_over_base:.1f} over the base alone"
+    print_facts([("bits recovered", bits)])
+
+
+def print_results(records: list[dict[str, Any]]) -> None:
+    """One table of the answers, and one of what the memories hold."""
+    of_answers = ("exact_match", "f1", "teacher_forced_exact_match", "answer_loss", "num_answers")
+    of_contexts = ("write_loss", "start_loss", "base_loss", "bits_over_start", "bits_over_base")
+    _print_records(records, of_answers)
+    memories = [record for record in records if record["context"] == "memory"]
+    if memories:
+        typer.echo()
+        _print_records(memories, of_contexts)
+
+
+def _print_records(records: list[dict[str, Any]], measures: tuple[str, ...]) -> None:
+    names = {"write_steps": "steps", "teacher_forced_exact_match": "teacher forced"}
+    conditions = ["set", "context", "write_steps"]
+    if len({record["model"] for record in records}) > 1:
+        conditions.insert(0, "model")
+    columns = [*conditions, *(name for name in measures if any(name in record for record in records))]
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        of_text = name in ("model", "set", "context")
+        header = names.get(name, name.replace("_", " "))
+        table.add_column(header, justify="left" if of_text else "right", no_wrap=of_text, overflow="ellipsis")
+    for record in records:
+        values = (record.get(name) for name in columns)
+        table.add_row(
+            *("" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value) for value in values)
+        )
+    Console(highlight=False).print(table)

@@ -1,0 +1,141 @@
+"""Commands that train and measure: train, evaluate, plot."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from .app import command, shows_progress
+from .options import AsJson, BatchSize, Device, Overrides, Revision, Seed, output_option
+from .printing import print_json, print_results, report_done
+
+
+@command(
+    "hf-gradmem train model_cards/gradmem-kv-tiny/recipe.yaml",
+    "hf-gradmem train recipe.yaml --override seed=1 --override output_dir=runs/seed1",
+)
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A YAML file: task, base, memory, stages and training arguments.")],
+    override: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train an adapter as a recipe says.
+
+    A run that was interrupted goes on from its last checkpoint when the command is given again. The seed, the device
+    (use_cpu) and the directory (output_dir) are the recipe's.
+    """
+    from hf_gradmem.training.recipe import load_recipe
+    from hf_gradmem.training.run import run_training
+
+    loaded = load_recipe(recipe, override or ())
+    results = run_training(loaded)
+    if as_json:
+        print_json(results)
+    else:
+        report_done(f"Trained: {loaded.training.output_dir} ({results['steps']} steps)")
+
+
+@command(
+    "hf-gradmem evaluate ./adapter --recipe recipe.yaml",
+    "hf-gradmem evaluate ./adapter --recipe recipe.yaml --steps 1 --steps 2 --output results.json",
+    "hf-gradmem evaluate ./m4 ./m8 --recipe recipe.yaml --set n4 --sweep num_pairs=4,8,16 --baseline prompt",
+)
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Directories or Hub repositories: adapters, or any decoder.")],
+    recipe: Annotated[Path, typer.Option(help="The recipe whose evaluation sets are answered.")],
+    steps: Annotated[
+        list[int] | None, typer.Option(min=0, help="Steps of WRITE to measure at; the model's own when absent.")
+    ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(help="prompt or none: answer by the plain base too, the context in its prompt or nowhere."),
+    ] = None,
+    eval_set: Annotated[
+        list[str] | None, typer.Option("--set", help="Only this evaluation set of the recipe; may be repeated.")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="argument=value,value,...: measure each set at each of these values of a task argument."),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which part of the task: validation or test.")] = "test",
+    metric: Annotated[
+        Literal["exact_match", "squad", "none"] | None,
+        typer.Option(help="How answers are compared; none measures losses alone. The task's own when absent."),
+    ] = None,
+    override: Overrides = None,
+    batch_size: BatchSize = 64,
+    output: Annotated[Path | None, output_option("Write the results to this JSON file.")] = None,
+    revision: Revision = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Answer a recipe's evaluation sets from memory, and compare with their reference answers.
+
+    Answers are generated; the share that is right token by token after the right ones before is given beside it.
+    Running text is not answered: its loss is that of the continuation. What the memories hold is given in bits.
+
+    A base without an adapter is given the untrained memory that the recipe's gradmem options describe.
+    """
+    from hf_gradmem.evaluation.readers import check_baselines
+    from hf_gradmem.evaluation.results import evaluate_model, evaluation_sets, load_sets, save_results, task_metric
+    from hf_gradmem.files import check_writable
+    from hf_gradmem.loading import load_model
+    from hf_gradmem.training.recipe import load_recipe
+
+    if revision is not None and len(models) > 1:
+        raise ValueError("--revision is of one model. Evaluate models of different revisions one at a time.")
+    if output is not None:
+        check_writable(output)
+    check_baselines(baseline or ())
+    arguments = load_recipe(recipe, override or ()).arguments
+    sets = evaluation_sets(arguments, eval_set or (), sweep or ())
+    rows = load_sets(arguments.task, sets, split)
+    chosen = task_metric(arguments.task) if metric is None else None if metric == "none" else metric
+    report = {"task": arguments.task, "split": split, "metric": chosen, "results": []}
+    for model in dict.fromkeys(models):
+        report["results"] += evaluate_model(
+            model,
+            load_model(model, arguments.gradmem, revision=revision, seed=seed, device=device),
+            rows,
+            sets,
+            steps or (),
+            metric=chosen,
+            baselines=baseline or (),
+            batch_size=batch_size,
+            show_progress=shows_progress(as_json),
+        )
+        if output is not None:
+            save_results(report, output)
+    if as_json:
+        print_json(report)
+    else:
+        print_results(report["results"])
+
+
+@command(
+    "hf-gradmem plot results.json --output curve.png",
+    "hf-gradmem plot results.json --x num_pairs --output capacity.svg",
+    "hf-gradmem plot m2.json m4.json m8.json --x num_memory_tokens --y f1 --output size.png",
+)
+def plot(
+    results: Annotated[list[Path], typer.Argument(help="Results files of evaluate, drawn together.")],
+    output: Annotated[Path, output_option("The picture to write: .png, .svg, .pdf, ...")],
+    x: Annotated[
+        str, typer.Option(help="write_steps, num_memory_tokens, or an argument of the task, as num_pairs.")
+    ] = "write_steps",
+    y: Annotated[str, typer.Option(help="Which measure: exact_match, f1, answer_loss, ...")] = "exact_match",
+    as_json: AsJson = False,
+) -> None:
+    """Draw a measure over the number of WRITE steps, the size of the memory, or an argument of the task."""
+    from hf_gradmem.evaluation.plots import plot_results, save_picture
+    from hf_gradmem.evaluation.results import load_records
+    from hf_gradmem.files import check_writable
+
+    check_writable(output)
+    records = load_records(results)
+    save_picture(plot_results(records, x, y), output)
+    if as_json:
+        print_json({"picture": str(output), "x": x, "y": y, "num_results": len(records)})
+    else:
+        report_done(f"Drawn: {output}")

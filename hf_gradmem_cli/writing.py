@@ -1,0 +1,194 @@
+"""Commands that write memories: demo, write, write-dataset."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+
+from .app import FAILURE, command, manners, shows_progress
+from .inputs import check_directory, read_context
+from .options import (
+    AsJson,
+    BatchSize,
+    Device,
+    LearningRate,
+    Model,
+    OutputDirectory,
+    Revision,
+    Seed,
+    Steps,
+    Tolerance,
+)
+from .printing import describe_vectors, print_facts, print_json, print_memory
+
+
+@command(
+    "hf-gradmem demo",
+    'hf-gradmem demo --text "Gate 7 opens at 06:45." --memory-tokens 2',
+    "hf-gradmem demo --json > demo.json",
+)
+def demo(
+    text: Annotated[str | None, typer.Option(help="Write this in place of the demo's own paragraph.")] = None,
+    steps: Annotated[int, typer.Option(help="Take at most so many steps.")] = 200,
+    memory_tokens: Annotated[int, typer.Option(help="How many memory vectors to write into.")] = 8,
+    seed: Seed = 0,
+    model: Annotated[str | None, typer.Option(help="Another base than SmolLM2-135M-Instruct.")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Write a paragraph into 8 vectors of a small pretrained model, and decode it from them.
+
+    Takes one or two minutes on two cores, and half a minute more at the first run, which unpacks the model.
+
+    Exits with 1 unless the decoded text is the written one, character for character.
+    """
+    from hf_gradmem.demo import TEXT, run_demo
+
+    result = run_demo(
+        Console(quiet=as_json or manners.quiet, highlight=False),
+        text=TEXT if text is None else text,
+        model_name=model,
+        steps=steps,
+        num_memory_tokens=memory_tokens,
+        seed=seed,
+        device=device,
+    )
+    if as_json:
+        print_json(result.to_dict())
+    if not result.verbatim:
+        raise typer.Exit(FAILURE)
+
+
+@command(
+    'hf-gradmem write "Gate 7 opens at 06:45." --model ./adapter --output ./memory',
+    "hf-gradmem write --file notes.txt --model HuggingFaceTB/SmolLM2-135M-Instruct --output ./memory",
+    "cat notes.txt | hf-gradmem write --model ./adapter --output ./memory --steps 5 --json",
+)
+def write(
+    model: Model,
+    output: OutputDirectory,
+    text: Annotated[str | None, typer.Argument(help="The context. Read from --file or stdin when absent.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Read the context from this UTF-8 file.")] = None,
+    steps: Steps = None,
+    learning_rate: LearningRate = None,
+    tolerance: Tolerance = None,
+    memory_tokens: Annotated[int | None, typer.Option(help="Memory vectors (base without an adapter only).")] = None,
+    optimizer: Annotated[
+        Literal["sgd", "momentum", "adam"] | None, typer.Option(help="Update rule (base without an adapter only).")
+    ] = None,
+    revision: Revision = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Write a context into a memory and save it.
+
+    Options that are not given are the adapter's own.
+
+    A base without an adapter gets 8 vectors and at most 200 steps of Adam at 0.02; it stops at a loss of 0.03.
+    """
+    from hf_gradmem.loading import PLAIN_BASE_TOLERANCE, is_adapter, load_model
+    from hf_gradmem.report import memory_facts
+
+    context = read_context(text, file)
+    check_directory(output)
+    options = {"num_memory_tokens": memory_tokens, "write_optimizer": optimizer}
+    options = {name: value for name, value in options.items() if value is not None}
+    adapter = is_adapter(model, revision=revision)
+    if adapter and options:
+        raise ValueError("--memory-tokens and --optimizer are for a base without an adapter; an adapter has its own.")
+    writer = load_model(model, options, revision=revision, seed=seed, device=device)
+    if tolerance is None and not adapter:
+        tolerance = PLAIN_BASE_TOLERANCE
+    memory = writer.write(
+        context,
+        write_steps=steps,
+        write_learning_rate=learning_rate,
+        tolerance=tolerance,
+        show_progress=shows_progress(as_json),
+        measure_final_loss=True,
+    )
+    memory.save_pretrained(output)
+    facts = {"memory": str(output), **memory_facts(memory)}
+    if as_json:
+        print_json(facts)
+    elif not manners.quiet:
+        print_memory(facts)
+
+
+@command(
+    "hf-gradmem write-dataset notes.jsonl --model ./adapter --output memories/",
+    "accelerate launch -m hf_gradmem_cli write-dataset notes.parquet --model ./adapter --output memories/",
+    'hf-gradmem ask "When does gate 7 open?" --memories memories/ --id airport --model ./adapter',
+    name="write-dataset",
+)
+def write_dataset(
+    source: Annotated[str, typer.Argument(help="A .jsonl, .csv or .parquet file, or a data set on the Hub.")],
+    model: Model,
+    output: OutputDirectory,
+    context_column: Annotated[str, typer.Option(help="Column of the contexts: texts, or lists of texts.")] = "context",
+    id_column: Annotated[
+        str | None, typer.Option(help="Column of the ids; 'id' where there is one, else rows are numbered.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which part of a data set on the Hub.")] = "train",
+    batch_size: BatchSize = 8,
+    shard_size: Annotated[int, typer.Option(min=1, help="Memories in a file; what a killed run loses at most.")] = 1000,
+    steps: Steps = None,
+    learning_rate: LearningRate = None,
+    tolerance: Tolerance = None,
+    revision: Revision = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Write a memory for each row of a data set, to be looked up by id.
+
+    Given again after an interruption, the command writes what is missing. Under accelerate launch, or torchrun, the
+    processes share the work. The result is a data set of Parquet files, which can be pushed to the Hub as it is.
+
+    Options that are not given are the adapter's own; a base without an adapter writes as in hf-gradmem write.
+    """
+    from hf_gradmem.loading import PLAIN_BASE_TOLERANCE, is_adapter, load_model
+    from hf_gradmem.memory_store import without_progress_bars
+    from hf_gradmem.write_dataset import load_source, processes
+    from hf_gradmem.write_dataset import write_dataset as write_rows
+
+    check_directory(output)
+    with without_progress_bars():
+        rows = load_source(source, split)
+    if tolerance is None and not is_adapter(model, revision=revision):
+        tolerance = PLAIN_BASE_TOLERANCE
+    state = processes(cpu=True if device == "cpu" else None)
+    if device == "auto" and (state.num_processes > 1 or state.device.type == "cpu"):
+        device = str(state.device)
+    facts = write_rows(
+        load_model(model, revision=revision, seed=seed, device=device),
+        rows,
+        output,
+        context_column=context_column,
+        id_column=id_column,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        write_steps=steps,
+        write_learning_rate=learning_rate,
+        tolerance=tolerance,
+        # Without the way to them: the facts are pushed with the memories.
+        model_name=_last_name(model),
+        source_name=_last_name(source),
+        show_progress=shows_progress(as_json),
+    )
+    state.destroy_process_group()
+    if not state.is_main_process:
+        return
+    if as_json:
+        print_json({"memories": str(output), **facts})
+    elif not manners.quiet:
+        written = f"{output}: {facts['num_rows']} in {facts['num_shards']} files"
+        rows = [("memories", written), ("each", describe_vectors(facts)), ("written for", facts["fingerprint"])]
+        print_facts(rows)
+
+
+def _last_name(name: str) -> str:
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
