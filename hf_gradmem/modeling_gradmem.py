@@ -272,6 +272,11 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
             # Contexts of like length share a chunk, so that the padding of the longest is not computed for the rest.
             order = attention_mask.sum(1).argsort(descending=True, stable=True)
             chunks = order.split(batch_size or len(input_ids))
+            parts = [
+                self._rows(input_ids[chunk], attention_mask[chunk], None if segment_ids is None else segment_ids[chunk])
+                for chunk in chunks
+            ]
+            turns = sum(rows.num_turns if self.config.write_segments_in_turn else 1 for rows in parts)
             written = []
             with (
                 modules_in_eval(self),
@@ -279,16 +284,13 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
                     f"Lower batch_size (now {batch_size or len(input_ids)} contexts), or cut the contexts shorter with "
                     "write_segment_length, which is also the longest row that is held at a time."
                 ),
-                tqdm(
-                    total=len(chunks) * len(step_sizes), desc="Writing", unit="step", disable=not show_progress
-                ) as bar,
+                tqdm(total=turns * len(step_sizes), desc="Writing", unit="step", disable=not show_progress) as bar,
             ):
-                for chunk in chunks:
-                    rows = self._rows(
-                        input_ids[chunk], attention_mask[chunk], None if segment_ids is None else segment_ids[chunk]
+                for chunk, rows in zip(chunks, parts, strict=True):
+                    begin = None if start is None else start[chunk]
+                    written.append(
+                        self._write_chunk(rows, begin, step_sizes, chunk, tolerance, measure_final_loss, bar)
                     )
-                    part = None if start is None else start[chunk]
-                    written.append(self._write_chunk(rows, part, step_sizes, chunk, tolerance, measure_final_loss, bar))
             return GradMemMemory.cat(written)[order.argsort()]
 
     def _write_chunk(

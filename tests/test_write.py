@@ -96,6 +96,12 @@ def test_segments_in_turn_are_appended_one_by_one(optimizer):
     assert not torch.allclose(memory.embeddings, together.embeddings, rtol=1e-3)
 
 
+def test_the_bar_counts_the_steps_of_every_turn(capsys):
+    model = build(write_segments_in_turn=True)
+    model.write(input_ids=tiny_tokens(2, 9), segment_ids=(torch.arange(9) // 4).expand(2, -1), show_progress=True)
+    assert "9/9" in capsys.readouterr().err
+
+
 def test_segments_in_turn_stop_each_at_the_tolerance():
     model = build(write_segments_in_turn=True, write_steps=6)
     tokens, ids = tiny_tokens(1, 9), torch.tensor([[0] * 4 + [1] * 5])

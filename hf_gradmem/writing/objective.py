@@ -52,6 +52,11 @@ class ContextRows:
         """Tokens of each context, `(batch,)`."""
         return self.segment_lengths.sum(1)
 
+    @property
+    def num_turns(self) -> int:
+        """Segments of the context that has the most."""
+        return self.segment_lengths.shape[1]
+
     def take(self, rows: Tensor) -> "ContextRows":
         """Some of the rows, without the padding that only the others need. The contexts stay all there."""
         length = int(self.attention_mask[rows].sum(1).max())
@@ -66,7 +71,7 @@ class ContextRows:
 
     def turns(self) -> Iterator[tuple[Tensor, "ContextRows"]]:
         """Segment after segment: which contexts have one, and its rows as contexts of their own."""
-        for turn in range(self.segment_lengths.shape[1]):
+        for turn in range(self.num_turns):
             rows = (self.segment_index == turn).nonzero()[:, 0]
             contexts = self.sample_index[rows]
             yield (
