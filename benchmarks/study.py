@@ -47,6 +47,7 @@ ARMS = {
     "small_init": ("initializer_range 0.02, the default of Transformers", ["base_config.initializer_range=0.02"]),
     "whole_context": ("the whole context at once, as in the paper", ["task_arguments.segmented=false"]),
     "first_order": ("meta-gradient without second-order terms", ["gradmem.meta_gradient=first_order"]),
+    "finite_difference": ("meta-gradient by finite differences", ["gradmem.meta_gradient=finite_difference"]),
     "plain": ("reconstruction weight 0: the answers alone are trained on", [PLAIN]),
     "plain_seed_1": ("the same, seed 1", [PLAIN, *SEED_1]),
     "plain_whole": (
