@@ -24,11 +24,18 @@ def train(
     A run that was interrupted goes on from its last checkpoint when the command is given again. The seed, the device
     (use_cpu) and the directory (output_dir) are the recipe's.
     """
+    from accelerate import PartialState
+
     from hf_gradmem.training.recipe import load_recipe
     from hf_gradmem.training.run import run_training
 
     loaded = load_recipe(recipe, override or ())
     results = run_training(loaded)
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()  # its threads may abort an interpreter that ends before they do
+    if not state.is_main_process:
+        return
     if as_json:
         print_json(results)
     else:

@@ -4,7 +4,7 @@ import json
 import sys
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DataLoaderConfiguration
 from torch.utils.data import DataLoader
 
@@ -49,3 +49,6 @@ if __name__ == "__main__":
     else:
         for dispatch_batches, num_shards, num_workers in ((True, 1, 0), (False, 1, 0), (False, 2, 0), (False, 4, 2)):
             check_stream(dispatch_batches, num_shards, num_workers)
+    state = PartialState()
+    state.wait_for_everyone()
+    state.destroy_process_group()  # its threads may abort an interpreter that ends before they do
