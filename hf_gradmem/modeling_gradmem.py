@@ -257,9 +257,7 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
             if context is not None:
                 if attention_mask is not None or segment_ids is not None:
                     raise ValueError("attention_mask and segment_ids belong to input_ids; a text brings its own.")
-                input_ids, attention_mask, segment_ids = tokenize_contexts(
-                    context, self.tokenizer, self.config.write_segment_length
-                )
+                input_ids, attention_mask, segment_ids = self._tokenize(context, self.tokenizer)
             input_ids, attention_mask, segment_ids = checked_context(
                 input_ids, attention_mask, segment_ids, self.device
             )
@@ -357,9 +355,10 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
     ) -> WriteTrace:
         """Write with the writer of the configuration; the arguments are those of [`InnerLoop.run`]."""
         if self.config.writer == "gradient":
+            loop = self._inner_loop()
 
             def descend(rows: ContextRows, memory: Tensor) -> WriteTrace:
-                return self._inner_loop().run(
+                return loop.run(
                     self._objective(rows),
                     memory,
                     step_sizes,
@@ -463,6 +462,9 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
         order = torch.cat([place.new_ones(prefix.shape[:2]), place], dim=1).argsort(dim=1, stable=True)
         predicting = order.argsort(dim=1)[:, prefix.shape[1] :] - 1
         return tuple(reorder(part, order) for part in parts), predicting.clamp(min=0)
+
+    def _tokenize(self, context: Context, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor, Tensor | None]:
+        return tokenize_contexts(context, tokenizer, self.config.write_segment_length)
 
     def _rows(self, input_ids: Tensor, attention_mask: Tensor, segment_ids: Tensor | None) -> ContextRows:
         whole = self.config.writer == "forward"  # which reads a context as it stands

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, Pipeline
 from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.utils import ModelOutput
 
-from .batching import tokenize_each, write_alike
+from .batching import write_alike
 from .inputs import tokenize_queries
 from .memory import GradMemMemory
 from .modeling_gradmem import GradMemForCausalLM
@@ -165,7 +165,7 @@ class GradMemTextGenerationPipeline(Pipeline):
         if isinstance(requests[0].source, GradMemMemory):
             source = {"memory": GradMemMemory.cat([request.source for request in requests])}
         else:
-            source = {"contexts": tokenize_each([request.source for request in requests], self.tokenizer)}
+            source = {"contexts": self.model._tokenize([request.source for request in requests], self.tokenizer)}
         index = torch.arange(len(requests)).repeat_interleave(torch.tensor(counts))
         prompts = {"input_ids": input_ids, "attention_mask": attention_mask, "context_index": index}
         return source | prompts | {"requests": requests}

@@ -18,7 +18,7 @@ from datasets.exceptions import DatasetGenerationError
 from tqdm.auto import tqdm
 
 from . import checkpoint
-from .batching import TokenizedContext, check_fits, tokenize_each, write_alike
+from .batching import Tokenized, check_fits, take, write_alike
 from .files import whole_file
 from .hub import CARD_FILE
 from .memory_store import (
@@ -330,7 +330,7 @@ def _check_contexts(model: GradMemForCausalLM, rows: _Rows, show_progress: bool)
     with tqdm(total=len(rows), desc="Checking", unit="row", disable=not show_progress) as bar:
         for numbers in rows.slices():
             ids, contexts = rows.read(numbers)
-            tokenized = tokenize_each(contexts, model.tokenizer)
+            tokenized = model._tokenize(contexts, model.tokenizer)
             try:
                 check_fits(model, tokenized)
             except ValueError:
@@ -339,10 +339,10 @@ def _check_contexts(model: GradMemForCausalLM, rows: _Rows, show_progress: bool)
             bar.update(len(numbers))
 
 
-def _name_unfit(model: GradMemForCausalLM, numbers: range, ids: list[str], contexts: list[TokenizedContext]) -> None:
-    for number, name, context in zip(numbers, ids, contexts, strict=True):
+def _name_unfit(model: GradMemForCausalLM, numbers: range, ids: list[str], contexts: Tokenized) -> None:
+    for row, (number, name) in enumerate(zip(numbers, ids, strict=True)):
         try:
-            check_fits(model, [context])
+            check_fits(model, take(contexts, slice(row, row + 1)))
         except ValueError as error:
             raise ValueError(f"Row {number} (id {name!r}) cannot be written. {error}") from error
 
@@ -361,7 +361,7 @@ def _write_shard(
     try:
         memory = write_alike(
             model,
-            tokenize_each(contexts, model.tokenizer),
+            model._tokenize(contexts, model.tokenizer),
             batch_size,
             on_batch=bar.update,
             measure_final_loss=True,

@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..decoder import modules_in_eval
-from ..inputs import Context, checked_context, tokenize_contexts
+from ..inputs import Context, checked_context
 from ..memory import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..writing.objective import ContextRows, cross_entropy
@@ -88,8 +88,7 @@ def token_losses(model: GradMemForCausalLM, memory: GradMemMemory, context: Cont
         ValueError: an empty context, another number of contexts than memories, or a memory of another model.
     """
     tokenizer = model.tokenizer
-    tokenized = tokenize_contexts(context, tokenizer, model.config.write_segment_length)
-    rows = model._rows(*checked_context(*tokenized, model.device))
+    rows = model._rows(*checked_context(*model._tokenize(context, tokenizer), model.device))
     model._check_memory(memory)
     sizes = rows.num_tokens.tolist()
     if len(sizes) != len(memory):
