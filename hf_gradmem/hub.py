@@ -86,18 +86,23 @@ def push_files(
 
 
 def prepare_repository(
-    repo_id: str, *, revision: str | None, private: bool | None = None, token: str | bool | None = None
+    repo_id: str,
+    *,
+    revision: str | None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    repo_type: str = "model",
 ) -> str:
-    """Make a model repository and a branch unless they are there; returns the repository's name with its namespace.
+    """Make a repository and a branch unless they are there; returns the repository's name with its namespace.
 
     Raises:
         HubError: the Hub refused, or cannot be reached.
     """
     api = HfApi(token=token)
     with one_line_errors(repo_id, revision):
-        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/pr/"):
-            api.create_branch(repo_id, branch=revision, exist_ok=True)
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
     return repo_id
 
 

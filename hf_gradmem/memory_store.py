@@ -18,7 +18,7 @@ from datasets import Array2D, Dataset, Features, List, Value, load_dataset
 from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from .hub import CARD_FILE, one_line_errors
+from .hub import CARD_FILE, one_line_errors, prepare_repository
 from .memory import GradMemMemory
 
 FACTS_FILE = "memories.json"
@@ -210,12 +210,9 @@ class MemoryStore:
         """
         if self.directory is None:
             raise ValueError("This store was opened from the Hub. Only a store in a directory can be pushed.")
-        api = HfApi(token=token)
+        repo_id = prepare_repository(repo_id, revision=revision, private=private, token=token, repo_type="dataset")
         with one_line_errors(repo_id, revision):
-            repo_id = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True).repo_id
-            if revision is not None and not revision.startswith("refs/pr/"):
-                api.create_branch(repo_id, branch=revision, repo_type="dataset", exist_ok=True)
-            return api.upload_folder(
+            return HfApi(token=token).upload_folder(
                 repo_id=repo_id,
                 folder_path=self.directory,
                 repo_type="dataset",

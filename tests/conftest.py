@@ -11,6 +11,8 @@ import pytest
 import torch
 import transformers
 
+from .hub_server import running_hub, use_hub
+
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
 
@@ -18,3 +20,18 @@ transformers.utils.logging.disable_progress_bar()
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def server():
+    with running_hub() as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(server, monkeypatch, tmp_path):
+    """An empty hub, and a client that is logged in as the owner of `me/...`."""
+    for held in (server.repos, server.objects, server.requests):
+        held.clear()
+    use_hub(monkeypatch, server, tmp_path / "home")
+    return server

@@ -17,28 +17,13 @@ from hf_gradmem import GradMemConfig, GradMemForCausalLM, GradMemMemory, get_gra
 from hf_gradmem.cli import app
 from hf_gradmem.hub import HubError
 
-from .hub_server import READER_TOKEN, environment, log_in, running_hub, use_hub
+from .hub_server import READER_TOKEN, environment, log_in
 from .small_models import EVERY_OPTION, PLAIN, named_base, small_tokenizer, with_memory
 from .tiny_models import tiny_causal_lm, tiny_tokens
 
 CONTEXT, QUERY = tiny_tokens(2, 9, seed=1), tiny_tokens(2, 5, seed=2)
 BASE, ADAPTER, MEMORY = "me/base", "me/adapter", "me/memory"
 ADAPTER_FILES = {"config.json", "model.safetensors", "README.md", "modeling_gradmem_hub.py"}
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running_hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(server, monkeypatch, tmp_path):
-    """An empty hub, and a client that is logged in as the owner of `me/...`."""
-    for held in (server.repos, server.objects, server.requests):
-        held.clear()
-    use_hub(monkeypatch, server, tmp_path / "home")
-    return server
 
 
 @pytest.fixture

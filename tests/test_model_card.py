@@ -16,26 +16,12 @@ from hf_gradmem.tasks import load_task
 from hf_gradmem.training.card import fill_model_card
 from hf_gradmem.training.run import run_training
 
-from .hub_server import running_hub, use_hub
 from .small_models import PLAIN, named_base, small_tokenizer, with_memory
 from .test_training import stock_trainer, tiny_model, tiny_recipe
 from .tiny_models import tiny_causal_lm, tiny_config
 
 BASE, ADAPTER = "me/base", "me/adapter"
 OWN = "---\ntags:\n- mine\n---\n# My own words\n"
-
-
-@pytest.fixture(scope="module")
-def server():
-    with running_hub() as hub:
-        yield hub
-
-
-@pytest.fixture
-def hub(server, monkeypatch, tmp_path):
-    server.repos.clear()
-    use_hub(monkeypatch, server, tmp_path / "home")
-    return server
 
 
 @pytest.fixture
