@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
 
-from benchmarks.gemm_floor import attention_products, weight_products
+from benchmarks.gemm_floor import SECOND_ORDER_STEP, TRAINED_READ, attention_products, weight_products
 from benchmarks.reference_style import ReferenceSettings, ReferenceStyle
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 
@@ -52,6 +52,8 @@ SHAPES = {
         "tie_word_embeddings": True,
     },
 }
+
+QUERY_TOKENS_TRAINED = 8
 
 Run = Callable[[], Any]
 
@@ -97,23 +99,33 @@ def train_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
     """Loss and backward pass of one training step, the whole base training, as the paper's key-value models do."""
     steps, batch = cell["steps"], cell["batch"]
     base = build_base(cell["shape"], "eager" if variant == "reference" else "sdpa", cell["dtype"])
-    context, query = tokens(batch, length, base.config.vocab_size), tokens(batch, 8, base.config.vocab_size, seed=1)
+    if variant == "floor":
+        work = [(batch * (length + MEMORY_TOKENS), batch * length, SECOND_ORDER_STEP)] * steps
+        work.append((batch * (QUERY_TOKENS_TRAINED + MEMORY_TOKENS), batch * QUERY_TOKENS_TRAINED, TRAINED_READ))
+        products = [weight_products(base, *arguments) for arguments in work]
+        return lambda: [run() for run in products]
+    context = tokens(batch, length, base.config.vocab_size)
+    query = tokens(batch, QUERY_TOKENS_TRAINED, base.config.vocab_size, seed=1)
     batch_of = {"context_input_ids": context, "input_ids": query, "labels": query}
     if variant == "reference":
         model = ReferenceStyle(base, ReferenceSettings(MEMORY_TOKENS, steps, reconstruction_loss_weight=0.5))
         masks = {"context_attention_mask": torch.ones_like(context), "attention_mask": torch.ones_like(query)}
         loss = lambda: model(**batch_of, **masks)[0]  # noqa: E731
     else:
+        meta_gradient, *options = variant.split(", ")
         model = get_gradmem_model(
             base,
             GradMemConfig(
                 num_memory_tokens=MEMORY_TOKENS,
                 write_steps=steps,
-                meta_gradient="exact" if variant.startswith("exact") else variant,
-                checkpoint_write_steps=variant != "exact, unrolled",
+                meta_gradient=meta_gradient,
+                meta_gradient_steps=1 if "last step" in options else None,
+                checkpoint_write_steps="unrolled" not in options,
             ),
         )
         model.requires_grad_(True)
+        if "compiled" in options:
+            model.compile()
         loss = lambda: model(**batch_of).loss  # noqa: E731
     model.train()
 
@@ -180,7 +192,11 @@ def measure_time(cell: dict[str, Any]) -> dict[str, Any]:
     make = VARIANTS[cell["kind"]]
     for variant in cell["variants"]:
         make(cell, variant, min(32, cell["tokens"]))()  # what is done once in a process: threads, kernels
+    torch.compiler.reset()  # and forgets the lengths that it saw
     runs = {variant: make(cell, variant, cell["tokens"]) for variant in cell["variants"]}
+    for variant, run in runs.items():
+        if "compiled" in variant:
+            run()
     rounds = []
     for index in range(cell["rounds"]):
         order = list(runs)[index % len(runs) :] + list(runs)[: index % len(runs)]
@@ -205,7 +221,10 @@ def measure_memory(cell: dict[str, Any]) -> dict[str, Any]:
     """Peak of the process, or of the device, above what it holds once the model is loaded and has run once."""
     make, (variant,) = VARIANTS[cell["kind"]], cell["variants"]
     make(cell, variant, min(32, cell["tokens"]))()
+    torch.compiler.reset()
     run = make(cell, variant, cell["tokens"])
+    if "compiled" in variant:
+        run()
     gc.collect()
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()

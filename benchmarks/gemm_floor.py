@@ -1,7 +1,6 @@
-"""The floor under a WRITE step: its matrix products alone, timed bare.
+"""The floor under WRITE and training: their matrix products alone, timed bare.
 
-A step is one forward pass and one backward pass to the activations: each weight is multiplied twice, once with the
-activations and once with their gradients. Nothing else is done here: no norm, no softmax, no autograd, no allocation.
+Nothing else is done here: no norm, no softmax, no autograd, no allocation.
 """
 
 from collections.abc import Callable
@@ -15,12 +14,21 @@ Tensor = torch.Tensor
 # Positions at a time: what fits the caches no worse than all at once, and keeps the head's products small.
 _BLOCK = 512
 
+# How often each weight is multiplied: with activations, with their gradients, and the two with one another for its own
+# gradient. The outer backward pass goes through both passes of a step, hence twice two products more.
+WRITE_STEP = (1, 1, 0)
+SECOND_ORDER_STEP = (2, 2, 2)
+TRAINED_READ = (1, 1, 1)
 
-def weight_products(base: PreTrainedModel, positions: int, scored: int) -> Callable[[], None]:
-    """The products of one step with the base's weights.
+
+def weight_products(
+    base: PreTrainedModel, positions: int, scored: int, times: tuple[int, int, int] = WRITE_STEP
+) -> Callable[[], None]:
+    """The products with the base's weights.
 
     Args:
         base: a decoder made of `nn.Linear` layers.
+        times: of each kind, one of the above.
         positions: rows × length, memory included.
         scored: positions that the output head is applied to.
     """
@@ -29,17 +37,22 @@ def weight_products(base: PreTrainedModel, positions: int, scored: int) -> Calla
     buffers = {}
     for weight, _ in work:
         buffers.setdefault(
-            weight.shape, (weight.new_zeros(_BLOCK, weight.shape[1]), weight.new_zeros(_BLOCK, weight.shape[0]))
+            weight.shape,
+            (weight.new_zeros(_BLOCK, weight.shape[1]), weight.new_zeros(_BLOCK, weight.shape[0]), weight.clone()),
         )
 
     @torch.no_grad()
     def run() -> None:
         for weight, rows in work:
-            inputs, outputs = buffers[weight.shape]
+            inputs, outputs, of_weight = buffers[weight.shape]
             for start in range(0, rows, _BLOCK):
                 size = min(_BLOCK, rows - start)
-                torch.mm(inputs[:size], weight.T, out=outputs[:size])
-                torch.mm(outputs[:size], weight, out=inputs[:size])
+                for _ in range(times[0]):
+                    torch.mm(inputs[:size], weight.T, out=outputs[:size])
+                for _ in range(times[1]):
+                    torch.mm(outputs[:size], weight, out=inputs[:size])
+                for _ in range(times[2]):
+                    torch.mm(outputs[:size].T, inputs[:size], out=of_weight)
 
     return run
 

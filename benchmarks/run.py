@@ -26,8 +26,9 @@ RESULTS = Path(__file__).parent / "results"
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 WRITERS = ["gradmem", "reference", "floor", "floor with attention", "forward-only"]
-WAYS_BACK = ["exact", "exact, unrolled", "finite_difference", "first_order", "reference"]
+WAYS_BACK = ["exact", "exact, last step", "finite_difference", "first_order"]
 KEEP_THE_GRAPH = ["exact, unrolled", "reference"]
+COMPILED = ["exact, compiled", "exact, unrolled, compiled"]
 READERS = [
     "write",
     "products of WRITE",
@@ -71,10 +72,15 @@ def cells() -> dict[str, dict[str, Any]]:
         add("time", ["gradmem", "floor", "floor with attention"], 4, kind="write", batch=1, tokens=length)
     for steps in (1, 2, 5, 8):
         shape = {"kind": "train", "batch": 8, "tokens": 480, "steps": steps, "shape": "kv-4-layers"}
-        add("memory", [way for way in WAYS_BACK if way not in KEEP_THE_GRAPH], 2, **shape)
+        add("memory", WAYS_BACK, 2, **shape)
         add("memory", KEEP_THE_GRAPH, 2 + steps * 1.2, **shape)
-        add("time", WAYS_BACK, 2 + steps * 1.2, rounds=3 if steps <= 2 else 2, **shape)
-    add("time", WAYS_BACK, 3, kind="train", batch=64, tokens=40, steps=2, shape="kv-4-layers")
+        if steps in (1, 8):
+            add("memory", COMPILED, 2 + steps, **shape)
+        ways = [*WAYS_BACK, *KEEP_THE_GRAPH, *COMPILED, "floor"]
+        add("time", ways, 2 + steps * 1.2, rounds=5 if steps <= 2 else 3, **shape)
+    shape = {"kind": "train", "batch": 64, "tokens": 40, "steps": 2, "shape": "kv-4-layers"}
+    add("memory", [*WAYS_BACK, *KEEP_THE_GRAPH, *COMPILED], 4, **shape)
+    add("time", ways, 4, rounds=9, **shape)
     for length in (256, 1024):
         for batch in (1, 16):
             add("time", READERS, 2, kind="read", batch=batch, tokens=length)

@@ -76,9 +76,10 @@ def lora_parameters(base_model: nn.Module, phase: str) -> Iterator[tuple[str, nn
 def lora_phase(base_model: nn.Module, phase: str) -> Iterator[None]:
     """Run the base with the LoRA of `phase` (`"write"` or `"read"`) alone, then switch it off again.
 
-    A layer without a LoRA for this phase runs the base's own weights, bit for bit.
+    A layer without a LoRA for this phase runs the base's own weights, bit for bit. Within a span of the same phase
+    nothing is switched, which a trace could not follow.
     """
-    layers = _lora_layers(base_model)
+    layers = [layer for layer in _lora_layers(base_model) if not _is_set(layer, phase)]
     _switch(layers, phase)
     try:
         yield
@@ -86,14 +87,23 @@ def lora_phase(base_model: nn.Module, phase: str) -> Iterator[None]:
         _switch(layers, None)
 
 
+def _has(layer: BaseTunerLayer, phase: str | None) -> bool:
+    return phase is not None and any(phase in getattr(layer, part) for part in layer.adapter_layer_names)
+
+
+def _is_set(layer: BaseTunerLayer, phase: str) -> bool:
+    if not _has(layer, phase):
+        return layer.disable_adapters
+    return not layer.disable_adapters and list(layer.active_adapters) == [phase]
+
+
 def _switch(layers: list[BaseTunerLayer], phase: str | None) -> None:
     """PEFT's own toggles, without their side effect: they rewrite `requires_grad`, which silences LoRA's gradient."""
     for layer in layers:
         trainable = {parameter: parameter.requires_grad for parameter in layer.parameters()}
-        present = phase is not None and any(phase in getattr(layer, part) for part in layer.adapter_layer_names)
-        if present:
+        if _has(layer, phase):
             layer.set_adapter(phase)
-        layer.enable_adapters(present)
+        layer.enable_adapters(_has(layer, phase))
         for parameter, requires_grad in trainable.items():
             parameter.requires_grad_(requires_grad)
 

@@ -46,6 +46,10 @@ class Decoder:
         """Ids to stand where memory vectors are: an ordinary token, since some bases count padding ids."""
         return torch.full(prefix.shape[:2], self._placeholder, dtype=torch.long, device=prefix.device)
 
+    def probe(self) -> None:
+        """Find out now what every run needs to know of the base, which none that is traced can find out."""
+        self.embeddings_suffice, self._placeholder  # noqa: B018
+
     @property
     def window(self) -> int | None:
         """Positions that the base can take; `None` where its configuration sets no limit."""

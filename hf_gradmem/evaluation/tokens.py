@@ -93,7 +93,7 @@ def token_losses(model: GradMemForCausalLM, memory: GradMemMemory, context: Cont
     sizes = rows.num_tokens.tolist()
     if len(sizes) != len(memory):
         raise ValueError(f"There are {len(memory)} memories for {len(sizes)} contexts; each context needs its own.")
-    texts = [token_texts(tokenizer, ids.tolist()) for ids in rows.input_ids[rows.scored].split(sizes)]
+    texts = [token_texts(tokenizer, ids.tolist()) for ids in rows.targets.split(sizes)]
     start = model.memory_init.detach().expand(len(sizes), -1, -1)
     conditions = (
         base_token_losses(model, rows),
@@ -122,7 +122,7 @@ def memory_token_losses(model: GradMemForCausalLM, rows: ContextRows, embeddings
     with modules_in_eval(model):
         for part in _parts(rows):
             logits = objective.token_logits(prefix.index_select(0, part.sample_index), part)
-            losses.append(cross_entropy(logits[part.scored], part.input_ids[part.scored]))
+            losses.append(cross_entropy(part.of_scored(logits), part.targets))
     return torch.cat(losses)
 
 
@@ -146,7 +146,7 @@ def _base_part(model: GradMemForCausalLM, rows: ContextRows, start: list[int]) -
     predicted = rows.scored[:, first:]
     losses = logits.new_full(rows.scored.shape, torch.nan, dtype=torch.promote_types(logits.dtype, torch.float32))
     losses[:, first:][predicted] = cross_entropy(logits[predicted], rows.input_ids[:, first:][predicted])
-    return losses[rows.scored]
+    return rows.of_scored(losses)
 
 
 def _parts(rows: ContextRows) -> Iterator[ContextRows]:

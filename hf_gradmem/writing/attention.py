@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
@@ -19,8 +18,7 @@ def twice_differentiable(base_model: PreTrainedModel) -> Iterator[None]:
     Fused attention kernels implement a first backward only. SDPA's MATH backend is entered whatever the base's
     `attn_implementation` says, because some models call SDPA under "eager"; an implementation other than these two is
     replaced by "eager" for the span. The base's activation checkpointing is off as well: it would recompute layers
-    later, outside the span; recomputing whole steps takes its place. A compiled base runs uncompiled: the backward pass
-    of a compiled graph has no derivative.
+    later, outside the span; recomputing whole steps takes its place.
     """
     chosen = base_model.config._attn_implementation
     replace = chosen not in (*_TWICE_DIFFERENTIABLE, None)
@@ -30,7 +28,7 @@ def twice_differentiable(base_model: PreTrainedModel) -> Iterator[None]:
     for module in recomputed:
         module.gradient_checkpointing = False
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.compiler.set_stance("force_eager"):
+        with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         for module in recomputed:

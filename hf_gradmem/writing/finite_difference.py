@@ -10,15 +10,14 @@ own attention kernels and activation checkpointing, and a step leaves nothing be
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import get_device_states, set_device_states
 
 from .objective import ReconstructionObjective
+from .recomputed import Conditions
 
 Tensor = torch.Tensor
 
@@ -52,7 +51,7 @@ class _DifferencedGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, objective: ReconstructionObjective, radius: float, memory: Tensor, *parameters: Tensor):
         ctx.objective, ctx.radius, ctx.parameters = objective, radius, parameters
-        ctx.same_conditions = _conditions_of_now(memory)
+        ctx.conditions = Conditions(memory)
         with torch.enable_grad():
             loss, gradient = objective.value_and_gradient(memory)
         ctx.save_for_backward(memory, gradient)
@@ -72,7 +71,7 @@ class _DifferencedGradient(torch.autograd.Function):
         for sign in (1, -1):
             # The loss's own gradient is the mean of those at either side, to the same order: no third pass.
             weights = sign * slope + loss_adjoint / 2
-            with torch.enable_grad(), ctx.same_conditions():
+            with torch.enable_grad(), ctx.conditions.again():
                 start = (memory + sign * offset).detach().requires_grad_()
                 gradients = torch.autograd.grad(
                     ctx.objective.first_order(start), (start, *ctx.parameters), weights, allow_unused=True
@@ -100,27 +99,3 @@ def _warn_if_bent(above: Tensor, middle: Tensor, below: Tensor, moved: Tensor, r
             'computes in half precision, whose rounding does the same; or use meta_gradient="exact".',
             stacklevel=2,
         )
-
-
-def _conditions_of_now(like: Tensor) -> Callable[[], Any]:
-    """A context that brings back autocast and random numbers as they are now, for the device of `like`.
-
-    Dropout then drops the same elements on either side as it did in the step.
-    """
-    device_type = like.device.type
-    autocast = {
-        "enabled": torch.is_autocast_enabled(device_type),
-        "dtype": torch.get_autocast_dtype(device_type),
-        "cache_enabled": torch.is_autocast_cache_enabled(),
-    }
-    cpu_state = torch.get_rng_state()
-    devices, states = get_device_states(like)
-
-    @contextmanager
-    def same_conditions() -> Iterator[None]:
-        with torch.random.fork_rng(devices, device_type=device_type), torch.autocast(device_type, **autocast):
-            torch.set_rng_state(cpu_state)
-            set_device_states(devices, states, device_type=device_type)
-            yield
-
-    return same_conditions

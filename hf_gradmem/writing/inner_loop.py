@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .attention import twice_differentiable
+from .compiled import LossAndGradient, loss_and_gradient
 from .finite_difference import RADIUS, differenced_gradient
 from .objective import ReconstructionObjective
+from .recomputed import recomputed_gradient
 from .update_rules import State, UpdateRule, clip, gradient_norm
 
 Tensor = torch.Tensor
@@ -38,6 +39,7 @@ class InnerLoop:
     """Settings of the descent; the fields are those of [`GradMemConfig`] of the same meaning.
 
     `parameters` are those that train and that an objective may use: `"finite_difference"` gives them their gradients.
+    `loss_and_gradient` is what `"exact"` differentiates through.
     """
 
     base_model: PreTrainedModel
@@ -49,6 +51,7 @@ class InnerLoop:
     meta_gradient_radius: float | None
     checkpoint_steps: bool
     parameters: Sequence[nn.Parameter] = ()
+    loss_and_gradient: LossAndGradient = loss_and_gradient
 
     def run(
         self,
@@ -107,22 +110,18 @@ class InnerLoop:
     def _second_order_step(
         self, objective: ReconstructionObjective, memory: Tensor, state: State, step_size: Tensor | float
     ) -> tuple[Tensor, State, Tensor, Tensor]:
-        """A step whose gradient is itself differentiable, recomputed in the backward pass if asked for.
+        """A step whose gradient is itself differentiable, recomputed in the backward pass if asked for."""
 
-        Everything that decides how the base runs is entered inside `step`, so that a recomputation finds it again.
-        """
-
-        def step(memory: Tensor, state: State) -> tuple[Tensor, State, Tensor, Tensor]:
-            if not memory.requires_grad:
-                memory = memory.detach().requires_grad_()
+        def loss_and_gradient(memory: Tensor) -> tuple[Tensor, Tensor]:
             with twice_differentiable(self.base_model):
-                loss = objective(memory)
-                (gradient,) = torch.autograd.grad(loss.sum(), memory, create_graph=True)
-            return self._update(memory, gradient, state, step_size, loss)
+                return self.loss_and_gradient(objective, memory)
 
         if self.checkpoint_steps:
-            return checkpoint(step, memory, state, use_reentrant=False)
-        return step(memory, state)
+            loss, gradient = recomputed_gradient(objective, loss_and_gradient, memory, self.parameters)
+        else:
+            memory = memory if memory.requires_grad else memory.detach().requires_grad_()
+            loss, gradient = loss_and_gradient(memory)
+        return self._update(memory, gradient, state, step_size, loss)
 
     def _differenced_step(
         self, objective: ReconstructionObjective, memory: Tensor, state: State, step_size: Tensor | float

@@ -10,7 +10,7 @@ prefix moves the segment away from the place that READ looks things up from, and
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import distributed, nn
@@ -38,6 +38,8 @@ class ContextRows:
         sample_index: `(rows,)`, the context that a row belongs to.
         segment_index: `(rows,)`, which of its segments a row is.
         segment_lengths: `(batch, segments)` tokens in each segment, 0 where a context has fewer.
+        scored_positions: `(tokens,)`, where the scored tokens are among all of them: row · length + place.
+        targets: `(tokens,)`, the scored tokens.
     """
 
     input_ids: Tensor
@@ -46,6 +48,17 @@ class ContextRows:
     sample_index: Tensor
     segment_index: Tensor
     segment_lengths: Tensor
+    scored_positions: Tensor = field(init=False)
+    targets: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Indices, found once: to select by a mask waits for the device at every step, and cannot be compiled.
+        object.__setattr__(self, "scored_positions", self.scored.flatten().nonzero()[:, 0])
+        object.__setattr__(self, "targets", self.of_scored(self.input_ids))
+
+    def of_scored(self, values: Tensor) -> Tensor:
+        """`(rows, length, ...)` → what belongs to the scored tokens, `(tokens, ...)`."""
+        return values.flatten(0, 1).index_select(0, self.scored_positions)
 
     @property
     def num_tokens(self) -> Tensor:
@@ -221,15 +234,15 @@ class ReconstructionObjective:
         prefixes = self._prefixes(memory, rows)
         if self.output_head is None:
             return self._means(rows, self._plain_token_losses(prefixes, rows))
-        hidden = self.hidden_states(prefixes, rows)[rows.scored].to(self.output_head.weight.dtype)
-        return self._means(rows, head_cross_entropy(hidden, self.output_head, rows.input_ids[rows.scored]))
+        hidden = rows.of_scored(self.hidden_states(prefixes, rows)).to(self.output_head.weight.dtype)
+        return self._means(rows, head_cross_entropy(hidden, self.output_head, rows.targets))
 
     def _plain_token_losses(self, prefixes: Tensor, rows: ContextRows) -> Tensor:
-        return cross_entropy(self.token_logits(prefixes, rows)[rows.scored], rows.input_ids[rows.scored])
+        return cross_entropy(rows.of_scored(self.token_logits(prefixes, rows)), rows.targets)
 
     @staticmethod
     def _means(rows: ContextRows, token_losses: Tensor) -> Tensor:
-        token_sample = rows.sample_index[:, None].expand_as(rows.scored)[rows.scored]
+        token_sample = rows.of_scored(rows.sample_index[:, None].expand_as(rows.scored))
         sums = token_losses.new_zeros(len(rows.segment_lengths)).index_add(0, token_sample, token_losses)
         return sums / rows.num_tokens
 

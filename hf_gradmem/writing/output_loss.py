@@ -13,7 +13,7 @@ from torch.nn import functional
 Tensor = torch.Tensor
 
 # Logits held at a time, in elements, and the fewest positions that a product with the head is worth.
-_LOGITS_AT_ONCE = 2**24
+_LOGITS_AT_ONCE = 2**25
 _FEWEST_POSITIONS = 128
 
 

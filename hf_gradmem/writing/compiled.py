@@ -1,0 +1,70 @@
+"""The gradient of a WRITE step as one compiled graph that can itself be differentiated.
+
+A compiled graph has no second derivative, so it must hold the inner gradient: `torch.func.grad`, traced together with
+the loss. What the outer loss needs is then an ordinary backward pass of that graph.
+"""
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch._dynamo.exc import TorchDynamoException
+
+from .objective import ReconstructionObjective
+
+Tensor = torch.Tensor
+LossAndGradient = Callable[[ReconstructionObjective, Tensor], tuple[Tensor, Tensor]]
+
+
+def loss_and_gradient(objective: ReconstructionObjective, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses `(batch,)` and the gradient of their sum, of the memory's shape; both can be differentiated.
+
+    A base that is compiled itself runs uncompiled here.
+    """
+    with torch.compiler.set_stance("force_eager"):
+        losses = objective(memory)
+        (gradient,) = torch.autograd.grad(losses.sum(), memory, create_graph=True)
+    return losses, gradient
+
+
+class CompiledLossAndGradient:
+    """[`loss_and_gradient`], compiled at its first call; where that fails it says so once and goes on uncompiled.
+
+    Args:
+        conditions: entered around each call: what decides how the base runs and cannot be traced.
+        arguments, options: of `torch.compile`.
+    """
+
+    def __init__(self, conditions: Callable[[], AbstractContextManager], *arguments: Any, **options: Any) -> None:
+        self._conditions = conditions
+        # A break in the graph would leave parts without a second derivative: better no graph at all.
+        self._compiled: LossAndGradient | None = torch.compile(_traceable, *arguments, **{"fullgraph": True} | options)
+
+    def __call__(self, objective: ReconstructionObjective, memory: Tensor) -> tuple[Tensor, Tensor]:
+        if self._compiled is None:
+            return loss_and_gradient(objective, memory)
+        try:
+            with self._conditions(), torch._dynamo.config.patch(trace_autograd_ops=True):
+                return self._compiled(objective, memory.clone(memory_format=torch.contiguous_format))
+        except TorchDynamoException as error:
+            self._compiled = None
+            warnings.warn(
+                "WRITE cannot be compiled here, so training goes on uncompiled, with the same results. To be rid of this "
+                f"message leave compile() or torch_compile=True out. The reason: {_reason(error)}",
+                stacklevel=2,
+            )
+        return loss_and_gradient(objective, memory)
+
+
+def _traceable(objective: ReconstructionObjective, memory: Tensor) -> tuple[Tensor, Tensor]:
+    losses = objective(memory)
+    (gradient,) = torch.autograd.grad(losses.sum(), memory, create_graph=True)
+    return losses, gradient
+
+
+def _reason(error: Exception) -> str:
+    """The first two lines of what the compiler says: what it is about, and what was raised."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__

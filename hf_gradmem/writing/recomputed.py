@@ -1,0 +1,96 @@
+"""A WRITE step that keeps nothing but its memory and is run anew in the backward pass.
+
+The first run needs no second derivative: it is the lean one of test-time WRITE. Only when the step's turn comes in the
+backward pass is it run with the graph of its gradient, and that graph is gone before the step before it is run.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import get_device_states, set_device_states
+
+from .objective import ReconstructionObjective
+
+Tensor = torch.Tensor
+
+
+def recomputed_gradient(
+    objective: ReconstructionObjective,
+    loss_and_gradient: Callable[[Tensor], tuple[Tensor, Tensor]],
+    memory: Tensor,
+    parameters: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Each sample's loss and its memory gradient, both differentiable once in the memory and the parameters.
+
+    Args:
+        objective: the per-sample losses.
+        loss_and_gradient: memory → the same two with their graph, for the backward pass.
+        memory: `(batch, num_memory_tokens, hidden_size)`.
+        parameters: the leaves that train and that `objective` may use. They are inputs of the step, so that each gets
+            its gradient once in a backward pass and distributed wrappers see it.
+
+    Returns:
+        `(batch,)` and `(batch, num_memory_tokens, hidden_size)`.
+    """
+    return _RecomputedGradient.apply(objective, loss_and_gradient, memory, *parameters)
+
+
+class _RecomputedGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, objective: ReconstructionObjective, loss_and_gradient: Callable, memory: Tensor, *parameters):
+        ctx.loss_and_gradient, ctx.parameters, ctx.conditions = loss_and_gradient, parameters, Conditions(memory)
+        ctx.save_for_backward(memory)
+        with torch.enable_grad():
+            results = objective.value_and_gradient(memory)
+            if ctx.conditions.numbers_were_drawn():  # dropout, and another kernel may draw otherwise: run what will be
+                with ctx.conditions.again():
+                    results = loss_and_gradient(memory.detach().requires_grad_())
+        return tuple(result.detach() for result in results)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_loss: Tensor, of_gradient: Tensor):
+        (memory,) = ctx.saved_tensors
+        with torch.enable_grad(), ctx.conditions.again():
+            start = memory.detach().requires_grad_()
+            outputs = ctx.loss_and_gradient(start)
+        return (
+            None,
+            None,
+            *torch.autograd.grad(outputs, (start, *ctx.parameters), (of_loss, of_gradient), allow_unused=True),
+        )
+
+
+class Conditions:
+    """Autocast and the state of the random numbers, on the CPU and on the device of `like`, as they are now."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like, self._device_type = like, like.device.type
+        self._autocast = {
+            "enabled": torch.is_autocast_enabled(self._device_type),
+            "dtype": torch.get_autocast_dtype(self._device_type),
+            "cache_enabled": torch.is_autocast_cache_enabled(),
+        }
+        self._devices, self._states = self._random_states()
+
+    def _random_states(self) -> tuple[list[int], list[Tensor]]:
+        devices, states = get_device_states(self._like)
+        return devices, [torch.get_rng_state(), *states]
+
+    def numbers_were_drawn(self) -> bool:
+        """Whether any random number was drawn since."""
+        return not all(map(torch.equal, self._states, self._random_states()[1]))
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """For a span, what they were then: dropout drops the same elements in the backward pass as in the step."""
+        with (
+            torch.random.fork_rng(self._devices, device_type=self._device_type),
+            torch.autocast(self._device_type, **self._autocast),
+        ):
+            torch.set_rng_state(self._states[0])
+            set_device_states(self._devices, self._states[1:], device_type=self._device_type)
+            yield

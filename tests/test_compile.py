@@ -1,0 +1,193 @@
+"""Compiled training steps: the results of the plain ones, one graph for many lengths, and a clear fall back."""
+
+import warnings
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from transformers import Trainer, TrainingArguments, default_data_collator
+
+from hf_gradmem import GradMemForCausalLM
+from hf_gradmem.writing.objective import ReconstructionObjective
+
+from .test_finite_difference import EVERYTHING, gradients_of
+from .test_gradients import SEGMENT_IDS, build, loss_of
+from .tiny_models import tiny_tokens
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_before():
+    torch.compiler.reset()
+    counters.clear()
+
+
+def training(**settings) -> GradMemForCausalLM:
+    model = build(**settings)
+    return model.requires_grad_(True)
+
+
+def assert_same(values: dict, expected: dict) -> None:
+    assert values.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(values[name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def warnings_of(model: GradMemForCausalLM) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gradients_of(model)
+    return [str(each.message) for each in caught]
+
+
+@pytest.mark.parametrize(
+    ("settings", "segment_ids"),
+    [
+        (EVERYTHING, SEGMENT_IDS),
+        ({"checkpoint_write_steps": False}, None),
+        ({"write_segments_in_turn": True}, SEGMENT_IDS),
+        ({"meta_gradient_steps": 1, "write_optimizer": "adam"}, None),
+    ],
+    ids=["everything", "unrolled", "in turn", "last step"],
+)
+def test_gradients_are_those_of_the_plain_step(settings, segment_ids):
+    model = training(**settings)
+    expected = gradients_of(model, segment_ids=segment_ids)
+    model.compile(backend="eager")
+    compiled = gradients_of(model, segment_ids=segment_ids)
+    assert counters["stats"]["unique_graphs"] >= 1
+    assert not counters["graph_break"]
+    assert_same(compiled, expected)
+
+
+def test_the_backward_pass_of_the_traced_graph_is_right():
+    """What `backend="eager"` leaves to autograd, AOTAutograd works out ahead of time, as it does for inductor."""
+    model = training()
+    expected = gradients_of(model)
+    model.compile(backend="aot_eager")
+    assert_same(gradients_of(model), expected)
+
+
+def test_one_graph_for_all_steps_and_one_more_for_all_lengths():
+    model = training(write_steps=3)
+    model.compile(backend="eager")
+    for length, graphs in ((9, 1), (5, 2), (7, 2), (12, 2)):
+        ids = tiny_tokens(2, length)
+        model(context_input_ids=ids, input_ids=ids, labels=ids).loss.backward()
+        assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_evaluation_and_write_are_left_as_they_are():
+    model = build()
+    ids = tiny_tokens(2, 9)
+    model.compile(backend="eager")
+    model.write(input_ids=ids)
+    with torch.no_grad():
+        loss_of(model)
+    assert "unique_graphs" not in counters["stats"]
+
+
+def no_compiler(graph, inputs):
+    raise RuntimeError("there is no compiler here")
+
+
+def test_a_failing_compiler_is_told_of_once_and_training_goes_on():
+    model = training()
+    expected = gradients_of(model)
+    model.compile(backend=no_compiler)
+    (message,) = warnings_of(model)
+    assert "cannot be compiled" in message
+    assert "there is no compiler here" in message
+    assert "compile()" in message
+    assert warnings_of(model) == []
+    assert_same(gradients_of(model), expected)
+
+
+def test_a_base_that_cannot_be_traced_trains_uncompiled():
+    model = training()
+    expected = gradients_of(model)
+    decoder = model.get_decoder()
+    decoder.register_forward_hook(lambda module, inputs, output: print(end=str(output[0].sum().item())[:0]))
+    model.compile(backend="eager")
+    (message,) = warnings_of(model)
+    assert "uncompiled" in message
+    assert_same(gradients_of(model), expected)
+
+
+def test_torch_compile_of_the_model_compiles_the_step(monkeypatch):
+    """As one graph WRITE would have no second derivative."""
+    model = training()
+    expected = gradients_of(model)
+    wrapped = torch.compile(model, backend="eager")
+    plain_compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda *args, **options: plain_compile(*args, **options, backend="eager"))
+    model.zero_grad()
+    loss_of(wrapped).backward()
+    assert counters["stats"]["unique_graphs"] == 1
+    assert_same({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, expected)
+
+
+@pytest.mark.slow
+def test_trainer_compiles_with_inductor(tmp_path):
+    """`TrainingArguments(torch_compile=True)`, with the stock compiler, in float32."""
+    contexts, queries = tiny_tokens(8, 9, seed=1), tiny_tokens(8, 5, seed=2)
+    rows = [
+        {"context_input_ids": context.tolist(), "input_ids": query.tolist(), "labels": query.tolist()}
+        for context, query in zip(contexts, queries, strict=True)
+    ]
+    histories = []
+    for compiled in (False, True):
+        model = training().float()
+        arguments = TrainingArguments(
+            str(tmp_path),
+            max_steps=3,
+            per_device_train_batch_size=4,
+            torch_compile=compiled,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        trainer = Trainer(model, arguments, train_dataset=rows, data_collator=default_data_collator)
+        trainer.train()
+        histories.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert counters["stats"]["unique_graphs"] >= 1
+    assert histories[1] == pytest.approx(histories[0], rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------------ recomputed steps
+
+
+@pytest.fixture
+def with_dropout() -> GradMemForCausalLM:
+    model = training(write_steps=2)
+    for module in model.train().modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.2
+    return model
+
+
+def test_recomputed_steps_drop_what_the_steps_dropped(with_dropout):
+    gradients = []
+    for checkpointed in (True, False):
+        with_dropout.config.checkpoint_write_steps = checkpointed
+        torch.manual_seed(3)
+        gradients.append(gradients_of(with_dropout))
+    assert_same(*gradients)
+
+
+def test_recomputed_steps_do_not_rely_on_how_the_first_run_draws(with_dropout, monkeypatch):
+    """Kernels differ in what they drop for the same seed: the step must be the one that is differentiated."""
+    losses = []
+    own = ReconstructionObjective.value_and_gradient
+    for draws in (0, 1):
+
+        def drawing(objective, memory, draws=draws):
+            torch.rand(draws)
+            return own(objective, memory)
+
+        monkeypatch.setattr(ReconstructionObjective, "value_and_gradient", drawing)
+        torch.manual_seed(3)
+        ids = tiny_tokens(2, 9)
+        losses.append(with_dropout(context_input_ids=ids, input_ids=ids).write_losses[:, 0])
+    torch.testing.assert_close(losses[1], losses[0], rtol=0, atol=0)
