@@ -136,6 +136,37 @@ def train_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
     return run
 
 
+def segments_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
+    """A training step, or a WRITE, of contexts in segments of `cell["segment"]` tokens, with 4 queries on each."""
+    batch, segment = cell["batch"], cell["segment"]
+    base = build_base(cell["shape"], dtype=cell["dtype"])
+    context = tokens(batch, length, base.config.vocab_size)
+    query = tokens(4 * batch, QUERY_TOKENS_TRAINED, base.config.vocab_size, seed=1).view(batch, 4, -1)
+    segments = {"segment_ids": (torch.arange(length, device=DEVICE) // segment).expand_as(context)}
+    what, *options = variant.split(", ")
+    model = get_gradmem_model(
+        base,
+        GradMemConfig(
+            num_memory_tokens=MEMORY_TOKENS,
+            write_steps=cell["steps"],
+            write_prefix_segments=0,
+            checkpoint_write_steps=False,
+        ),
+    )
+    if "repeated" in options:
+        model.decoder.keeps_segments_apart = lambda *lengths: False
+    if what == "write":
+        return lambda: model.write(input_ids=context, **segments)
+    model.requires_grad_(True).train()
+    inputs = {f"context_{name}": values for name, values in segments.items()}
+
+    def run() -> None:
+        model.zero_grad()
+        model(context_input_ids=context, input_ids=query, labels=query, **inputs).loss.backward()
+
+    return run
+
+
 QUERY_TOKENS, NEW_TOKENS = 16, 16
 
 
@@ -182,7 +213,7 @@ def _answer(base: PreTrainedModel, embeds: Tensor, cache: DynamicCache) -> Tenso
     return torch.stack(answer, dim=1)
 
 
-VARIANTS = {"write": write_variant, "train": train_variant, "read": read_variant}
+VARIANTS = {"write": write_variant, "train": train_variant, "segments": segments_variant, "read": read_variant}
 
 
 # ------------------------------------------------------------------------------------------------ how

@@ -29,6 +29,7 @@ WRITERS = ["gradmem", "reference", "floor", "floor with attention", "forward-onl
 WAYS_BACK = ["exact", "exact, last step", "finite_difference", "first_order"]
 KEEP_THE_GRAPH = ["exact, unrolled", "reference"]
 COMPILED = ["exact, compiled", "exact, unrolled, compiled"]
+PACKED = ["write", "write, repeated", "train", "train, repeated"]
 READERS = [
     "write",
     "products of WRITE",
@@ -81,6 +82,9 @@ def cells() -> dict[str, dict[str, Any]]:
     shape = {"kind": "train", "batch": 64, "tokens": 40, "steps": 2, "shape": "kv-4-layers"}
     add("memory", [*WAYS_BACK, *KEEP_THE_GRAPH, *COMPILED], 4, **shape)
     add("time", ways, 4, rounds=9, **shape)
+    for pairs, batch in ((8, 32), (16, 16)):
+        shape = {"kind": "segments", "batch": batch, "tokens": 7 * pairs, "segment": 7, "shape": "kv-4-layers"}
+        add("time", PACKED, 2, rounds=7, **shape)
     for length in (256, 1024):
         for batch in (1, 16):
             add("time", READERS, 2, kind="read", batch=batch, tokens=length)

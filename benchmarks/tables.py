@@ -28,6 +28,7 @@ def write_tables(directory: Path, results: Path, device: str) -> None:
         "",
         *_write_table(cells),
         *_train_table(cells),
+        *_segments_table(cells),
         *_read_table(cells),
     ]
     (results / f"{name}.md").write_text("\n".join(text), encoding="utf-8")
@@ -154,7 +155,9 @@ def _train_table(cells: Cells) -> list[str]:
         "## A training step",
         "",
         "The loss and its backward pass, every weight training: 4 layers, 128 wide, 128 symbols, one query of 8 tokens "
-        "on each context. `exact` recomputes each step in the backward pass; `exact, unrolled` keeps the graph.",
+        "on each context. `exact` recomputes each step in the backward pass; `unrolled` keeps the graph; `compiled` is "
+        "after `model.compile()`, once it is; in `last step` the step before has no second-order term. The floor is "
+        "the matrix products with the weights, timed bare: six forward passes' worth for each second-order step.",
         "",
         *_table(
             [
@@ -169,6 +172,29 @@ def _train_table(cells: Cells) -> list[str]:
             ],
             rows,
         ),
+    ]
+
+
+def _segments_table(cells: Cells) -> list[str]:
+    rows = [
+        [
+            "{batch} × {segments} × {segment}".format(
+                **cell["cell"], segments=cell["cell"]["tokens"] // cell["cell"]["segment"]
+            ),
+            what,
+            _number(_seconds(cell, variant)),
+            _ratio(cell, variant, f"{variant}, repeated"),
+        ]
+        for cell in _of(cells, kind="segments")
+        for variant, what in (("write", "WRITE"), ("train", "training step, exact, unrolled"))
+    ]
+    return [
+        "## Segments",
+        "",
+        "Contexts in segments without prefixes, K = 2, the shape of training. The segments of a context share one row "
+        "and one copy of the memory; the ratio is to a row, and a copy, for each.",
+        "",
+        *_table(["contexts × segments × tokens", "what", "seconds", "/ memory repeated"], rows),
     ]
 
 

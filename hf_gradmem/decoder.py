@@ -15,6 +15,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
 from .writing.output_loss import OutputHead
+from .writing.packing import packed_layout
 
 Tensor = torch.Tensor
 
@@ -33,6 +34,7 @@ class Decoder:
 
     def __init__(self, base_model: PreTrainedModel) -> None:
         self.base_model = base_model
+        self._kept_apart: dict[tuple[int, int], bool] = {}
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings `(rows, length, hidden_size)`."""
@@ -60,22 +62,32 @@ class Decoder:
     def _placeholder(self) -> int:
         return self._ordinary_tokens(1)[0]
 
-    def logits(self, inputs_embeds: Tensor, attention_mask: Tensor, input_ids: Tensor) -> Tensor:
+    def logits(self, *inputs: Tensor) -> Tensor:
         """Logits `(rows, length, vocab)`.
 
         Args:
-            inputs_embeds: `(rows, length, hidden_size)`.
-            attention_mask: `(rows, length)`.
-            input_ids: `(rows, length)` tokens of the same positions; [`prefix_ids`] where there are none.
+            inputs: `inputs_embeds` `(rows, length, hidden_size)`; `attention_mask` `(rows, length)`, or `(rows, 1,
+                length, length)` to add to the scores; `input_ids` `(rows, length)` of the same positions,
+                [`prefix_ids`] where there are none; optionally `position_ids` `(rows, length)`.
         """
-        return self._run(self.base_model, inputs_embeds, attention_mask, input_ids).logits
+        return self._run(self.base_model, *inputs).logits
 
-    def hidden_states(self, inputs_embeds: Tensor, attention_mask: Tensor, input_ids: Tensor) -> Tensor:
-        """Last hidden states `(rows, length, hidden_size)`, without the cost of the logits."""
-        return self._run(self.base_model.get_decoder(), inputs_embeds, attention_mask, input_ids).last_hidden_state
+    def hidden_states(self, *inputs: Tensor) -> Tensor:
+        """Last hidden states `(rows, length, hidden_size)`, without the cost of the logits; likewise."""
+        return self._run(self.base_model.get_decoder(), *inputs).last_hidden_state
 
-    def _run(self, module: nn.Module, inputs_embeds: Tensor, attention_mask: Tensor, input_ids: Tensor) -> Any:
-        arguments = {"attention_mask": attention_mask.long(), "use_cache": False}
+    def _run(
+        self,
+        module: nn.Module,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+    ) -> Any:
+        arguments = {"attention_mask": attention_mask.long() if attention_mask.dim() == 2 else attention_mask}
+        arguments["use_cache"] = False
+        if position_ids is not None:
+            arguments["position_ids"] = position_ids
         if self.embeddings_suffice:
             return module(inputs_embeds=inputs_embeds, **arguments)
         with _embeddings_replaced(self.base_model, inputs_embeds):
@@ -171,6 +183,40 @@ class Decoder:
                 if not same_but_for_rounding(generated[row], plain):
                     return False
         return True
+
+    def keeps_segments_apart(self, prefix_length: int, longest: int) -> bool:
+        """Whether segments side by side in one row come out as in rows of their own.
+
+        The base is given a mask of which position sees which, and position ids that start anew. Some mix neighbours
+        beside attention, some place tokens otherwise, some have a window of their own.
+
+        Args:
+            prefix_length: positions that all segments see.
+            longest: tokens in a row at most.
+        """
+        asked = prefix_length, longest
+        if asked not in self._kept_apart:
+            self._kept_apart[asked] = longest >= 2 and self._probe_segments(*asked)
+        return self._kept_apart[asked]
+
+    def _probe_segments(self, prefix_length: int, longest: int) -> bool:
+        """One long segment and one short one, in one row and in two."""
+        short = min(4, longest // 2)
+        with self._probing() as (like, _):
+            ids = like.new_tensor(self._ordinary_tokens(prefix_length + longest))
+            prefix, long_one, short_one = ids.split([prefix_length, longest - short, short])
+            starts = torch.zeros_like(ids[prefix_length:])
+            starts[-short:] = longest - short
+            mask, positions, _ = packed_layout(starts[None], prefix_length, self.base_model.dtype)
+            try:
+                together = self.logits(self.embed(ids[None]), mask, ids[None], positions)[0]
+            except Exception:  # whatever a base raises, it does not take these
+                return False
+            apart = []
+            for segment in (long_one, short_one):
+                row = torch.cat([prefix, segment])[None]
+                apart.append(self.logits(self.embed(row), torch.ones_like(row), row)[0, prefix_length:])
+            return same_but_for_rounding(together[prefix_length:], torch.cat(apart))
 
     @functools.cached_property
     def head_is_linear(self) -> bool:

@@ -43,6 +43,7 @@ from .writing.inner_loop import InnerLoop, WriteTrace
 from .writing.objective import ContextRows, ReconstructionObjective, split_context
 from .writing.out_of_memory import out_of_memory_explained
 from .writing.output_loss import OutputHead
+from .writing.packing import LONGEST_ROW, pack_segments, packed_layout
 from .writing.update_rules import UPDATE_RULES
 
 Tensor = torch.Tensor
@@ -449,13 +450,22 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
 
     def _objective(self, rows: ContextRows) -> ReconstructionObjective:
         return ReconstructionObjective(
-            rows=rows,
+            rows=self._packed(rows),
             prefix=lambda memory: self._prefix(memory, self.write_start, self.write_end),
             token_logits=self._write_logits,
             hidden_states=self._write_hidden,
             output_head=self.decoder.output_head if self.write_head is None else OutputHead(self.write_head.weight),
             weights=self,
         )
+
+    def _packed(self, rows: ContextRows) -> ContextRows:
+        """Segments of one context in one row, where they have no prefix and the base keeps them apart."""
+        if self.config.write_prefix_segments or rows.num_turns == 1:
+            return rows
+        prefix_length = self.config.num_memory_tokens + 2 * self.config.num_control_tokens
+        longest = min(LONGEST_ROW, (self.decoder.window or LONGEST_ROW + prefix_length) - prefix_length)
+        packed = pack_segments(rows, prefix_length, longest)
+        return packed if packed is rows or self.decoder.keeps_segments_apart(prefix_length, longest) else rows
 
     def _write_logits(self, prefix: Tensor, rows: ContextRows) -> Tensor:
         """Logits `(rows, length, vocab)` under WRITE's head and LoRA; position i predicts a row's token i."""
@@ -471,17 +481,18 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
         with lora_phase(self.base_model, "write"):
             return reorder(self.decoder.hidden_states(*inputs), predicting)
 
-    def _write_inputs(self, prefix: Tensor, rows: ContextRows) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
-        """Embeddings, mask and ids of `[segments before; prefix; segment]`, and where each row token is predicted."""
-        parts = (
-            torch.cat([prefix, self.decoder.embed(rows.input_ids)], dim=1),
-            torch.cat([rows.attention_mask.new_ones(prefix.shape[:2]), rows.attention_mask], dim=1),
-            torch.cat([self.decoder.prefix_ids(prefix), rows.input_ids], dim=1),
-        )
+    def _write_inputs(self, prefix: Tensor, rows: ContextRows) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Inputs of the decoder for `[segments before; prefix; segment]`, and where each row token is predicted."""
+        embeds = torch.cat([prefix, self.decoder.embed(rows.input_ids)], dim=1)
+        ids = torch.cat([self.decoder.prefix_ids(prefix), rows.input_ids], dim=1)
+        if rows.segment_starts is not None:
+            mask, positions, predicting = packed_layout(rows.segment_starts, prefix.shape[1], prefix.dtype)
+            return (embeds, mask, ids, positions), predicting
+        mask = torch.cat([rows.attention_mask.new_ones(prefix.shape[:2]), rows.attention_mask], dim=1)
         place = torch.where(rows.scored, 2, torch.where(rows.attention_mask, 0, 3))
         order = torch.cat([place.new_ones(prefix.shape[:2]), place], dim=1).argsort(dim=1, stable=True)
         predicting = order.argsort(dim=1)[:, prefix.shape[1] :] - 1
-        return tuple(reorder(part, order) for part in parts), predicting.clamp(min=0)
+        return tuple(reorder(part, order) for part in (embeds, mask, ids)), predicting.clamp(min=0)
 
     def _tokenize(self, context: Context, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor, Tensor | None]:
         return tokenize_contexts(context, tokenizer, self.config.write_segment_length)

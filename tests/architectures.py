@@ -82,6 +82,18 @@ def routes(model: GradMemForCausalLM) -> str:
     return "" if model.decoder.generates_from_embeddings else "; generates from `forward`"
 
 
+def check_segments(model: GradMemForCausalLM) -> None:
+    """Segments side by side in one row are written as in rows of their own, or not put there."""
+    ids, segment_ids = tiny_tokens(2, 9), torch.tensor([[0] * 3 + [1] * 2 + [2] * 4, [0] * 5 + [1] * 4])
+    model.config.write_prefix_segments = 0
+    packed = model.write(input_ids=ids, segment_ids=segment_ids).embeddings
+    apart, model.decoder.keeps_segments_apart = model.decoder.keeps_segments_apart, lambda *lengths: False
+    difference = (model.write(input_ids=ids, segment_ids=segment_ids).embeddings - packed).abs().max().item()
+    model.decoder.keeps_segments_apart = apart
+    model.config.write_prefix_segments = 1
+    assert difference < 1e-6, f"segments in one row write a memory that differs by {difference:.2g}"
+
+
 def check_padding(model: GradMemForCausalLM) -> None:
     """A context's memory is the same alone, in a batch, and with any padding."""
     long, short = tiny_tokens(1, 9, seed=3)[0], tiny_tokens(1, 6, seed=4)[0]
@@ -167,7 +179,7 @@ OWN_LIMITS = {
     "reformer": own_exception,
 }
 
-CHECKS = (check_write, check_meta_gradient, check_padding, check_generation)
+CHECKS = (check_write, check_meta_gradient, check_segments, check_padding, check_generation)
 
 
 def outcome(model_type: str) -> str:

@@ -51,8 +51,8 @@ class CompiledLossAndGradient:
         except TorchDynamoException as error:
             self._compiled = None
             warnings.warn(
-                "WRITE cannot be compiled here, so training goes on uncompiled, with the same results. To be rid of this "
-                f"message leave compile() or torch_compile=True out. The reason: {_reason(error)}",
+                "WRITE cannot be compiled here, so training goes on uncompiled, with the same results. To be rid of "
+                f"this message leave compile() or torch_compile=True out. The reason: {_reason(error)}",
                 stacklevel=2,
             )
         return loss_and_gradient(objective, memory)

@@ -38,6 +38,8 @@ class ContextRows:
         sample_index: `(rows,)`, the context that a row belongs to.
         segment_index: `(rows,)`, which of its segments a row is.
         segment_lengths: `(batch, segments)` tokens in each segment, 0 where a context has fewer.
+        segment_starts: `(rows, length)`, where in its row a token's segment starts, if a row holds several
+            ([`~hf_gradmem.writing.packing.pack_segments`]); padding starts at its own place.
         scored_positions: `(tokens,)`, where the scored tokens are among all of them: row · length + place.
         targets: `(tokens,)`, the scored tokens.
     """
@@ -48,6 +50,7 @@ class ContextRows:
     sample_index: Tensor
     segment_index: Tensor
     segment_lengths: Tensor
+    segment_starts: Tensor | None = None
     scored_positions: Tensor = field(init=False)
     targets: Tensor = field(init=False)
 
@@ -80,6 +83,7 @@ class ContextRows:
             scored=self.scored[rows, :length],
             sample_index=self.sample_index[rows],
             segment_index=self.segment_index[rows],
+            segment_starts=None if self.segment_starts is None else self.segment_starts[rows, :length],
         )
 
     def turns(self) -> Iterator[tuple[Tensor, "ContextRows"]]:
