@@ -50,7 +50,7 @@ def cells() -> dict[str, dict[str, Any]]:
         needs = {"measure": measure, "gigabytes": gigabytes, "rounds": rounds, **shape}
         if measure == "memory":
             for variant in variants:
-                found[f"{name}_{variant.replace(', ', '-')}"] = needs | {"variants": [variant]}
+                found[f"{name}_{variant.replace(',', '').replace(' ', '-')}"] = needs | {"variants": [variant]}
         else:
             found[name] = needs | {"variants": variants}
 

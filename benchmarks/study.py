@@ -48,8 +48,13 @@ ARMS = {
     "whole_context": ("the whole context at once, as in the paper", ["task_arguments.segmented=false"]),
     "first_order": ("meta-gradient without second-order terms", ["gradmem.meta_gradient=first_order"]),
     "finite_difference": ("meta-gradient by finite differences", ["gradmem.meta_gradient=finite_difference"]),
+    "last_step": ("second-order term in the last step alone", ["gradmem.meta_gradient_steps=1"]),
     "plain": ("reconstruction weight 0: the answers alone are trained on", [PLAIN]),
     "plain_seed_1": ("the same, seed 1", [PLAIN, *SEED_1]),
+    "plain_last_step": (
+        "weight 0, second-order term in the last step alone",
+        [PLAIN, "gradmem.meta_gradient_steps=1"],
+    ),
     "plain_whole": (
         "weight 0, whole context: the paper's objective as it stands",
         [PLAIN, "task_arguments.segmented=false"],

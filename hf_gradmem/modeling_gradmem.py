@@ -41,7 +41,7 @@ from .writing.forward_writer import write_forward
 from .writing.in_turn import write_in_turn
 from .writing.inner_loop import InnerLoop, WriteTrace
 from .writing.objective import ContextRows, ReconstructionObjective, split_context
-from .writing.out_of_memory import out_of_memory_explained
+from .writing.out_of_memory import IN_TRAINING, out_of_memory_explained
 from .writing.output_loss import OutputHead
 from .writing.packing import LONGEST_ROW, pack_segments, packed_layout
 from .writing.update_rules import UPDATE_RULES
@@ -82,7 +82,7 @@ def _traced_as_compiled(forward: Callable) -> Callable:
 
     @torch.compiler.disable
     def compile_and_run(model: "GradMemForCausalLM", *args: Any, **kwargs: Any) -> GradMemOutput | tuple:
-        if not isinstance(model._loss_and_gradient, CompiledLossAndGradient):
+        if not model._compiled:
             model.compile()
         return forward(model, *args, **kwargs)
 
@@ -145,6 +145,7 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._hashed: tuple[list, str] | None = None
         self._loss_and_gradient: LossAndGradient = loss_and_gradient
+        self._compiled = False
         self._add_parameters()
         self.post_init()
         if config.write_head and self.device.type != "meta" and not self.decoder.head_is_linear:
@@ -543,16 +544,22 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
     # ------------------------------------------------------------------------------------------------ TRAIN
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile, in place, what training spends its time on: WRITE's step in `meta_gradient="exact"`.
+        """Compile, in place, what training spends its time on; the results are the same but for rounding.
 
-        The results are the same but for rounding. The step is compiled when it first runs, which takes a minute, and
-        once more for changing lengths. Where the base cannot be compiled, a warning says so and training goes on
-        uncompiled. `torch.compile(model)`, hence `TrainingArguments(torch_compile=True)`, does the same. To compile the
-        base for `write` and `generate` as well: `model.get_decoder().compile()`.
+        That is WRITE's step with its gradient where `meta_gradient="exact"`, else the base's decoder. It is compiled
+        when it first runs, which takes a minute or so, and once more for changing lengths. Where the step cannot be
+        compiled, a warning says so and training goes on uncompiled. `torch.compile(model)`, hence
+        `TrainingArguments(torch_compile=True)`, does the same, with the defaults of these options.
+
+        `write` and `generate` run the base as it is; `model.get_decoder().compile()` compiles it for them.
 
         Args:
             args, kwargs: of [`torch.compile`].
         """
+        self._compiled = True
+        if self.config.writer != "gradient" or self.config.meta_gradient != "exact":
+            self.get_decoder().compile(*args, **kwargs)
+            return
         self.decoder.probe()
         self._loss_and_gradient = CompiledLossAndGradient(lambda: lora_phase(self.base_model, "write"), *args, **kwargs)
 
@@ -638,7 +645,7 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
         differentiate = torch.is_grad_enabled()
         if differentiate:
             self._check_trainable()
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), out_of_memory_explained(IN_TRAINING):
             rows = self._rows(*checked_context(input_ids, attention_mask, segment_ids, self.device))
             trace = self._run_writer(
                 rows,

@@ -126,6 +126,18 @@ def test_torch_compile_of_the_model_compiles_the_step(monkeypatch):
     assert_same({name: p.grad for name, p in model.named_parameters() if p.grad is not None}, expected)
 
 
+@pytest.mark.parametrize("settings", [{"meta_gradient": "finite_difference"}, {"writer": "forward"}])
+def test_what_takes_no_second_derivative_has_its_base_compiled(settings):
+    model = training(**settings)
+    expected = gradients_of(model)
+    model.compile(backend="eager")
+    compiled = gradients_of(model)
+    assert counters["stats"]["unique_graphs"] >= 1
+    assert compiled.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-6, atol=1e-9, msg=name)
+
+
 @pytest.mark.slow
 def test_trainer_compiles_with_inductor(tmp_path):
     """`TrainingArguments(torch_compile=True)`, with the stock compiler, in float32."""

@@ -8,7 +8,7 @@ from torch.nn import functional
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 from hf_gradmem.writing import objective as objective_module
 from hf_gradmem.writing import output_loss
-from hf_gradmem.writing.objective import weights_frozen
+from hf_gradmem.writing.objective import ReconstructionObjective, weights_frozen
 from hf_gradmem.writing.output_loss import OutputHead, head_cross_entropy
 
 from .tiny_models import tiny_causal_lm, tiny_tokens
@@ -192,6 +192,25 @@ def test_out_of_memory_says_what_to_lower(error, monkeypatch):
     monkeypatch.setattr(model.decoder, "hidden_states", fail)
     with pytest.raises(torch.OutOfMemoryError, match=r"batch_size \(now 2 contexts\).*memory"):
         model.write(input_ids=tiny_tokens(5, 9), batch_size=2)
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+@pytest.mark.parametrize("meta_gradient", ["exact", "finite_difference"])
+def test_out_of_memory_in_training_says_what_to_lower(meta_gradient, in_backward, monkeypatch):
+    model = build(meta_gradient=meta_gradient)
+    ids, runs = tiny_tokens(2, 9), 0
+    plain = ReconstructionObjective._prefixes
+
+    def fail_at_last(*arguments):
+        nonlocal runs
+        runs += 1
+        if not in_backward or runs > model.config.write_steps:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(*arguments)
+
+    monkeypatch.setattr(ReconstructionObjective, "_prefixes", fail_at_last)
+    with pytest.raises(torch.OutOfMemoryError, match=r"per_device_train_batch_size.*finite_difference"):
+        model(context_input_ids=ids, input_ids=ids, labels=ids).loss.backward()
 
 
 def test_half_precision_base_with_memory_and_step_in_float32():

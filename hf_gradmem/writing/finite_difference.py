@@ -17,6 +17,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .objective import ReconstructionObjective
+from .out_of_memory import IN_TRAINING, out_of_memory_explained
 from .recomputed import Conditions
 
 Tensor = torch.Tensor
@@ -71,7 +72,7 @@ class _DifferencedGradient(torch.autograd.Function):
         for sign in (1, -1):
             # The loss's own gradient is the mean of those at either side, to the same order: no third pass.
             weights = sign * slope + loss_adjoint / 2
-            with torch.enable_grad(), ctx.conditions.again():
+            with out_of_memory_explained(IN_TRAINING), torch.enable_grad(), ctx.conditions.again():
                 start = (memory + sign * offset).detach().requires_grad_()
                 gradients = torch.autograd.grad(
                     ctx.objective.first_order(start), (start, *ctx.parameters), weights, allow_unused=True

@@ -5,6 +5,12 @@ from contextlib import contextmanager
 
 import torch
 
+IN_TRAINING = (
+    "Train on fewer contexts at a time (per_device_train_batch_size; gradient_accumulation_steps makes up for it), cut "
+    'them shorter with write_segment_length, or use checkpoint_write_steps=True, or meta_gradient="finite_difference", '
+    "which needs the least."
+)
+
 
 @contextmanager
 def out_of_memory_explained(advice: str) -> Iterator[None]:

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from .objective import ReconstructionObjective
+from .out_of_memory import IN_TRAINING, out_of_memory_explained
 
 Tensor = torch.Tensor
 
@@ -54,14 +55,12 @@ class _RecomputedGradient(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, of_loss: Tensor, of_gradient: Tensor):
         (memory,) = ctx.saved_tensors
-        with torch.enable_grad(), ctx.conditions.again():
-            start = memory.detach().requires_grad_()
-            outputs = ctx.loss_and_gradient(start)
-        return (
-            None,
-            None,
-            *torch.autograd.grad(outputs, (start, *ctx.parameters), (of_loss, of_gradient), allow_unused=True),
-        )
+        with out_of_memory_explained(IN_TRAINING):
+            with torch.enable_grad(), ctx.conditions.again():
+                start = memory.detach().requires_grad_()
+                outputs = ctx.loss_and_gradient(start)
+            inputs, of_outputs = (start, *ctx.parameters), (of_loss, of_gradient)
+            return None, None, *torch.autograd.grad(outputs, inputs, of_outputs, allow_unused=True)
 
 
 class Conditions:
