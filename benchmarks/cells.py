@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
 
 from benchmarks.gemm_floor import SECOND_ORDER_STEP, TRAINED_READ, attention_products, weight_products
 from benchmarks.reference_style import ReferenceSettings, ReferenceStyle
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
+from hf_gradmem.writing import fused_attention
+from hf_gradmem.writing.fused_attention import FusedTwiceDifferentiable
 
 Tensor = torch.Tensor
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -136,6 +140,26 @@ def train_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
     return run
 
 
+def attention_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
+    """Causal attention with its backward pass and the derivative of that, of one layer."""
+    torch.manual_seed(0)
+    settings = SHAPES[cell["shape"]]
+    heads = settings["num_attention_heads"]
+    shape = cell["batch"], heads, length, settings["hidden_size"] // heads
+    inputs = [torch.randn(shape, device=DEVICE, requires_grad=True) for _ in range(3)]
+    weight = torch.randn(shape, device=DEVICE)
+    fused_attention._SHORTEST = 0
+
+    def run() -> None:
+        mode = FusedTwiceDifferentiable() if variant == "fused" else sdpa_kernel(SDPBackend.MATH)
+        with mode:
+            output = functional.scaled_dot_product_attention(*inputs, is_causal=True)
+            gradients = torch.autograd.grad(output, inputs, weight, create_graph=True)
+        torch.autograd.grad(gradients, inputs, [weight] * 3)
+
+    return run
+
+
 def segments_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
     """A training step, or a WRITE, of contexts in segments of `cell["segment"]` tokens, with 4 queries on each."""
     batch, segment = cell["batch"], cell["segment"]
@@ -213,7 +237,13 @@ def _answer(base: PreTrainedModel, embeds: Tensor, cache: DynamicCache) -> Tenso
     return torch.stack(answer, dim=1)
 
 
-VARIANTS = {"write": write_variant, "train": train_variant, "segments": segments_variant, "read": read_variant}
+VARIANTS = {
+    "write": write_variant,
+    "train": train_variant,
+    "attention": attention_variant,
+    "segments": segments_variant,
+    "read": read_variant,
+}
 
 
 # ------------------------------------------------------------------------------------------------ how

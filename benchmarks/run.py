@@ -82,6 +82,16 @@ def cells() -> dict[str, dict[str, Any]]:
     shape = {"kind": "train", "batch": 64, "tokens": 40, "steps": 2, "shape": "kv-4-layers"}
     add("memory", [*WAYS_BACK, *KEEP_THE_GRAPH, *COMPILED], 4, **shape)
     add("time", ways, 4, rounds=9, **shape)
+    for batch, length, shape in (
+        (64, 48, "kv-4-layers"),
+        (32, 128, "kv-4-layers"),
+        (8, 488, "kv-4-layers"),
+        (4, 264, "smollm2-8-layers"),
+        (1, 1032, "smollm2-8-layers"),
+    ):
+        cell = {"kind": "attention", "batch": batch, "tokens": length, "shape": shape}
+        add("time", ["math", "fused"], 2, rounds=9, **cell)
+        add("memory", ["math", "fused"], 2, **cell)
     for pairs, batch in ((8, 32), (16, 16)):
         shape = {"kind": "segments", "batch": batch, "tokens": 7 * pairs, "segment": 7, "shape": "kv-4-layers"}
         add("time", PACKED, 2, rounds=7, **shape)

@@ -28,6 +28,7 @@ def write_tables(directory: Path, results: Path, device: str) -> None:
         "",
         *_write_table(cells),
         *_train_table(cells),
+        *_attention_table(cells),
         *_segments_table(cells),
         *_read_table(cells),
     ]
@@ -172,6 +173,31 @@ def _train_table(cells: Cells) -> list[str]:
             ],
             rows,
         ),
+    ]
+
+
+def _attention_table(cells: Cells) -> list[str]:
+    rows = []
+    for shape in _shapes(cells, "attention", ("shape", "batch", "tokens")):
+        own = _of(cells, kind="attention", **shape)
+        for timed in _of(own, measure="time"):
+            math, fused = _peak(own, "math"), _peak(own, "fused")
+            rows.append(
+                [
+                    f"{shape['batch']} × {shape['tokens']}, heads of {shape['shape']}",
+                    _number(_seconds(timed, "math"), ".3f"),
+                    _ratio(timed, "fused", "math"),
+                    _number(math, ".0f"),
+                    _number(fused, ".0f"),
+                ]
+            )
+    return [
+        "## Attention that is differentiated twice",
+        "",
+        "One layer's causal attention, its backward pass and the derivative of that: PyTorch's MATH backend, and the "
+        "fused kernels with their second derivative by hand (`writing/fused_attention.py`, used from 128 keys on).",
+        "",
+        *_table(["rows × positions", "MATH s", "fused / MATH", "MATH peak MB", "fused peak MB"], rows),
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
+from .fused_attention import FusedTwiceDifferentiable
 from .objective import ReconstructionObjective
 
 Tensor = torch.Tensor
@@ -23,7 +24,7 @@ def loss_and_gradient(objective: ReconstructionObjective, memory: Tensor) -> tup
 
     A base that is compiled itself runs uncompiled here.
     """
-    with torch.compiler.set_stance("force_eager"):
+    with torch.compiler.set_stance("force_eager"), FusedTwiceDifferentiable():
         losses = objective(memory)
         (gradient,) = torch.autograd.grad(losses.sum(), memory, create_graph=True)
     return losses, gradient
