@@ -122,7 +122,7 @@ def test_outputs_and_gradients_equal_the_authors(case, attn_implementation, chec
 @pytest.mark.parametrize("case", CASES)
 def test_sdpa_equals_eager_where_eager_keeps_float64(case, monkeypatch):
     softmax = torch.nn.functional.softmax
-    monkeypatch.setattr(torch.nn.functional, "softmax", lambda values, dim, dtype=None: softmax(values, dim=dim))
+    monkeypatch.setattr(torch.nn.functional, "softmax", lambda values, dim, **options: softmax(values, dim=dim))
     gradients = {}
     for attn_implementation in ("eager", "sdpa"):
         model, tensors = load_case(case, attn_implementation)
