@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.nn import functional
@@ -23,9 +24,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
 
 from benchmarks.gemm_floor import SECOND_ORDER_STEP, TRAINED_READ, attention_products, weight_products
+from benchmarks.meta_gradient import FORWARD_MODE, forward_over_reverse
 from benchmarks.reference_style import ReferenceSettings, ReferenceStyle
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
-from hf_gradmem.writing import fused_attention
+from hf_gradmem.writing import fused_attention, inner_loop
 from hf_gradmem.writing.fused_attention import FusedTwiceDifferentiable
 
 Tensor = torch.Tensor
@@ -116,7 +118,7 @@ def train_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
         masks = {"context_attention_mask": torch.ones_like(context), "attention_mask": torch.ones_like(query)}
         loss = lambda: model(**batch_of, **masks)[0]  # noqa: E731
     else:
-        meta_gradient, *options = variant.split(", ")
+        meta_gradient, *options = variant.replace(FORWARD_MODE, "finite_difference").split(", ")
         model = get_gradmem_model(
             base,
             GradMemConfig(
@@ -132,10 +134,12 @@ def train_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
             model.compile()
         loss = lambda: model(**batch_of).loss  # noqa: E731
     model.train()
+    way_back = forward_over_reverse if variant == FORWARD_MODE else inner_loop.differenced_gradient
 
     def run() -> None:
         model.zero_grad()
-        loss().backward()
+        with mock.patch.object(inner_loop, "differenced_gradient", way_back):
+            loss().backward()
 
     return run
 

@@ -1,19 +1,11 @@
-"""The meta-gradient by each way back: how close to the exact one, and at what price.
+"""The meta-gradient by each way back: how close to the exact one, on a trained model, by radius and precision.
 
-    python -m benchmarks.meta_gradient            # both tables
-    python -m benchmarks.meta_gradient accuracy   # on a trained model: error by radius and precision
-    python -m benchmarks.meta_gradient cost       # time and peak memory by K, each cell in a process of its own
+    python -m benchmarks.meta_gradient
 
-A cell of the second table that has a result is kept. Results go to `benchmarks/results/meta_gradient.json`, the tables
-to `benchmarks/results/meta_gradient.md`.
+Results go to `benchmarks/results/meta_gradient.json`, the tables to `benchmarks/results/meta_gradient.md`.
 """
 
-import argparse
-import itertools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +16,6 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 import hf_gradmem
-from benchmarks.cells import measure_memory
 from hf_gradmem import DataCollatorForGradMem, GradMemForCausalLM
 from hf_gradmem.tasks import load_task
 from hf_gradmem.tasks.kv_retrieval import build_tokenizer
@@ -46,9 +37,6 @@ PRECISIONS = {
     "bfloat16": (torch.bfloat16, None),
 }
 FORWARD_MODE = "forward over reverse"
-COST_VARIANTS = ("exact, unrolled", "exact", "finite_difference", FORWARD_MODE, "first_order")
-COST_STEPS = (1, 2, 5, 8)
-COST_CELL = {"kind": "train", "shape": "kv-4-layers", "dtype": "float32", "batch": 8, "tokens": 480}
 
 
 # ------------------------------------------------------------------------------------------------ forward mode
@@ -142,6 +130,9 @@ def accuracy(steps: int, precisions: Sequence[str]) -> list[dict[str, Any]]:
         weights, autocast = PRECISIONS[precision]
         model = trained_model(weights)
         add(precision, "exact", meta_gradient(model, batch, "exact", steps, autocast=autocast))
+        model.config.meta_gradient_steps = 1
+        add(precision, "exact in the last step", meta_gradient(model, batch, "exact", steps, autocast=autocast))
+        model.config.meta_gradient_steps = None
         add(precision, "first_order", meta_gradient(model, batch, "first_order", steps, autocast=autocast))
         if autocast is None:
             with mock.patch.object(inner_loop, "differenced_gradient", forward_over_reverse):
@@ -159,39 +150,11 @@ def accuracy(steps: int, precisions: Sequence[str]) -> list[dict[str, Any]]:
     return table
 
 
-# ------------------------------------------------------------------------------------------------ cost
-
-
-def cost_cell(variant: str, steps: int) -> dict[str, Any]:
-    """Bytes and seconds of one training step, in this process."""
-    mode = "finite_difference" if variant == FORWARD_MODE else variant
-    stand_in = forward_over_reverse if variant == FORWARD_MODE else inner_loop.differenced_gradient
-    with mock.patch.object(inner_loop, "differenced_gradient", stand_in):
-        return measure_memory(COST_CELL | {"variants": [mode], "steps": steps})
-
-
-def run_costs(results: dict[str, list[dict[str, Any]]]) -> None:
-    """Every cell that has no result yet, by K."""
-    table = results.setdefault("cost", [])
-    # glibc keeps what is freed otherwise, and the peak would count it.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    for steps, variant in itertools.product(COST_STEPS, COST_VARIANTS):
-        if any((row["way"], row["write_steps"]) == (variant, steps) for row in table):
-            continue
-        command = [sys.executable, "-m", "benchmarks.meta_gradient", "cell", variant, str(steps)]
-        output = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-        table.append({"way": variant, "write_steps": steps} | json.loads(output.splitlines()[-1]))
-        print(json.dumps(table[-1]), flush=True)
-        write_tables(results)
-
-
 # ------------------------------------------------------------------------------------------------ tables
 
 
 def accuracy_tables(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
-        "## Accuracy",
-        "",
         "Relative error (and cosine) of the gradient of all parameters of `gradmem-kv-tiny`, a trained model, against "
         "its exact meta-gradient in float64, on 32 contexts of 8 pairs with all queries. r is relative to the norm of "
         "each sample's memory. Richardson combines r and 2r.",
@@ -208,55 +171,21 @@ def accuracy_tables(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def cost_table(rows: list[dict[str, Any]]) -> list[str]:
-    cells = {(row["way"], row["write_steps"]): row for row in rows}
+def write_table(rows: list[dict[str, Any]]) -> None:
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     lines = [
-        "## Cost",
+        "# The meta-gradient, by each way back",
         "",
-        "One training step of a 4-layer, 128-wide Llama, all of it training, batch 8, 480 tokens, float32: seconds (of "
-        "the processor on a CPU, one thread) and peak memory above the model, each in a process of its own, run once. "
-        f"Other work shared the machine (load {min(row['load'] for row in rows):.0f} to "
-        f"{max(row['load'] for row in rows):.0f}), so the seconds are rough.",
+        "Command: `python -m benchmarks.meta_gradient`. What each costs is in `performance_cpu.md`.",
         "",
-        "| way back | " + " | ".join(f"K = {steps}" for steps in COST_STEPS) + " | memory, K = 8 over K = 1 |",
-        "|---|" + "---|" * (len(COST_STEPS) + 1),
+        *accuracy_tables(rows),
     ]
-    for variant in COST_VARIANTS:
-        row = [cells.get((variant, steps)) for steps in COST_STEPS]
-        texts = [
-            "not run" if each is None else f"{each['seconds']:.1f} s, {each['bytes'] / 1e9:.2f} GB" for each in row
-        ]
-        growth = f"{row[-1]['bytes'] / row[0]['bytes']:.2f}" if row[0] and row[-1] else ""
-        lines.append(f"| {variant} | {' | '.join(texts)} | {growth} |")
-    return lines
-
-
-def write_tables(results: dict[str, list[dict[str, Any]]]) -> None:
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    lines = ["# The meta-gradient, by each way back", "", "Command: `python -m benchmarks.meta_gradient`."]
-    if "accuracy" in results:
-        lines += ["", *accuracy_tables(results["accuracy"])]
-    if "cost" in results:
-        lines += ["", *cost_table(results["cost"])]
     TABLES.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=["accuracy", "cost", "cell"], help="both tables by default")
-    parser.add_argument("cell", nargs="*", help="way back and K of one cell of the cost table")
-    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    if arguments.what == "cell":
-        variant, steps = arguments.cell
-        print(json.dumps(cost_cell(variant, int(steps)) | {"load": os.getloadavg()[0]}))
-        return
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
-    if arguments.what != "cost":
-        results["accuracy"] = accuracy(2, list(PRECISIONS)) + accuracy(5, ["float32"])
-        write_tables(results)
-    if arguments.what != "accuracy":
-        run_costs(results)
+    write_table(accuracy(2, list(PRECISIONS)) + accuracy(5, ["float32"]))
 
 
 if __name__ == "__main__":

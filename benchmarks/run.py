@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.meta_gradient import FORWARD_MODE
 from benchmarks.tables import write_tables
 
 RESULTS = Path(__file__).parent / "results"
@@ -70,15 +71,17 @@ def cells() -> dict[str, dict[str, Any]]:
     add("time", ["gradmem", "compiled"], 2, kind="write", batch=2, tokens=512)
     for length in (4096, 8192):
         add("memory", ["gradmem"], 4, kind="write", batch=1, tokens=length)
-        add("time", ["gradmem", "floor", "floor with attention"], 4, kind="write", batch=1, tokens=length)
+        add("time", ["gradmem", "floor", "floor with attention"], 4, 1, kind="write", batch=1, tokens=length)
+    ways = [*WAYS_BACK, *KEEP_THE_GRAPH, *COMPILED, "floor"]
     for steps in (1, 2, 5, 8):
         shape = {"kind": "train", "batch": 8, "tokens": 480, "steps": steps, "shape": "kv-4-layers"}
         add("memory", WAYS_BACK, 2, **shape)
         add("memory", KEEP_THE_GRAPH, 2 + steps * 1.2, **shape)
         if steps in (1, 8):
             add("memory", COMPILED, 2 + steps, **shape)
-        ways = [*WAYS_BACK, *KEEP_THE_GRAPH, *COMPILED, "floor"]
-        add("time", ways, 2 + steps * 1.2, rounds=5 if steps <= 2 else 3, **shape)
+        other_ways = [FORWARD_MODE] if steps == 2 else []  # the finite differences' products, with no radius
+        add("memory", other_ways, 4, **shape)
+        add("time", [*ways, *other_ways], 2 + steps * 1.2, rounds=5 if steps <= 2 else 2, **shape)
     shape = {"kind": "train", "batch": 64, "tokens": 40, "steps": 2, "shape": "kv-4-layers"}
     add("memory", [*WAYS_BACK, *KEEP_THE_GRAPH, *COMPILED], 4, **shape)
     add("time", ways, 4, rounds=9, **shape)

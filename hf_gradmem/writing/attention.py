@@ -17,9 +17,9 @@ def twice_differentiable(base_model: PreTrainedModel) -> Iterator[None]:
 
     Fused attention kernels implement a first backward only. SDPA's MATH backend is entered whatever the base's
     `attn_implementation` says, because some models call SDPA under "eager"; an implementation other than these two is
-    replaced by "eager" for the span. Where nothing is compiled, [`FusedTwiceDifferentiable`] takes over the longer calls
-    of SDPA. The base's activation checkpointing is off as well: it would recompute layers
-    later, outside the span; recomputing whole steps takes its place.
+    replaced by "eager" for the span. Where nothing is compiled, `FusedTwiceDifferentiable` takes over the longer calls
+    of SDPA. The base's activation checkpointing is off as well: it would recompute layers later, outside the span;
+    recomputing whole steps takes its place.
     """
     chosen = base_model.config._attn_implementation
     replace = chosen not in (*_TWICE_DIFFERENTIABLE, None)
