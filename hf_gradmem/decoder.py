@@ -34,7 +34,7 @@ class Decoder:
 
     def __init__(self, base_model: PreTrainedModel) -> None:
         self.base_model = base_model
-        self._kept_apart: dict[tuple[int, int], bool] = {}
+        self._kept_apart: dict[tuple[int, int, str | None], bool] = {}
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings `(rows, length, hidden_size)`."""
@@ -194,9 +194,9 @@ class Decoder:
             prefix_length: positions that all segments see.
             longest: tokens in a row at most.
         """
-        asked = prefix_length, longest
+        asked = prefix_length, longest, self.base_model.config._attn_implementation
         if asked not in self._kept_apart:
-            self._kept_apart[asked] = longest >= 2 and self._probe_segments(*asked)
+            self._kept_apart[asked] = longest >= 2 and self._probe_segments(prefix_length, longest)
         return self._kept_apart[asked]
 
     def _probe_segments(self, prefix_length: int, longest: int) -> bool:

@@ -1,5 +1,7 @@
 """Compiled training steps: the results of the plain ones, one graph for many lengths, and a clear fall back."""
 
+import os
+import shutil
 import warnings
 
 import pytest
@@ -139,6 +141,7 @@ def test_what_takes_no_second_derivative_has_its_base_compiled(settings):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="inductor needs a C++ compiler")
 def test_trainer_compiles_with_inductor(tmp_path):
     """`TrainingArguments(torch_compile=True)`, with the stock compiler, in float32."""
     contexts, queries = tiny_tokens(8, 9, seed=1), tiny_tokens(8, 5, seed=2)
