@@ -208,14 +208,16 @@ class Decoder:
             starts = torch.zeros_like(ids[prefix_length:])
             starts[-short:] = longest - short
             mask, positions, _ = packed_layout(starts[None], prefix_length, self.base_model.dtype)
+            apart = []
             try:
-                together = self.logits(self.embed(ids[None]), mask, ids[None], positions)[0]
+                together = self.hidden_states(self.embed(ids[None]), mask, ids[None], positions)[0]
+                for segment in (long_one, short_one):
+                    row = torch.cat([prefix, segment])[None]
+                    apart.append(self.hidden_states(self.embed(row), torch.ones_like(row), row)[0, prefix_length:])
+            except torch.OutOfMemoryError:  # which says nothing of the base
+                raise
             except Exception:  # whatever a base raises, it does not take these
                 return False
-            apart = []
-            for segment in (long_one, short_one):
-                row = torch.cat([prefix, segment])[None]
-                apart.append(self.logits(self.embed(row), torch.ones_like(row), row)[0, prefix_length:])
             return same_but_for_rounding(together[prefix_length:], torch.cat(apart))
 
     @functools.cached_property

@@ -39,9 +39,9 @@ from .writing.attention import layers_recomputed
 from .writing.compiled import CompiledLossAndGradient, LossAndGradient, loss_and_gradient
 from .writing.forward_writer import write_forward
 from .writing.in_turn import write_in_turn
-from .writing.inner_loop import InnerLoop, WriteTrace
-from .writing.objective import ContextRows, ReconstructionObjective, split_context
-from .writing.out_of_memory import IN_TRAINING, out_of_memory_explained
+from .writing.inner_loop import InnerLoop, WriteTrace, is_sharded
+from .writing.objective import ContextRows, ReconstructionObjective, several_processes, split_context
+from .writing.out_of_memory import IN_EVALUATION, IN_TRAINING, out_of_memory_explained
 from .writing.output_loss import OutputHead
 from .writing.packing import LONGEST_ROW, pack_segments, packed_layout
 from .writing.update_rules import UPDATE_RULES
@@ -461,12 +461,14 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
 
     def _packed(self, rows: ContextRows) -> ContextRows:
         """Segments of one context in one row, where they have no prefix and the base keeps them apart."""
-        if self.config.write_prefix_segments or rows.num_turns == 1:
+        if self.config.write_prefix_segments or (rows.num_turns == 1 and not several_processes()):
             return rows
         prefix_length = self.config.num_memory_tokens + 2 * self.config.num_control_tokens
         longest = min(LONGEST_ROW, (self.decoder.window or LONGEST_ROW + prefix_length) - prefix_length)
-        packed = pack_segments(rows, prefix_length, longest)
-        return packed if packed is rows or self.decoder.keeps_segments_apart(prefix_length, longest) else rows
+        # Asked before the rows are looked at: a sharded base needs the same runs in every process.
+        if not self.decoder.keeps_segments_apart(prefix_length, longest):
+            return rows
+        return pack_segments(rows, prefix_length, longest)
 
     def _write_logits(self, prefix: Tensor, rows: ContextRows) -> Tensor:
         """Logits `(rows, length, vocab)` under WRITE's head and LoRA; position i predicts a row's token i."""
@@ -546,12 +548,15 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile, in place, what training spends its time on; the results are the same but for rounding.
 
-        That is WRITE's step with its gradient where `meta_gradient="exact"`, else the base's decoder. It is compiled
-        when it first runs, which takes a minute or so, and once more for changing lengths. Where the step cannot be
-        compiled, a warning says so and training goes on uncompiled. `torch.compile(model)`, hence
-        `TrainingArguments(torch_compile=True)`, does the same, with the defaults of these options.
+        With `meta_gradient="exact"` that is WRITE's step together with its gradient; `write` and `generate` go on as
+        before. It is compiled when it first runs, which takes a minute or so, and once more for changing lengths; where
+        that fails, a warning says so and training goes on uncompiled. It keeps attention's scores, which the plain step
+        does not from 128 positions on: for long contexts it needs more memory than it saves time.
 
-        `write` and `generate` run the base as it is; `model.get_decoder().compile()` compiles it for them.
+        Otherwise it is the base's decoder, for `write` and `generate` as well, as `model.get_decoder().compile()`.
+
+        `torch.compile(model)`, hence `TrainingArguments(torch_compile=True)`, does the same, with the defaults of these
+        options.
 
         Args:
             args, kwargs: of [`torch.compile`].
@@ -562,6 +567,10 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
             return
         self.decoder.probe()
         self._loss_and_gradient = CompiledLossAndGradient(lambda: lora_phase(self.base_model, "write"), *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is compiled, as of any module: it belongs to this object and cannot be pickled."""
+        return super().__getstate__() | {"_loss_and_gradient": loss_and_gradient, "_compiled": False}
 
     # ------------------------------------------------------------------------------------------------ READ
 
@@ -645,7 +654,10 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
         differentiate = torch.is_grad_enabled()
         if differentiate:
             self._check_trainable()
-        with torch.inference_mode(False), torch.enable_grad(), out_of_memory_explained(IN_TRAINING):
+        advice = IN_TRAINING if differentiate else IN_EVALUATION
+        if differentiate and not self.config.checkpoint_write_steps:
+            advice = f"Set checkpoint_write_steps=True. {advice}"
+        with torch.inference_mode(False), torch.enable_grad(), out_of_memory_explained(advice):
             rows = self._rows(*checked_context(input_ids, attention_mask, segment_ids, self.device))
             trace = self._run_writer(
                 rows,
@@ -665,6 +677,13 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
                 "The base's activation (gradient) checkpointing recomputes its layers after the phase in which "
                 "write_lora or read_lora was on. Disable it on the base; checkpoint_write_steps=True saves "
                 "WRITE's memory."
+            )
+        if config.meta_gradient == "finite_difference" and any(
+            parameter.requires_grad and is_sharded(parameter) for parameter in self.parameters()
+        ):
+            raise ValueError(
+                'meta_gradient="finite_difference" gives sharded parameters no gradient, and some that train are. Keep '
+                'what trains unsharded, as DDP does, or use meta_gradient="exact".'
             )
         if config.meta_gradient != "none":
             return

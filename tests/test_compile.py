@@ -1,11 +1,15 @@
 """Compiled training steps: the results of the plain ones, one graph for many lengths, and a clear fall back."""
 
+import copy
 import os
+import pickle
 import shutil
 import warnings
 
 import pytest
 import torch
+from functorch.compile import nop
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from transformers import Trainer, TrainingArguments, default_data_collator
 
@@ -78,7 +82,7 @@ def test_one_graph_for_all_steps_and_one_more_for_all_lengths():
         assert counters["stats"]["unique_graphs"] == graphs
 
 
-def test_evaluation_and_write_are_left_as_they_are():
+def test_evaluation_and_write_of_exact_mode_are_left_as_they_are():
     model = build()
     ids = tiny_tokens(2, 9)
     model.compile(backend="eager")
@@ -102,6 +106,43 @@ def test_a_failing_compiler_is_told_of_once_and_training_goes_on():
     assert "compile()" in message
     assert warnings_of(model) == []
     assert_same(gradients_of(model), expected)
+
+
+def test_a_compiler_that_fails_in_the_backward_pass_is_told_of_as_well():
+    model = training(checkpoint_write_steps=False)
+    expected = gradients_of(model)
+    model.compile(backend=aot_autograd(fw_compiler=nop, bw_compiler=no_compiler))
+    (message,) = warnings_of(model)
+    assert "there is no compiler here" in message
+    assert_same(gradients_of(model), expected)
+
+
+def test_more_shapes_than_are_compiled_are_trained_uncompiled():
+    model = training()
+    model.compile(backend="eager")
+    with torch._dynamo.config.patch(recompile_limit=1), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for length in (9, 5, 7):
+            ids = tiny_tokens(2, length)
+            model(context_input_ids=ids, input_ids=ids, labels=ids).loss.backward()
+    assert [str(each.message).startswith("WRITE cannot be compiled") for each in caught] == [True]
+
+
+def test_models_do_not_use_up_each_other_s_graphs():
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for memory_tokens in (2, 3):
+            model = training(num_memory_tokens=memory_tokens)
+            model.compile(backend="eager")
+            assert warnings_of(model) == []
+
+
+def test_copies_and_pickles_are_uncompiled():
+    model = training()
+    expected = gradients_of(model)
+    model.compile(backend="eager")
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert_same(gradients_of(twin), expected)
+    assert "unique_graphs" not in counters["stats"]
 
 
 def test_a_base_that_cannot_be_traced_trains_uncompiled():

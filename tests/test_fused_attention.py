@@ -77,6 +77,15 @@ def test_autocast_computes_in_its_own_precision():
         assert functional.scaled_dot_product_attention(*tensors, is_causal=True).dtype == torch.bfloat16
 
 
+def test_both_derivatives_under_autocast_are_those_outside():
+    tensors = [tensor.to(torch.bfloat16).float().detach().requires_grad_() for tensor in inputs("causal")]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = twice(tensors, FusedTwiceDifferentiable(), is_causal=True)
+    halves = [tensor.detach().bfloat16().requires_grad_() for tensor in tensors]
+    for value, wanted in zip(values, twice(halves, FusedTwiceDifferentiable(), is_causal=True), strict=True):
+        torch.testing.assert_close(value.float(), wanted.float(), rtol=0.02, atol=0.02)
+
+
 def test_no_matrix_of_positions_is_kept():
     kept = []
     tensors = [torch.randn(BATCH, HEADS, LENGTH, 8, requires_grad=True) for _ in range(3)]

@@ -4,6 +4,9 @@ optimiser, every way of segmenting, unrolled and checkpointed."""
 import pytest
 import torch
 import transformers
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 
@@ -249,6 +252,36 @@ def test_segments_in_turn(prefix_segments, checkpointed):
     }
     assert len(trained) == 3
     assert_gradient_is_the_slope(model, trained, segment_ids=SEGMENT_IDS)
+
+
+@pytest.fixture
+def group_of_one():
+    distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("lora", [{}, {"write_lora": LORA}], ids=["everything", "lora"])
+def test_sharded_parameters_get_their_gradients(lora, group_of_one):
+    """FSDP runs a block on other tensors than the parameters that it is given gradients for."""
+    gradients = []
+    for shard in (False, True):
+        model = build(**lora, reconstruction_loss_weight=0).float()
+        if not lora:
+            model.requires_grad_(True)
+        model.decoder.probe()
+        if shard:
+            for block in model.base_model.transformer.h:
+                fully_shard(block, mesh=init_device_mesh("cpu", (1,)))
+        loss_of(model).backward()
+        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        gradients.append({name: g.full_tensor() if hasattr(g, "full_tensor") else g for name, g in found.items()})
+    assert gradients[1].keys() == gradients[0].keys()
+    for name, expected in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], expected, rtol=1e-3, atol=1e-5, msg=name)
+    model.config.meta_gradient = "finite_difference"
+    with pytest.raises(ValueError, match="sharded"):
+        loss_of(model)
 
 
 @pytest.mark.parametrize("meta_gradient", ["exact", "finite_difference", "first_order"])

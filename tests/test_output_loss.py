@@ -213,6 +213,18 @@ def test_out_of_memory_in_training_says_what_to_lower(meta_gradient, in_backward
         model(context_input_ids=ids, input_ids=ids, labels=ids).loss.backward()
 
 
+def test_out_of_memory_in_evaluation_says_nothing_of_training(monkeypatch):
+    model = build()
+
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(ReconstructionObjective, "_prefixes", fail)
+    ids = tiny_tokens(2, 9)
+    with torch.no_grad(), pytest.raises(torch.OutOfMemoryError, match="per_device_eval_batch_size"):
+        model(context_input_ids=ids, input_ids=ids)
+
+
 def test_half_precision_base_with_memory_and_step_in_float32():
     ids = tiny_tokens(5, 9)
     model = build(dtype=torch.bfloat16, write_steps=1, write_learning_rate=1e-4)

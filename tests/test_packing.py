@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
+from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model, modeling_gradmem
 from hf_gradmem.writing.objective import split_context
 from hf_gradmem.writing.packing import pack_segments, packed_layout
 
@@ -105,6 +105,34 @@ def test_a_segment_sees_the_prefix_and_itself():
     ]
     assert positions.tolist() == [[0, 1, 2, 3, 2, 3, 2]]
     assert predicting.tolist() == [[1, 2, 1, 4, 1]]
+
+
+def test_the_probe_needs_no_logits_and_keeps_no_verdict_of_a_full_memory(monkeypatch):
+    model = get_gradmem_model(tiny_causal_lm("gpt2"), settings())
+    monkeypatch.setattr(model.decoder, "logits", None)
+    plain = model.decoder.hidden_states
+
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(model.decoder, "hidden_states", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        model.decoder.keeps_segments_apart(3, 16)
+    monkeypatch.setattr(model.decoder, "hidden_states", plain)
+    assert model.decoder.keeps_segments_apart(3, 16)
+
+
+def test_several_processes_probe_whatever_their_rows(monkeypatch):
+    """On a sharded base a run of one process alone waits for the others for ever."""
+    model = get_gradmem_model(tiny_causal_lm("gpt2"), settings())
+    asked = []
+    monkeypatch.setattr(model.decoder, "keeps_segments_apart", lambda *lengths: asked.append(lengths) or True)
+    whole = model._rows(IDS, MASK.bool(), None)
+    assert model._objective(whole).rows is whole
+    assert asked == []
+    monkeypatch.setattr(modeling_gradmem, "several_processes", lambda: True)
+    assert model._objective(whole).rows is whole
+    assert len(asked) == 1
 
 
 def test_a_prefix_before_the_memory_forbids_packing():

@@ -4,16 +4,18 @@ A compiled graph has no second derivative, so it must hold the inner gradient: `
 the loss. What the outer loss needs is then an ordinary backward pass of that graph.
 """
 
+import types
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
+from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
 from .fused_attention import FusedTwiceDifferentiable
 from .objective import ReconstructionObjective
+from .recomputed import Conditions
 
 Tensor = torch.Tensor
 LossAndGradient = Callable[[ReconstructionObjective, Tensor], tuple[Tensor, Tensor]]
@@ -40,23 +42,45 @@ class CompiledLossAndGradient:
 
     def __init__(self, conditions: Callable[[], AbstractContextManager], *arguments: Any, **options: Any) -> None:
         self._conditions = conditions
+        self._tried = False
+        # Graphs are counted, and limited, by code object: each model has its own.
+        own = types.FunctionType(_traceable.__code__.replace(), globals())
         # A break in the graph would leave parts without a second derivative: better no graph at all.
-        self._compiled: LossAndGradient | None = torch.compile(_traceable, *arguments, **{"fullgraph": True} | options)
+        self._compiled: LossAndGradient | None = torch.compile(own, *arguments, **{"fullgraph": True} | options)
 
     def __call__(self, objective: ReconstructionObjective, memory: Tensor) -> tuple[Tensor, Tensor]:
-        if self._compiled is None:
-            return loss_and_gradient(objective, memory)
-        try:
-            with self._conditions(), torch._dynamo.config.patch(trace_autograd_ops=True):
-                return self._compiled(objective, memory.clone(memory_format=torch.contiguous_format))
-        except TorchDynamoException as error:
-            self._compiled = None
-            warnings.warn(
-                "WRITE cannot be compiled here, so training goes on uncompiled, with the same results. To be rid of "
-                f"this message leave compile() or torch_compile=True out. The reason: {_reason(error)}",
-                stacklevel=2,
-            )
+        if self._compiled is not None:
+            try:
+                self._try_once(objective, memory)
+                return self._run(objective, memory)
+            except (TorchDynamoException, FailOnRecompileLimitHit, _BackwardPassError) as error:
+                self._compiled = None
+                warnings.warn(
+                    "WRITE cannot be compiled here, so training goes on uncompiled, with the same results. To be rid "
+                    f"of this message leave compile() or torch_compile=True out. The reason: {_reason(error)}",
+                    stacklevel=2,
+                )
         return loss_and_gradient(objective, memory)
+
+    def _run(self, objective: ReconstructionObjective, memory: Tensor) -> tuple[Tensor, Tensor]:
+        with self._conditions(), torch._dynamo.config.patch(trace_autograd_ops=True):
+            return self._compiled(objective, memory.clone(memory_format=torch.contiguous_format))
+
+    def _try_once(self, objective: ReconstructionObjective, memory: Tensor) -> None:
+        """Run both passes for nothing, once: the backward pass is compiled when it runs, too late to fall back."""
+        if self._tried:
+            return
+        self._tried = True
+        with Conditions(memory).again():
+            results = self._run(objective, memory)
+            try:
+                torch.autograd.grad(results, memory, [torch.zeros_like(result) for result in results])
+            except Exception as error:  # a compiler's own, of any type
+                raise _BackwardPassError(str(error)) from error
+
+
+class _BackwardPassError(Exception):
+    """The backward pass could not be compiled."""
 
 
 def _traceable(objective: ReconstructionObjective, memory: Tensor) -> tuple[Tensor, Tensor]:

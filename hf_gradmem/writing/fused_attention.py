@@ -4,6 +4,8 @@ A fused kernel has one backward pass, which cannot be differentiated. Here its f
 they are, and only the derivative of the backward pass is worked out by hand, on blocks of scores small enough to stay
 in the cache. No matrix of positions × positions is kept, where PyTorch's own twice differentiable backend keeps many.
 
+What a position that sees nothing gives is whatever the kernel gives it, in its derivatives too; nothing reads it here.
+
 With S = scale·QKᵀ + mask, P = softmax(S), O = PV, and the gradient dO of the output:
 
     dP = dO·Vᵀ    dS = P∘(dP − rowsum(P∘dP))    dQ = scale·dS·K    dK = scale·dSᵀ·Q    dV = Pᵀ·dO
@@ -82,8 +84,13 @@ def fused_attention(call: _Call) -> Tensor:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
     scale = query.shape[-1] ** -0.5 if call.scale is None else call.scale
-    with torch.autocast(device, enabled=False):
+    with _in_own_precision(query):
         return _Attention.apply(query, key, value, mask, call.is_causal, scale)
+
+
+def _in_own_precision(tensor: Tensor) -> torch.autocast:
+    """No autocast for a span: its casts are made once, where attention is called."""
+    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float) -> Tensor:
@@ -112,7 +119,7 @@ class _AttentionBackward(torch.autograd.Function):
         *tensors, is_causal, scale = inputs
         ctx.save_for_backward(of_output, *tensors)
         ctx.settings = is_causal, scale
-        with torch.enable_grad():
+        with torch.enable_grad(), _in_own_precision(of_output):
             leaves = [tensor.detach().requires_grad_() for tensor in tensors[:3]]
             output = _kernel(*leaves, tensors[3], is_causal, scale)
             return torch.autograd.grad(output, leaves, of_output)
@@ -121,7 +128,8 @@ class _AttentionBackward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *adjoints: Tensor) -> tuple[Tensor | None, ...]:
         of_output, query, key, value, mask = ctx.saved_tensors
-        totals = _second_backward(query, key, value, of_output, adjoints, mask, *ctx.settings)
+        with _in_own_precision(of_output):
+            totals = _second_backward(query, key, value, of_output, adjoints, mask, *ctx.settings)
         return *totals, None, None, None
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from .attention import twice_differentiable
@@ -116,10 +118,13 @@ class InnerLoop:
             with twice_differentiable(self.base_model):
                 return self.loss_and_gradient(objective, memory)
 
-        if self.checkpoint_steps:
+        if self.checkpoint_steps and not any(map(is_sharded, self.parameters)):
             loss, gradient = recomputed_gradient(objective, loss_and_gradient, memory, self.parameters)
+            return self._update(memory, gradient, state, step_size, loss)
+        memory = memory if memory.requires_grad else memory.detach().requires_grad_()
+        if self.checkpoint_steps:
+            loss, gradient = checkpoint(loss_and_gradient, memory, use_reentrant=False)
         else:
-            memory = memory if memory.requires_grad else memory.detach().requires_grad_()
             loss, gradient = loss_and_gradient(memory)
         return self._update(memory, gradient, state, step_size, loss)
 
@@ -160,6 +165,11 @@ class InnerLoop:
         clipped = clip(gradient, self.max_grad_norm, self.grad_clip_value)
         stepped, state = self.update_rule(memory, clipped, state, step_size)
         return stepped, state, loss, gradient_norm(gradient.detach())
+
+
+def is_sharded(parameter: nn.Parameter) -> bool:
+    """Whether this is a shard (of FSDP): a run uses other tensors, so it is no input of the run."""
+    return isinstance(parameter, DTensor)
 
 
 def _columns(values: list[Tensor], steps: int, memory: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ class ContextRows:
 
     def grouped_by_length(self) -> list["ContextRows"]:
         """The rows in groups to run one after the other: less padding, and a bound on the positions alive."""
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        if several_processes():
             return [self]  # a sharded base needs the same number of runs in every process
         lengths = self.attention_mask.sum(1)
         order = lengths.argsort(descending=True, stable=True)
@@ -249,6 +249,11 @@ class ReconstructionObjective:
         token_sample = rows.of_scored(rows.sample_index[:, None].expand_as(rows.scored))
         sums = token_losses.new_zeros(len(rows.segment_lengths)).index_add(0, token_sample, token_losses)
         return sums / rows.num_tokens
+
+
+def several_processes() -> bool:
+    """Whether this is one of several processes that compute together."""
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 @contextmanager

@@ -7,8 +7,10 @@ import torch
 
 IN_TRAINING = (
     "Train on fewer contexts at a time (per_device_train_batch_size; gradient_accumulation_steps makes up for it), cut "
-    'them shorter with write_segment_length, or use checkpoint_write_steps=True, or meta_gradient="finite_difference", '
-    "which needs the least."
+    'them shorter with write_segment_length, or use meta_gradient="finite_difference", which needs the least.'
+)
+IN_EVALUATION = (
+    "Take fewer contexts at a time (per_device_eval_batch_size), or cut them shorter with write_segment_length."
 )
 
 

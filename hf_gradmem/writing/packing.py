@@ -14,12 +14,14 @@ from .objective import ContextRows
 
 Tensor = torch.Tensor
 
-# Tokens in a row at most. In longer rows attention to what is masked would cost more than the copies of the memory.
-LONGEST_ROW = 256
+# Tokens in a row at most: in longer ones attention to what is masked costs more than copies of the memory. And the
+# share of the positions that must be spared, for a row of one segment needs no mask.
+LONGEST_ROW = 128
+_WORTH_SPARING = 1 / 8
 
 
 def pack_segments(rows: ContextRows, prefix_length: int, longest: int) -> ContextRows:
-    """The same segments in fewer positions, or `rows` themselves where packing spares none.
+    """The same segments in fewer positions, or `rows` themselves where packing spares too few.
 
     Args:
         rows: whole segments without prefixes, one context's after another's.
@@ -36,7 +38,8 @@ def pack_segments(rows: ContextRows, prefix_length: int, longest: int) -> Contex
         packed_row.append(len(filled) - 1)
         starts.append(filled[-1])
         filled[-1] += length
-    if len(filled) * (prefix_length + max(filled)) >= len(lengths) * (prefix_length + max(lengths)):
+    packed, apart = (len(each) * (prefix_length + max(each)) for each in (filled, lengths))
+    if packed > (1 - _WORTH_SPARING) * apart:
         return rows
 
     device, width = rows.input_ids.device, rows.input_ids.shape[1]
