@@ -5,7 +5,6 @@ This file wires the rooms below it: `writing/` turns a context into a memory, `r
 """
 
 import copy
-import functools
 import inspect
 import os
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from transformers.utils import ModelOutput
 from . import checkpoint
 from .adapters import inject_lora, lora_phase
 from .base_access import BaseAccessMixin
+from .compilation import CompilationMixin, compiled_in_parts
 from .configuration_gradmem import GradMemConfig
 from .decoder import Decoder, modules_in_eval
 from .exports import ExportMixin
@@ -36,7 +36,6 @@ from .padding import reorder, token_order
 from .reading import align_with_query, read_loss
 from .saving import SavingMixin
 from .writing.attention import layers_recomputed
-from .writing.compiled import CompiledLossAndGradient, LossAndGradient, loss_and_gradient
 from .writing.forward_writer import write_forward
 from .writing.in_turn import write_in_turn
 from .writing.inner_loop import InnerLoop, WriteTrace, is_sharded
@@ -77,23 +76,9 @@ class GradMemOutput(ModelOutput):
     memory: GradMemMemory | None = None
 
 
-def _traced_as_compiled(forward: Callable) -> Callable:
-    """Have `torch.compile(model)` do what `model.compile()` does: as one graph, WRITE has no second derivative."""
-
-    @torch.compiler.disable
-    def compile_and_run(model: "GradMemForCausalLM", *args: Any, **kwargs: Any) -> GradMemOutput | tuple:
-        if not model._compiled:
-            model.compile()
-        return forward(model, *args, **kwargs)
-
-    @functools.wraps(forward)
-    def run(model: "GradMemForCausalLM", *args: Any, **kwargs: Any) -> GradMemOutput | tuple:
-        return (compile_and_run if torch.compiler.is_compiling() else forward)(model, *args, **kwargs)
-
-    return run
-
-
-class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGenerationMixin, PreTrainedModel):
+class GradMemForCausalLM(
+    BaseAccessMixin, SavingMixin, ExportMixin, CompilationMixin, GradMemGenerationMixin, PreTrainedModel
+):
     """A frozen decoder with a memory that WRITE fills and READ answers from.
 
     Args:
@@ -144,8 +129,6 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
         base_model.requires_grad_(False)
         self._tokenizer: PreTrainedTokenizerBase | None = None
         self._hashed: tuple[list, str] | None = None
-        self._loss_and_gradient: LossAndGradient = loss_and_gradient
-        self._compiled = False
         self._add_parameters()
         self.post_init()
         if config.write_head and self.device.type != "meta" and not self.decoder.head_is_linear:
@@ -543,38 +526,9 @@ class GradMemForCausalLM(BaseAccessMixin, SavingMixin, ExportMixin, GradMemGener
                 "or other weights in READ. Read it with the model that wrote it, or write the context again."
             )
 
-    # ------------------------------------------------------------------------------------------------ TRAIN
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile, in place, what training spends its time on; the results are the same but for rounding.
-
-        With `meta_gradient="exact"` that is WRITE's step together with its gradient; `write` and `generate` go on as
-        before. It is compiled when it first runs, which takes a minute or so, and once more for changing lengths; where
-        that fails, a warning says so and training goes on uncompiled. It keeps attention's scores, which the plain step
-        does not from 128 positions on: for long contexts it needs more memory than it saves time.
-
-        Otherwise it is the base's decoder, for `write` and `generate` as well, as `model.get_decoder().compile()`.
-
-        `torch.compile(model)`, hence `TrainingArguments(torch_compile=True)`, does the same, with the defaults of these
-        options.
-
-        Args:
-            args, kwargs: of [`torch.compile`].
-        """
-        self._compiled = True
-        if self.config.writer != "gradient" or self.config.meta_gradient != "exact":
-            self.get_decoder().compile(*args, **kwargs)
-            return
-        self.decoder.probe()
-        self._loss_and_gradient = CompiledLossAndGradient(lambda: lora_phase(self.base_model, "write"), *args, **kwargs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what is compiled, as of any module: it belongs to this object and cannot be pickled."""
-        return super().__getstate__() | {"_loss_and_gradient": loss_and_gradient, "_compiled": False}
-
     # ------------------------------------------------------------------------------------------------ READ
 
-    @_traced_as_compiled
+    @compiled_in_parts
     def forward(
         self,
         input_ids: Tensor | None = None,
