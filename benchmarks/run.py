@@ -95,9 +95,14 @@ def cells() -> dict[str, dict[str, Any]]:
         cell = {"kind": "attention", "batch": batch, "tokens": length, "shape": shape}
         add("time", ["math", "fused"], 2, rounds=9, **cell)
         add("memory", ["math", "fused"], 2, **cell)
-    for pairs, batch in ((8, 32), (16, 16)):
-        shape = {"kind": "segments", "batch": batch, "tokens": 7 * pairs, "segment": 7, "shape": "kv-4-layers"}
-        add("time", PACKED, 2, rounds=7, **shape)
+    for segments, length, batch, shape, variants in (
+        (8, 7, 32, "kv-4-layers", PACKED),
+        (16, 7, 16, "kv-4-layers", PACKED),
+        (32, 7, 1, "smollm2-8-layers", PACKED[:2]),
+        (12, 20, 1, "smollm2-8-layers", PACKED[:2]),
+    ):
+        cell = {"kind": "segments", "batch": batch, "tokens": segments * length, "segment": length, "shape": shape}
+        add("time", variants, 2, rounds=7, **cell)
     for length in (256, 1024):
         for batch in (1, 16):
             add("time", READERS, 2, kind="read", batch=batch, tokens=length)

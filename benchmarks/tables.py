@@ -100,6 +100,7 @@ def _write_table(cells: Cells) -> list[str]:
                 str(shape["steps"]),
                 _number(_seconds(timed, "gradmem")),
                 *(_ratio(timed, "gradmem", other) for other in ("reference", "floor", "floor with attention")),
+                _ratio(timed, "compiled", "gradmem"),
                 _ratio(timed, "forward-only", "gradmem"),
                 _number(peak, ".0f"),
                 _number(reference, ".0f"),
@@ -121,6 +122,7 @@ def _write_table(cells: Cells) -> list[str]:
                 "/ reference style",
                 "/ floor",
                 "/ floor with attention",
+                "base compiled / this",
                 "forward-only writer / this",
                 "peak MB",
                 "reference MB",
@@ -207,20 +209,22 @@ def _segments_table(cells: Cells) -> list[str]:
             "{batch} × {segments} × {segment}".format(
                 **cell["cell"], segments=cell["cell"]["tokens"] // cell["cell"]["segment"]
             ),
+            cell["cell"]["shape"],
             what,
             _number(_seconds(cell, variant)),
             _ratio(cell, variant, f"{variant}, repeated"),
         ]
         for cell in _of(cells, kind="segments")
         for variant, what in (("write", "WRITE"), ("train", "training step, exact, unrolled"))
+        if variant in cell["cell"]["variants"]
     ]
     return [
         "## Segments",
         "",
-        "Contexts in segments without prefixes, K = 2, the shape of training. The segments of a context share one row "
-        "and one copy of the memory; the ratio is to a row, and a copy, for each.",
+        "Contexts in segments without prefixes, K = 2. The segments of a context share one row and one copy of the "
+        "memory; the ratio is to a row, and a copy, for each.",
         "",
-        *_table(["contexts × segments × tokens", "what", "seconds", "/ memory repeated"], rows),
+        *_table(["contexts × segments × tokens", "model", "what", "seconds", "/ memory repeated"], rows),
     ]
 
 

@@ -1,7 +1,7 @@
 """The gradient of a WRITE step as one compiled graph that can itself be differentiated.
 
-A compiled graph has no second derivative, so it must hold the inner gradient: `torch.func.grad`, traced together with
-the loss. What the outer loss needs is then an ordinary backward pass of that graph.
+A compiled graph has no second derivative, so it must hold the inner gradient, traced together with the loss. What the
+outer loss needs is then an ordinary backward pass of that graph.
 """
 
 import types
@@ -46,7 +46,7 @@ class CompiledLossAndGradient:
         # Graphs are counted, and limited, by code object: each model has its own.
         own = types.FunctionType(_traceable.__code__.replace(), globals())
         # A break in the graph would leave parts without a second derivative: better no graph at all.
-        self._compiled: LossAndGradient | None = torch.compile(own, *arguments, **{"fullgraph": True} | options)
+        self._compiled: LossAndGradient | None = torch.compile(own, *arguments, **options | {"fullgraph": True})
 
     def __call__(self, objective: ReconstructionObjective, memory: Tensor) -> tuple[Tensor, Tensor]:
         if self._compiled is not None:
