@@ -328,7 +328,8 @@ def _plot(cells: Cells, path: Path) -> None:
         panels[1][column].set(xlabel={"tokens": "context tokens", "steps": "K"}[axis], ylabel="GB above the model")
         for row in range(2):
             if axis == "tokens":
-                panels[row][column].set(xscale="log", yscale="log")
+                panels[row][column].set_xscale("log", base=2)
+                panels[row][column].set_yscale("log")
             if panels[row][column].lines:
                 panels[row][column].legend()
     figure.savefig(path, dpi=120)
