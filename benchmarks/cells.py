@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
@@ -134,12 +135,16 @@ def train_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
             model.compile()
         loss = lambda: model(**batch_of).loss  # noqa: E731
     model.train()
-    way_back = forward_over_reverse if variant == FORWARD_MODE else inner_loop.differenced_gradient
+    step = _training_step(model, loss)
+    if variant == FORWARD_MODE:
+        return mock.patch.object(inner_loop, "differenced_gradient", forward_over_reverse)(step)
+    return step
 
+
+def _training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Run:
     def run() -> None:
         model.zero_grad()
-        with mock.patch.object(inner_loop, "differenced_gradient", way_back):
-            loss().backward()
+        loss().backward()
 
     return run
 
@@ -187,12 +192,7 @@ def segments_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
         return lambda: model.write(input_ids=context, **segments)
     model.requires_grad_(True).train()
     inputs = {f"context_{name}": values for name, values in segments.items()}
-
-    def run() -> None:
-        model.zero_grad()
-        model(context_input_ids=context, input_ids=query, labels=query, **inputs).loss.backward()
-
-    return run
+    return _training_step(model, lambda: model(context_input_ids=context, input_ids=query, labels=query, **inputs).loss)
 
 
 QUERY_TOKENS, NEW_TOKENS = 16, 16
@@ -253,15 +253,21 @@ VARIANTS = {
 # ------------------------------------------------------------------------------------------------ how
 
 
-def measure_time(cell: dict[str, Any]) -> dict[str, Any]:
+def prepare(cell: dict[str, Any]) -> dict[str, Run]:
+    """Every variant, ready to be measured: what is done once is done."""
     make = VARIANTS[cell["kind"]]
     for variant in cell["variants"]:
-        make(cell, variant, min(32, cell["tokens"]))()  # what is done once in a process: threads, kernels
-    torch.compiler.reset()  # and forgets the lengths that it saw
+        make(cell, variant, min(32, cell["tokens"]))()  # once in a process: threads, kernels
+    torch.compiler.reset()  # which forgets the lengths that it saw
     runs = {variant: make(cell, variant, cell["tokens"]) for variant in cell["variants"]}
     for variant, run in runs.items():
         if "compiled" in variant:
             run()
+    return runs
+
+
+def measure_time(cell: dict[str, Any]) -> dict[str, Any]:
+    runs = prepare(cell)
     rounds = []
     for index in range(cell["rounds"]):
         order = list(runs)[index % len(runs) :] + list(runs)[: index % len(runs)]
@@ -284,12 +290,7 @@ def _seconds(run: Run) -> float:
 
 def measure_memory(cell: dict[str, Any]) -> dict[str, Any]:
     """Peak of the process, or of the device, above what it holds once the model is loaded and has run once."""
-    make, (variant,) = VARIANTS[cell["kind"]], cell["variants"]
-    make(cell, variant, min(32, cell["tokens"]))()
-    torch.compiler.reset()
-    run = make(cell, variant, cell["tokens"])
-    if "compiled" in variant:
-        run()
+    (run,) = prepare(cell).values()
     gc.collect()
     if DEVICE == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -28,9 +28,9 @@ def weight_products(
 
     Args:
         base: a decoder made of `nn.Linear` layers.
-        times: of each kind, one of the above.
         positions: rows × length, memory included.
         scored: positions that the output head is applied to.
+        times: of each kind, one of the above.
     """
     layers = [(module.weight, positions) for module in base.get_decoder().modules() if isinstance(module, nn.Linear)]
     work = [*layers, (base.get_output_embeddings().weight, scored)]

@@ -157,6 +157,11 @@ class GradMemConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._check_values()
 
+    @property
+    def prefix_length(self) -> int:
+        """Positions that a memory and its control tokens take before a context or a query."""
+        return self.num_memory_tokens + 2 * self.num_control_tokens
+
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         """`PreTrainedConfig` would keep a misspelt option as an attribute that nothing reads."""
         known = [field.name for field in fields(self)]

@@ -84,8 +84,8 @@ class Decoder:
         input_ids: Tensor,
         position_ids: Tensor | None = None,
     ) -> Any:
-        arguments = {"attention_mask": attention_mask.long() if attention_mask.dim() == 2 else attention_mask}
-        arguments["use_cache"] = False
+        mask = attention_mask.long() if attention_mask.dim() == 2 else attention_mask
+        arguments = {"attention_mask": mask, "use_cache": False}
         if position_ids is not None:
             arguments["position_ids"] = position_ids
         if self.embeddings_suffice:

@@ -115,7 +115,7 @@ def model_card(
         memory_bytes=memory_bytes,
         cache_bytes=cache_bytes_per_token(text_config, dtype),
         dtype=dtype,
-        positions=config.num_memory_tokens + 2 * config.num_control_tokens,
+        positions=config.prefix_length,
         context=json.dumps([context] if isinstance(context, list) else context, ensure_ascii=False),
         query=json.dumps(query, ensure_ascii=False),
         training=facts.training,

@@ -446,7 +446,7 @@ class GradMemForCausalLM(
         """Segments of one context in one row, where they have no prefix and the base keeps them apart."""
         if self.config.write_prefix_segments or (rows.num_turns == 1 and not several_processes()):
             return rows
-        prefix_length = self.config.num_memory_tokens + 2 * self.config.num_control_tokens
+        prefix_length = self.config.prefix_length
         longest = min(LONGEST_ROW, (self.decoder.window or LONGEST_ROW + prefix_length) - prefix_length)
         # Asked before the rows are looked at: a sharded base needs the same runs in every process.
         if not self.decoder.keeps_segments_apart(prefix_length, longest):
@@ -492,8 +492,7 @@ class GradMemForCausalLM(
             segment_length=self.config.write_segment_length,
             prefix_segments=self.config.write_prefix_segments,
         )
-        copies_of_memory = 2 if whole else 1
-        memory_tokens = copies_of_memory * self.config.num_memory_tokens + 2 * self.config.num_control_tokens
+        memory_tokens = self.config.prefix_length + (self.config.num_memory_tokens if whole else 0)  # a copy behind
         needed, window = rows.input_ids.shape[1] + memory_tokens, self.decoder.window
         if window is not None and needed > window:
             remedy = "Shorten it." if whole else "Give the context in segments, or set write_segment_length."

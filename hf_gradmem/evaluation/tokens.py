@@ -116,12 +116,11 @@ def memory_token_losses(model: GradMemForCausalLM, rows: ContextRows, embeddings
     Returns:
         `(tokens,)`, nats.
     """
-    objective = model._objective(rows)
-    prefix = objective.prefix(embeddings)
+    prefix = model._prefix(embeddings, model.write_start, model.write_end)
     losses = []
     with modules_in_eval(model):
         for part in _parts(rows):
-            logits = objective.token_logits(prefix.index_select(0, part.sample_index), part)
+            logits = model._write_logits(prefix.index_select(0, part.sample_index), part)
             losses.append(cross_entropy(part.of_scored(logits), part.targets))
     return torch.cat(losses)
 

@@ -121,7 +121,7 @@ class InnerLoop:
         if self.checkpoint_steps and not any(map(is_sharded, self.parameters)):
             loss, gradient = recomputed_gradient(objective, loss_and_gradient, memory, self.parameters)
             return self._update(memory, gradient, state, step_size, loss)
-        memory = memory if memory.requires_grad else memory.detach().requires_grad_()
+        memory = _requiring_gradient(memory)
         if self.checkpoint_steps:
             loss, gradient = checkpoint(loss_and_gradient, memory, use_reentrant=False)
         else:
@@ -154,7 +154,7 @@ class InnerLoop:
         if not keep_loss:
             loss, gradient = objective.value_and_gradient(memory)
             return self._update(memory, gradient, state, step_size, loss)
-        start = memory if memory.requires_grad else memory.detach().requires_grad_()
+        start = _requiring_gradient(memory)
         loss = objective.first_order(start)
         (gradient,) = torch.autograd.grad(loss.sum(), start, retain_graph=True)
         return self._update(memory, gradient, state, step_size, loss)
@@ -170,6 +170,10 @@ class InnerLoop:
 def is_sharded(parameter: nn.Parameter) -> bool:
     """Whether this is a shard (of FSDP): a run uses other tensors, so it is no input of the run."""
     return isinstance(parameter, DTensor)
+
+
+def _requiring_gradient(memory: Tensor) -> Tensor:
+    return memory if memory.requires_grad else memory.detach().requires_grad_()
 
 
 def _columns(values: list[Tensor], steps: int, memory: Tensor) -> Tensor:

@@ -31,10 +31,11 @@ def pack_segments(rows: ContextRows, prefix_length: int, longest: int) -> Contex
     lengths, contexts = rows.attention_mask.sum(1).tolist(), rows.sample_index.tolist()
     if max(lengths) > longest:
         return rows
-    packed_row, starts, filled = [], [], []
+    packed_row, starts, filled, first = [], [], [], []
     for index, (length, context) in enumerate(zip(lengths, contexts, strict=True)):
         if not index or context != contexts[index - 1] or filled[-1] + length > longest:
             filled.append(0)
+            first.append(index)
         packed_row.append(len(filled) - 1)
         starts.append(filled[-1])
         filled[-1] += length
@@ -51,7 +52,6 @@ def pack_segments(rows: ContextRows, prefix_length: int, longest: int) -> Contex
         place, torch.ones_like(start, dtype=torch.bool)
     )
     own = torch.arange(shape[1], device=device).expand(shape)
-    first = [packed_row.index(row) for row in range(len(filled))]
     return replace(
         rows,
         input_ids=torch.zeros_like(own).index_put(place, rows.targets),
