@@ -136,6 +136,15 @@ def test_curriculum_is_followed_to_the_row(tmp_path):
     assert trainer.state.global_step == 6
 
 
+def test_a_stage_draws_the_steps_of_write_anew_for_each_outer_step(tmp_path):
+    stages = [{"steps": 24, "write_steps": [1, 2, 5]}]
+    trainer = build_trainer(tiny_recipe(tmp_path, stages=stages))
+    drawn = [batch["write_steps"] for batch in trainer.get_train_dataloader()]
+    assert len(drawn) == 24
+    assert set(drawn) == {1, 2, 5}
+    assert drawn == [batch["write_steps"] for batch in trainer.get_train_dataloader()]  # as a resumed run needs
+
+
 def test_a_file_is_repeated_in_new_orders_as_long_as_the_stage_takes(tmp_path):
     stories = "".join(f"1 Story {index} begins.\n2 Which? \t{index}\t1\n" for index in range(10))
     (tmp_path / "qa.txt").write_text(stories, encoding="utf-8")

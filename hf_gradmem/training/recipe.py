@@ -22,18 +22,25 @@ class Stage:
     Attributes:
         steps: outer steps.
         task_arguments: over those of the recipe.
-        write_steps: steps of WRITE; the configuration's when `None`.
+        write_steps: steps of WRITE, or a list of which each outer step draws one; the configuration's when `None`.
     """
 
     steps: int
     task_arguments: dict[str, Any] = field(default_factory=dict)
-    write_steps: int | None = None
+    write_steps: int | list[int] | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"steps of a stage must be a number of at least 1, got {self.steps!r}.")
-        if self.write_steps is not None and self.write_steps < 1:
-            raise ValueError(f"write_steps of a stage must be at least 1, got {self.write_steps}.")
+        given = self.write_steps if isinstance(self.write_steps, list) else [self.write_steps or 1]
+        if self.write_steps == 0 or not given or not all(isinstance(steps, int) and steps >= 1 for steps in given):
+            raise ValueError(f"write_steps of a stage must be at least 1, or a list of such, got {self.write_steps}.")
+
+    def drawn_write_steps(self, default: int) -> list[int]:
+        """The numbers of WRITE's steps that each outer step draws from."""
+        if isinstance(self.write_steps, list):
+            return self.write_steps
+        return [default if self.write_steps is None else self.write_steps]
 
 
 @dataclass

@@ -1,11 +1,13 @@
 """Training from a recipe with the stock `transformers.Trainer`."""
 
+import itertools
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from datasets import Dataset, Features, IterableDataset, Value
@@ -164,15 +166,19 @@ def training_stream(arguments: RecipeArguments, training: TrainingArguments) -> 
     stages = tuple(
         (
             load_stage(arguments, stage, stage.steps * per_step),
-            stage.steps * per_step,
-            arguments.config.write_steps if stage.write_steps is None else stage.write_steps,
+            stage.steps,
+            stage.drawn_write_steps(arguments.config.write_steps),
         )
         for stage in arguments.curriculum
     )
     return IterableDataset.from_generator(
         _rows_of_stages,
         features=Features({**FEATURES, "write_steps": Value("int64")}),
-        gen_kwargs={"stages": stages, "seed": training.seed if training.data_seed is None else training.data_seed},
+        gen_kwargs={
+            "stages": stages,
+            "per_step": per_step,
+            "seed": training.seed if training.data_seed is None else training.data_seed,
+        },
     )
 
 
@@ -185,18 +191,20 @@ def load_stage(arguments: RecipeArguments, stage: Stage, num_rows: int) -> Datas
 
 
 def _rows_of_stages(
-    stages: tuple[tuple[Dataset | IterableDataset, int, int], ...], seed: int
+    stages: tuple[tuple[Dataset | IterableDataset, int, list[int]], ...], per_step: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    for rows, count, write_steps in stages:
-        left, epoch = count, 0
-        while left:
-            source = rows if isinstance(rows, IterableDataset) else rows.shuffle(seed=seed + epoch)
-            for row in source:
-                if not left:
-                    break
-                left -= 1
-                yield {name: row[name] for name in FEATURES} | {"write_steps": write_steps}
-            epoch += 1
+    for index, (rows, steps, write_steps) in enumerate(stages):
+        drawn = np.random.default_rng([seed, index]).choice(write_steps, size=steps)
+        repeated = _repeated(rows, seed)
+        for step in range(steps):
+            for row in itertools.islice(repeated, per_step):
+                yield {name: row[name] for name in FEATURES} | {"write_steps": int(drawn[step])}
+
+
+def _repeated(rows: Dataset | IterableDataset, seed: int) -> Iterator[dict[str, Any]]:
+    """The rows without end: a file's in a new order each time."""
+    for epoch in itertools.count():
+        yield from rows if isinstance(rows, IterableDataset) else rows.shuffle(seed=seed + epoch)
 
 
 def last_checkpoint(output: str | os.PathLike) -> str | None:
