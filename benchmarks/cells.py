@@ -28,8 +28,9 @@ from benchmarks.gemm_floor import SECOND_ORDER_STEP, TRAINED_READ, attention_pro
 from benchmarks.meta_gradient import FORWARD_MODE, forward_over_reverse
 from benchmarks.reference_style import ReferenceSettings, ReferenceStyle
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
-from hf_gradmem.writing import fused_attention, inner_loop
-from hf_gradmem.writing.fused_attention import FusedTwiceDifferentiable
+from hf_gradmem.base import fused_attention
+from hf_gradmem.base.fused_attention import FusedTwiceDifferentiable
+from hf_gradmem.writing.meta_gradients import finite_difference
 
 Tensor = torch.Tensor
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -137,7 +138,7 @@ def train_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
     model.train()
     step = _training_step(model, loss)
     if variant == FORWARD_MODE:
-        return mock.patch.object(inner_loop, "differenced_gradient", forward_over_reverse)(step)
+        return mock.patch.object(finite_difference, "differenced_gradient", forward_over_reverse)(step)
     return step
 
 
@@ -298,7 +299,7 @@ def measure_memory(cell: dict[str, Any]) -> dict[str, Any]:
         seconds = _seconds(run)
         return {"bytes": torch.cuda.max_memory_allocated() - before, "seconds": seconds}
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
     before = _process_memory("VmRSS")
     seconds = _seconds(run)
     return {"bytes": _process_memory("VmHWM") - before, "seconds": seconds}

@@ -17,12 +17,12 @@ from torch.autograd.function import once_differentiable
 
 import hf_gradmem
 from hf_gradmem import DataCollatorForGradMem, GradMemForCausalLM
+from hf_gradmem.base.attention import twice_differentiable
 from hf_gradmem.tasks import load_task
 from hf_gradmem.tasks.kv_retrieval import build_tokenizer
-from hf_gradmem.writing import inner_loop
-from hf_gradmem.writing.attention import twice_differentiable
-from hf_gradmem.writing.finite_difference import RADIUS
-from hf_gradmem.writing.objective import ReconstructionObjective
+from hf_gradmem.writing.meta_gradients import finite_difference
+from hf_gradmem.writing.meta_gradients.finite_difference import RADIUS
+from hf_gradmem.writing.objectives.objective import Objective
 
 Tensor = torch.Tensor
 RESULTS = Path(__file__).parent / "results" / "meta_gradient.json"
@@ -50,18 +50,18 @@ class _ForwardOverReverse(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, objective: ReconstructionObjective, memory: Tensor, *parameters: Tensor):
+    def forward(ctx: Any, objective: Objective, memory: Tensor, *parameters: Tensor):
         ctx.objective, ctx.parameters = objective, parameters
         ctx.save_for_backward(memory)
         with torch.enable_grad():
             loss, gradient = objective.value_and_gradient(memory)
-        return gradient, loss
+        return loss, gradient
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, adjoint: Tensor, loss_adjoint: Tensor):
+    def backward(ctx: Any, loss_adjoint: Tensor, adjoint: Tensor):
         (memory,) = ctx.saved_tensors
-        base_model = ctx.objective.weights.base_model
+        base_model = ctx.objective.phase.decoder.base_model
         with torch.enable_grad(), twice_differentiable(base_model), forward_ad.dual_level():
             start = forward_ad.make_dual(memory.detach().clone().requires_grad_(), adjoint.clone())
             loss = ctx.objective(start)
@@ -75,7 +75,7 @@ class _ForwardOverReverse(torch.autograd.Function):
 
 
 def forward_over_reverse(
-    objective: ReconstructionObjective, memory: Tensor, parameters: Sequence[Tensor], radius: float
+    objective: Objective, memory: Tensor, parameters: Sequence[Tensor], radius: float
 ) -> tuple[Tensor, Tensor]:
     """Stands in for `differenced_gradient`."""
     return _ForwardOverReverse.apply(objective, memory, *parameters)
@@ -135,7 +135,7 @@ def accuracy(steps: int, precisions: Sequence[str]) -> list[dict[str, Any]]:
         model.config.meta_gradient_steps = None
         add(precision, "first_order", meta_gradient(model, batch, "first_order", steps, autocast=autocast))
         if autocast is None:
-            with mock.patch.object(inner_loop, "differenced_gradient", forward_over_reverse):
+            with mock.patch.object(finite_difference, "differenced_gradient", forward_over_reverse):
                 add(precision, FORWARD_MODE, meta_gradient(model, batch, "finite_difference", steps))
         default = RADIUS[autocast or weights]
         by_radius = {

@@ -1,4 +1,4 @@
-"""GradMem in the style of its authors' published code, to measure against; written anew, not copied.
+"""GradMem in the style of its authors' published code, to measure against; written for this comparison, not copied.
 
 What it shares with theirs, and [`hf_gradmem`] avoids: eager attention, logits of every position, the graph of all K
 WRITE steps kept, gradients enabled for the whole base, and the same graph built when nothing is trained. It passes the

@@ -42,19 +42,31 @@ READERS = [
 ]
 
 
-def cells() -> dict[str, dict[str, Any]]:
-    """Every cell by its name; `gigabytes` is what it needs beside the model."""
-    found: dict[str, dict[str, Any]] = {}
+class _Cells(dict[str, dict[str, Any]]):
+    """Cells by their names; `gigabytes` is what one needs beside the model."""
 
-    def add(measure: str, variants: list[str], gigabytes: float, rounds: int = 3, **shape: Any) -> None:
+    def add(self, measure: str, variants: list[str], gigabytes: float, rounds: int = 3, **shape: Any) -> None:
+        """One cell for all variants, or, where memory is measured, one for each."""
         name = "_".join(map(str, (*shape.values(), measure)))
         needs = {"measure": measure, "gigabytes": gigabytes, "rounds": rounds, **shape}
         if measure == "memory":
             for variant in variants:
-                found[f"{name}_{variant.replace(',', '').replace(' ', '-')}"] = needs | {"variants": [variant]}
+                self[f"{name}_{variant.replace(',', '').replace(' ', '-')}"] = needs | {"variants": [variant]}
         else:
-            found[name] = needs | {"variants": variants}
+            self[name] = needs | {"variants": variants}
 
+
+def cells() -> dict[str, dict[str, Any]]:
+    """Every cell by its name, in the order in which they are measured."""
+    found = _Cells()
+    _add_write(found)
+    _add_training(found)
+    _add_parts(found)
+    _add_reading(found)
+    return found
+
+
+def _add_write(found: _Cells) -> None:
     for batch, length, rounds, gigabytes in (
         (1, 2048, 3, 18),
         (4, 256, 5, 7),
@@ -64,27 +76,34 @@ def cells() -> dict[str, dict[str, Any]]:
         (1, 512, 5, 4),
     ):
         shape = {"kind": "write", "batch": batch, "tokens": length}
-        add("memory", ["gradmem", "forward-only"], 2, **shape)
-        add("memory", ["reference"], gigabytes, **shape)
-        add("time", WRITERS, gigabytes, rounds, **shape)
-    add("memory", ["gradmem"], 6, kind="write", batch=1, tokens=16384, steps=1)
-    add("time", ["gradmem", "compiled"], 2, kind="write", batch=2, tokens=512)
+        found.add("memory", ["gradmem", "forward-only"], 2, **shape)
+        found.add("memory", ["reference"], gigabytes, **shape)
+        found.add("time", WRITERS, gigabytes, rounds, **shape)
+    found.add("memory", ["gradmem"], 6, kind="write", batch=1, tokens=16384, steps=1)
+    found.add("time", ["gradmem", "compiled"], 2, kind="write", batch=2, tokens=512)
     for length in (4096, 8192):
-        add("memory", ["gradmem"], 4, kind="write", batch=1, tokens=length)
-        add("time", ["gradmem", "floor", "floor with attention"], 4, 1, kind="write", batch=1, tokens=length)
+        found.add("memory", ["gradmem"], 4, kind="write", batch=1, tokens=length)
+        found.add("time", ["gradmem", "floor", "floor with attention"], 4, 1, kind="write", batch=1, tokens=length)
+
+
+def _add_training(found: _Cells) -> None:
     ways = [*WAYS_BACK, *KEEP_THE_GRAPH, *COMPILED, "floor"]
     for steps in (1, 2, 5, 8):
         shape = {"kind": "train", "batch": 8, "tokens": 480, "steps": steps, "shape": "kv-4-layers"}
-        add("memory", WAYS_BACK, 2, **shape)
-        add("memory", KEEP_THE_GRAPH, 2 + steps * 1.2, **shape)
+        found.add("memory", WAYS_BACK, 2, **shape)
+        found.add("memory", KEEP_THE_GRAPH, 2 + steps * 1.2, **shape)
         if steps in (1, 8):
-            add("memory", COMPILED, 2 + steps, **shape)
+            found.add("memory", COMPILED, 2 + steps, **shape)
         other_ways = [FORWARD_MODE] if steps == 2 else []  # the finite differences' products, with no radius
-        add("memory", other_ways, 4, **shape)
-        add("time", [*ways, *other_ways], 2 + steps * 1.2, rounds=5 if steps <= 2 else 2, **shape)
+        found.add("memory", other_ways, 4, **shape)
+        found.add("time", [*ways, *other_ways], 2 + steps * 1.2, rounds=5 if steps <= 2 else 2, **shape)
     shape = {"kind": "train", "batch": 64, "tokens": 40, "steps": 2, "shape": "kv-4-layers"}
-    add("memory", [*WAYS_BACK, *KEEP_THE_GRAPH, *COMPILED], 4, **shape)
-    add("time", ways, 4, rounds=9, **shape)
+    found.add("memory", [*WAYS_BACK, *KEEP_THE_GRAPH, *COMPILED], 4, **shape)
+    found.add("time", ways, 4, rounds=9, **shape)
+
+
+def _add_parts(found: _Cells) -> None:
+    """Attention alone, and segments in one row."""
     for batch, length, shape in (
         (64, 48, "kv-4-layers"),
         (32, 128, "kv-4-layers"),
@@ -93,8 +112,8 @@ def cells() -> dict[str, dict[str, Any]]:
         (1, 1032, "smollm2-8-layers"),
     ):
         cell = {"kind": "attention", "batch": batch, "tokens": length, "shape": shape}
-        add("time", ["math", "fused"], 2, rounds=9, **cell)
-        add("memory", ["math", "fused"], 2, **cell)
+        found.add("time", ["math", "fused"], 2, rounds=9, **cell)
+        found.add("memory", ["math", "fused"], 2, **cell)
     for segments, length, batch, shape, variants in (
         (8, 7, 32, "kv-4-layers", PACKED),
         (16, 7, 16, "kv-4-layers", PACKED),
@@ -102,12 +121,14 @@ def cells() -> dict[str, dict[str, Any]]:
         (12, 20, 1, "smollm2-8-layers", PACKED[:2]),
     ):
         cell = {"kind": "segments", "batch": batch, "tokens": segments * length, "segment": length, "shape": shape}
-        add("time", variants, 2, rounds=7, **cell)
+        found.add("time", variants, 2, rounds=7, **cell)
+
+
+def _add_reading(found: _Cells) -> None:
     for length in (256, 1024):
         for batch in (1, 16):
-            add("time", READERS, 2, kind="read", batch=batch, tokens=length)
-        add("bytes", [], 1, kind="read", batch=1, tokens=length)
-    return found
+            found.add("time", READERS, 2, kind="read", batch=batch, tokens=length)
+        found.add("bytes", [], 1, kind="read", batch=1, tokens=length)
 
 
 def run_cell(cell: dict[str, Any], path: Path) -> None:

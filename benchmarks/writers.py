@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from hf_gradmem.commands.opening import load_model
 from hf_gradmem.evaluation.results import evaluate_model, evaluation_sets, load_records, load_sets
-from hf_gradmem.loading import load_model
 from hf_gradmem.training.recipe import Recipe, load_recipe
 from hf_gradmem.training.run import run_training
 
@@ -44,7 +44,9 @@ def run(name: str, learning_rate: str) -> dict[str, list[dict]]:
     """Train, and answer the validation and test sets: the records of each split."""
     recipe = forward_recipe(name, learning_rate)
     run_training(recipe)
-    model, sets, task = load_model(recipe.training.output_dir), evaluation_sets(recipe.arguments), recipe.arguments.task
+    arguments = recipe.arguments
+    model, task = load_model(recipe.training.output_dir), arguments.task
+    sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments)
     label = f"{name}, forward-only, {learning_rate}"
     return {split: evaluate_model(label, model, load_sets(task, sets, split), sets) for split in ("validation", "test")}
 

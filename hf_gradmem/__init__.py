@@ -10,12 +10,12 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from . import pipeline as _pipeline
 from .configuration_gradmem import GradMemConfig
-from .memory import GradMemMemory
+from .memory.written import GradMemMemory
 from .modeling_gradmem import GradMemForCausalLM, GradMemOutput, get_gradmem_model
 
 if TYPE_CHECKING:
-    from .memory_store import MemoryStore
-    from .training.collator import DataCollatorForGradMem
+    from .memory.store import MemoryStore
+    from .tasks.collator import DataCollatorForGradMem
 
 __version__ = "0.1.0"
 
@@ -28,11 +28,11 @@ _pipeline.register()
 def __getattr__(name: str) -> Any:
     """What brings `datasets`, which takes a second to import: on demand."""
     if name == "DataCollatorForGradMem":
-        from .training.collator import DataCollatorForGradMem
+        from .tasks.collator import DataCollatorForGradMem
 
         return DataCollatorForGradMem
     if name == "MemoryStore":
-        from .memory_store import MemoryStore
+        from .memory.store import MemoryStore
 
         return MemoryStore
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

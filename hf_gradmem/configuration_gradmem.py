@@ -9,6 +9,9 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .losses import LOSSES
+from .variants import KINDS, chosen, unread
+
 # Keywords that are not fields of ours but that Transformers itself puts into, or takes out of, a config.json.
 _TRANSFORMERS_KEYWORDS = frozenset(
     {
@@ -28,22 +31,8 @@ _TRANSFORMERS_KEYWORDS = frozenset(
 )
 
 
-# What nothing reads when the writer takes no gradient step. write_learning_rate and reconstruction_loss_weight are not
-# here: every configuration has a value for them.
-_GRADIENT_OPTIONS = frozenset(
-    {
-        "learn_write_learning_rate",
-        "write_optimizer",
-        "write_max_grad_norm",
-        "write_grad_clip_value",
-        "meta_gradient",
-        "meta_gradient_steps",
-        "meta_gradient_radius",
-        "write_head",
-        "write_segment_length",
-        "write_segments_in_turn",
-    }
-)
+# Every configuration has a value for these, whether a step is taken or not.
+_ALWAYS_SET = ("write_learning_rate",)
 
 
 @strict
@@ -95,6 +84,12 @@ class GradMemConfig(PreTrainedConfig):
         num_control_tokens (`int`, defaults to 0):
             Trained vectors on either side of the memory: this many in each of `write_start`, `write_end`,
             `read_start` and `read_end`.
+        memory_form (`str` or `dict`, defaults to `"input_vectors"`):
+            `"input_vectors"`, the paper's: vectors in place of token embeddings. `"key_values"`: keys and values of m
+            positions for every layer (appendix J), started from a forward pass of `memory_init`;
+            `{"name": "key_values", "write": "values"}` writes the values alone.
+        write_objective (`str`, defaults to `"reconstruction"`):
+            What WRITE descends on.
         write_lora, read_lora (`dict`, *optional*):
             Arguments of a `peft.LoraConfig` that is active in WRITE, or in READ, only.
         writer (`str`, defaults to `"gradient"`):
@@ -130,7 +125,7 @@ class GradMemConfig(PreTrainedConfig):
     write_steps: int = 2
     write_learning_rate: float | int = 0.4
     learn_write_learning_rate: Literal["none", "per_step", "per_token"] = "none"
-    write_optimizer: Literal["sgd", "momentum", "adam"] = "sgd"
+    write_optimizer: str = "sgd"
     write_betas: list | tuple = (0.9, 0.9)
     write_max_grad_norm: float | int | None = None
     write_grad_clip_value: float | int | None = None
@@ -141,6 +136,8 @@ class GradMemConfig(PreTrainedConfig):
     memory_projection: bool = False
     write_head: bool = False
     num_control_tokens: int = 0
+    memory_form: str | dict = "input_vectors"
+    write_objective: str = "reconstruction"
     write_lora: dict | None = None
     read_lora: dict | None = None
     writer: str = "gradient"
@@ -179,7 +176,7 @@ class GradMemConfig(PreTrainedConfig):
             "meta_gradient_steps": 0,
             "write_segment_length": 1,
             "write_prefix_segments": 0,
-            "reconstruction_loss_weight": 0,
+            **{f"{name}_loss_weight": 0 for name in LOSSES},
         }
         for name, lowest in at_least.items():
             value = getattr(self, name)
@@ -191,29 +188,20 @@ class GradMemConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be greater than 0, got {value}.")
         if len(self.write_betas) != 2 or not all(0 <= beta < 1 for beta in self.write_betas):
             raise ValueError(f"write_betas must be two numbers in [0, 1), got {self.write_betas}.")
-        self._check_choice("meta_gradient", ("exact", "finite_difference", "first_order", "none"))
-        self._check_choice("writer", ("gradient", "forward"))
-        if self.writer == "forward":
-            self._check_forward_writer()
+        self._check_variants()
         if self.learn_write_learning_rate != "none" and self.write_steps == 0:
             raise ValueError(
                 f"learn_write_learning_rate={self.learn_write_learning_rate!r} needs write_steps of at least 1, "
                 "got 0: there is no step whose size could be learned."
             )
 
-    def _check_forward_writer(self) -> None:
-        """Options of the gradient steps would be read by nothing."""
-        for entry in fields(GradMemConfig):
-            if entry.name in _GRADIENT_OPTIONS and getattr(self, entry.name) != entry.default:
-                raise ValueError(
-                    f'{entry.name}={getattr(self, entry.name)!r} belongs to writer="gradient"; writer="forward" takes '
-                    f"no gradient step. Leave it at {entry.default!r}."
-                )
-
-    def _check_choice(self, name: str, choices: tuple[str, ...]) -> None:
-        value = getattr(self, name)
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+    def _check_variants(self) -> None:
+        """Refuse a choice that there is not, and an option that would be read by nothing."""
+        for kind in KINDS:
+            chosen(kind, self)
+        defaults = {entry.name: entry.default for entry in fields(GradMemConfig) if entry.name not in _ALWAYS_SET}
+        for name, readers in unread(self, defaults):
+            raise ValueError(f"{name}={getattr(self, name)!r} belongs to {readers}. Leave it at {defaults[name]!r}.")
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

@@ -1,55 +1,37 @@
 """`GradMemForCausalLM`: any Hugging Face decoder with memory tokens that are written by gradient descent.
 
-This file wires the rooms below it: `writing/` turns a context into a memory, `reading.py` lays out memory and query,
-`generation.py` generates, `base_access.py` stands in for the base, `saving.py` keeps what was trained.
+No algorithm is here. `writing/` turns a context into a memory, `reading/` answers from it, `memory/` says what a memory
+is; this class holds the objects that do so and hands them what the caller gave.
 """
 
 import copy
-import inspect
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
-from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers import initialization as init
+from transformers import GenerationConfig, GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from . import checkpoint
-from .adapters import inject_lora, lora_phase
-from .base_access import BaseAccessMixin
-from .compilation import CompilationMixin, compiled_in_parts
+from . import variants
+from .base.decoder import Decoder
+from .checkpoint.adapter import Adapter
+from .checkpoint.base_model import base_to_wrap, check_attachable, check_base, record_base
 from .configuration_gradmem import GradMemConfig
-from .decoder import Decoder, modules_in_eval
-from .exports import ExportMixin
-from .generation import GradMemGenerationMixin
-from .hub import loaded_commit
-from .inputs import Context, Queries, checked_context, checked_queries, tokenize_contexts
-from .memory import GradMemMemory
-from .padding import reorder, token_order
-from .reading import align_with_query, read_loss
-from .saving import SavingMixin
-from .writing.attention import layers_recomputed
-from .writing.forward_writer import write_forward
-from .writing.in_turn import write_in_turn
-from .writing.inner_loop import InnerLoop, WriteTrace, is_sharded
-from .writing.objective import ContextRows, ReconstructionObjective, several_processes, split_context
-from .writing.out_of_memory import IN_EVALUATION, IN_TRAINING, out_of_memory_explained
-from .writing.output_loss import OutputHead
-from .writing.packing import LONGEST_ROW, pack_segments, packed_layout
-from .writing.update_rules import UPDATE_RULES
+from .losses import LOSSES, Passed, needs_last_loss, outer_loss
+from .memory.phase import Phase
+from .memory.written import GradMemMemory
+from .modeling_wrapper import GradMemPreTrainedModel, compiled_in_parts
+from .reading.generation import can_generate_from_base, generate_from_base, sorted_prompts, with_prompts
+from .reading.queries import Queries, checked_prompts, checked_queries
+from .reading.read import read
+from .writing.contexts import Context, Contexts, given_contexts, tokenize_contexts
+from .writing.objectives.reconstruction import reconstruct
+from .writing.write import write_contexts, write_in_forward
+from .writing.writers import Writer, WriteTrace
 
 Tensor = torch.Tensor
-
-# Tokens of the vocabulary that the embeddings' mean and spread are estimated from; more change neither visibly.
-_STATISTICS_TOKENS = 4096
-_CONTROL_TOKENS = ("write_start", "write_end", "read_start", "read_end")
 
 
 @dataclass
@@ -76,10 +58,14 @@ class GradMemOutput(ModelOutput):
     memory: GradMemMemory | None = None
 
 
-class GradMemForCausalLM(
-    BaseAccessMixin, SavingMixin, ExportMixin, CompilationMixin, GradMemGenerationMixin, PreTrainedModel
-):
+class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
     """A frozen decoder with a memory that WRITE fills and READ answers from.
+
+    Attributes:
+        decoder ([`~hf_gradmem.base.decoder.Decoder`]): runs the base.
+        form ([`~hf_gradmem.memory.form.MemoryForm`]): what a memory is.
+        write_phase, read_phase ([`~hf_gradmem.memory.phase.Phase`]): the conditions that the base is run under.
+        writer ([`~hf_gradmem.writing.writers.Writer`]): how a context becomes a memory.
 
     Args:
         config ([`GradMemConfig`]): its `text_config` describes the base.
@@ -91,124 +77,43 @@ class GradMemForCausalLM(
         ValueError: an option of the configuration does not fit the base.
     """
 
-    config: GradMemConfig
-    base_model_prefix = ""
-    main_input_name = "input_ids"
-    accepts_loss_kwargs = False
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _keep_in_fp32_modules_strict = {
-        "memory_init",
-        "memory_projection",
-        "write_head",
-        *_CONTROL_TOKENS,
-        "write_log_learning_rate",
-    }
-
     def __init__(self, config: GradMemConfig, base_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        built_here = base_model is None
-        if built_here:
-            if config.text_config is None:
-                raise ValueError(
-                    "GradMemConfig.text_config is empty and no base_model was given: there is no decoder to write "
-                    "with. Use get_gradmem_model(base_model, config), or from_pretrained."
-                )
-            base_model = checkpoint.build_base(config.text_config)
-            if not config.includes_base:
-                config.describe_base(config.text_config, None)  # random weights, which no name stands for
-        _check_base(base_model)
-        self.base_model = base_model
-        self.decoder = Decoder(base_model)
-        if not built_here:
-            for module in base_model.modules():  # loaded already: post_init must not initialise it again
-                module._is_hf_initialized = True
-        base_model.requires_grad_(False)
-        self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._hashed: tuple[list, str] | None = None
-        self._add_parameters()
+        self.base_model = base_to_wrap(config, base_model)
+        self.decoder = Decoder(self.base_model)
+        self.form = variants.build("memory_form", config, self, self.decoder)
+        self.write_phase, self.read_phase = (Phase(name, self, self.decoder, self.form) for name in ("write", "read"))
+        self.write_head = self.write_log_learning_rate = None
+        self._writer: tuple[tuple, Writer] | None = None
+        self.writer.add_parameters()
+        for phase, lora in ((self.write_phase, config.write_lora), (self.read_phase, config.read_lora)):
+            if lora is not None:
+                phase.add_lora(lora)
         self.post_init()
-        if config.write_head and self.device.type != "meta" and not self.decoder.head_is_linear:
-            raise ValueError(
-                f"write_head=True needs a base whose logits are a linear head on its last hidden state, which those of "
-                f"{type(base_model).__name__} are not. Use write_head=False."
-            )
+        if self.device.type != "meta":
+            self.form.check()
+            self.write_phase.check()
         self.eval()
-
-    def _add_parameters(self) -> None:
-        """Create the parameters beside the base; `_init_weights` gives them their values."""
-        config = self.config
-        like = {"device": self.device, "dtype": torch.float64 if self.dtype == torch.float64 else torch.float32}
-        with torch.no_grad():
-            width = self.decoder.embed(torch.zeros((1, 1), dtype=torch.long, device=self.device)).shape[-1]
-        self.memory_init = nn.Parameter(torch.empty((config.num_memory_tokens, width), **like))
-        self.memory_projection = nn.Linear(width, width, **like) if config.memory_projection else None
-        for name in _CONTROL_TOKENS:
-            shape = (config.num_control_tokens, width)
-            setattr(self, name, nn.Parameter(torch.empty(shape, **like)) if config.num_control_tokens else None)
-        rates = {
-            "none": None,
-            "per_step": (config.write_steps,),
-            "per_token": (config.write_steps, config.num_memory_tokens),
-        }[config.learn_write_learning_rate]
-        self.write_log_learning_rate = None if rates is None else nn.Parameter(torch.empty(rates, **like))
-        self.write_head = self._new_write_head(like) if config.write_head else None
-        for phase, arguments in (("write", config.write_lora), ("read", config.read_lora)):
-            if arguments is not None:
-                inject_lora(self.base_model, arguments, phase, like["dtype"])
-        self._keep_in_fp32_modules_strict = {
-            name for name in self._keep_in_fp32_modules_strict if getattr(self, name) is not None
-        }
-
-    def _new_write_head(self, like: dict[str, Any]) -> nn.Linear:
-        weight = getattr(self.base_model.get_output_embeddings(), "weight", None)
-        if weight is None or weight.dim() != 2:
-            raise ValueError(
-                f"write_head=True needs a base with a linear output head, which {type(self.base_model).__name__} does "
-                "not have. Use write_head=False."
-            )
-        return nn.Linear(weight.shape[1], weight.shape[0], bias=False, **like)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if module is self:
-            self._init_own_parameters()
-        elif module is self.memory_projection:
-            init.eye_(module.weight)
-            init.zeros_(module.bias)
-        elif module is self.write_head:
-            init.copy_(module.weight, self.base_model.get_output_embeddings().weight)
+            phases = (self.write_phase, self.read_phase)
+            self.form.init_vectors(["memory_init", *(name for phase in phases for name in phase.control_vectors)])
+            self.writer.init_parameters()
+        else:
+            self.form.init_module(module)
+            self.write_phase.init_module(module)
 
-    def _init_own_parameters(self) -> None:
-        """Vectors start at the mean embedding plus noise of the embeddings' standard deviation."""
-        if self.memory_init.device.type == "meta":
-            return
-        vocabulary = self.base_model.get_input_embeddings().weight.shape[0]
-        ids = torch.linspace(0, vocabulary - 1, min(vocabulary, _STATISTICS_TOKENS), device=self.device).long()
-        embeddings = self.decoder.embed(ids[None])[0].to(self.memory_init.dtype)
-        mean, spread = embeddings.mean(0), embeddings.std(0)
-        for name in ("memory_init", *_CONTROL_TOKENS):
-            parameter = getattr(self, name)
-            if parameter is not None:
-                init.copy_(parameter, mean + spread * torch.randn_like(parameter))
-        if self.write_log_learning_rate is not None:
-            rate = torch.tensor(float(self.config.write_learning_rate), dtype=torch.float64)
-            init.constant_(self.write_log_learning_rate, rate.log().item())
-
-    def _prefix(self, memory: Tensor, start: Tensor | None, end: Tensor | None) -> Tensor:
-        """`[start; P(M); end]` in the base's dtype, `(batch, prefix_length, hidden_size)`."""
-        memory = memory.to(self.memory_init.dtype)  # it may have been written beside a base of another precision
-        if self.memory_projection is not None:
-            memory = self.memory_projection(memory)
-        parts = [
-            part if part.dim() == 3 else part.expand(memory.shape[0], -1, -1)
-            for part in (start, memory, end)
-            if part is not None
-        ]
-        return torch.cat(parts, dim=1).to(self.dtype)
+    @property
+    def writer(self) -> Writer:
+        """The writer that the configuration describes now: a change of one of its options makes another."""
+        settings = variants.settings(self.config)
+        if self._writer is None or self._writer[0] != settings:
+            self._writer = settings, variants.build("writer", self.config, self.write_phase)
+            if self._compiled is not None:
+                self.compile(*self._compiled[0], **self._compiled[1])
+        return self._writer[1]
 
     # ------------------------------------------------------------------------------------------------ WRITE
 
@@ -255,275 +160,39 @@ class GradMemForCausalLM(
             FloatingPointError: a loss became NaN or infinite; names the sample and what to lower.
             torch.OutOfMemoryError: also says what to lower.
         """
-        with torch.inference_mode(False), torch.enable_grad():
-            if (context is None) == (input_ids is None):
-                raise ValueError("write needs either a text or input_ids, and not both.")
-            if context is not None:
-                if attention_mask is not None or segment_ids is not None:
-                    raise ValueError("attention_mask and segment_ids belong to input_ids; a text brings its own.")
-                input_ids, attention_mask, segment_ids = self._tokenize(context, self.tokenizer)
-            input_ids, attention_mask, segment_ids = checked_context(
-                input_ids, attention_mask, segment_ids, self.device
-            )
-            if batch_size is not None and batch_size < 1:
-                raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-            if self.config.writer == "forward" and not (write_learning_rate is None and tolerance is None):
-                raise ValueError('writer="forward" takes no gradient step: it has no write_learning_rate or tolerance.')
-            step_sizes = self._step_sizes(write_steps, write_learning_rate)
-            start = None if memory is None else self._memory_to_continue(memory, len(input_ids))
-            # Contexts of like length share a chunk, so that the padding of the longest is not computed for the rest.
-            order = attention_mask.sum(1).argsort(descending=True, stable=True)
-            chunks = order.split(batch_size or len(input_ids))
-            parts = [
-                self._rows(input_ids[chunk], attention_mask[chunk], None if segment_ids is None else segment_ids[chunk])
-                for chunk in chunks
-            ]
-            turns = sum(rows.num_turns if self.config.write_segments_in_turn else 1 for rows in parts)
-            written = []
-            with (
-                modules_in_eval(self),
-                out_of_memory_explained(
-                    f"Lower batch_size (now {batch_size or len(input_ids)} contexts), or cut the contexts shorter with "
-                    "write_segment_length, which is also the longest row that is held at a time."
-                ),
-                tqdm(total=turns * len(step_sizes), desc="Writing", unit="step", disable=not show_progress) as bar,
-            ):
-                for chunk, rows in zip(chunks, parts, strict=True):
-                    begin = None if start is None else start[chunk]
-                    written.append(
-                        self._write_chunk(rows, begin, step_sizes, chunk, tolerance, measure_final_loss, bar)
-                    )
-            return GradMemMemory.cat(written)[order.argsort()]
-
-    def _write_chunk(
-        self,
-        rows: ContextRows,
-        start: GradMemMemory | None,
-        step_sizes: Sequence[Tensor | float],
-        indices: Tensor,
-        tolerance: float | None,
-        measure_final_loss: bool,
-        bar: tqdm,
-    ) -> GradMemMemory:
-        trace = self._run_writer(
-            rows,
-            self._start(len(rows.segment_lengths)) if start is None else start.embeddings,
-            step_sizes,
+        contexts = given_contexts(context, input_ids, attention_mask, segment_ids, self.tokenize)
+        return write_contexts(
+            self.writer,
+            contexts,
+            fingerprint=self.fingerprint(),
+            start=None if memory is None else self._memory_to_continue(memory, len(contexts)),
+            write_steps=write_steps,
+            write_learning_rate=write_learning_rate,
             tolerance=tolerance,
-            on_step=lambda losses: _show(bar, losses),
-        )
-        final_loss = None
-        if measure_final_loss:
-            with torch.no_grad():
-                final_loss = self._objective(rows).first_order(trace.memory)
-        self._check_finite(trace, indices, step_sizes)
-        memory = self._as_memory(trace, rows, final_loss, self.fingerprint())
-        if start is not None:
-            memory.segment_lengths = torch.cat([start.segment_lengths, memory.segment_lengths], dim=1)
-        return memory
-
-    def _as_memory(
-        self, trace: WriteTrace, rows: ContextRows, final_loss: Tensor | None, fingerprint: str | None
-    ) -> GradMemMemory:
-        return GradMemMemory(
-            embeddings=trace.memory,
-            write_losses=trace.losses,
-            segment_lengths=rows.segment_lengths,
-            final_write_loss=final_loss,
-            fingerprint=fingerprint,
+            batch_size=batch_size,
+            show_progress=show_progress,
+            measure_final_loss=measure_final_loss,
         )
 
-    def _check_finite(self, trace: WriteTrace, indices: Tensor, step_sizes: Sequence[Tensor | float]) -> None:
-        broken = (~trace.memory.isfinite().flatten(1).all(dim=1)).nonzero()
-        if len(broken):
-            raise FloatingPointError(
-                f"The reconstruction of context {int(indices[broken].min())} became NaN or infinite within "
-                f"{len(step_sizes)} write steps. Lower write_learning_rate (now "
-                f"{float(torch.as_tensor(step_sizes[0]).detach().max()):g}), or set write_max_grad_norm in the "
-                "configuration."
-            )
+    def tokenize(self, context: Context) -> Contexts:
+        """Texts as the tokens that `write` takes, by this model's tokenizer.
 
-    def _start(self, batch_size: int) -> Tensor:
-        return self.memory_init.expand(batch_size, -1, -1)
+        Args:
+            context: as in `write`.
 
-    def _run_writer(
-        self,
-        rows: ContextRows,
-        memory: Tensor,
-        step_sizes: Sequence[Tensor | float],
-        *,
-        differentiate: bool = False,
-        keep_last_loss: bool = False,
-        tolerance: float | None = None,
-        on_step: Callable[[Tensor], object] = lambda losses: None,
-    ) -> WriteTrace:
-        """Write with the writer of the configuration; the arguments are those of [`InnerLoop.run`]."""
-        if self.config.writer == "gradient":
-            loop = self._inner_loop()
-
-            def descend(rows: ContextRows, memory: Tensor) -> WriteTrace:
-                return loop.run(
-                    self._objective(rows),
-                    memory,
-                    step_sizes,
-                    differentiate=differentiate,
-                    keep_last_loss=keep_last_loss,
-                    tolerance=tolerance,
-                    on_step=on_step,
-                )
-
-            in_turn = self.config.write_segments_in_turn
-            return write_in_turn(rows, memory, descend) if in_turn else descend(rows, memory)
-        with torch.set_grad_enabled(differentiate):
-            return write_forward(
-                lambda memory: self._read_back(rows, memory),
-                memory,
-                len(step_sizes),
-                checkpoint_steps=self.config.checkpoint_write_steps,
-                on_step=on_step,
-            )
-
-    def _read_back(self, rows: ContextRows, memory: Tensor) -> Tensor:
-        """The decoder's last hidden states at a copy of the memory behind the context: the forward-only writer."""
-        prefix, copy_behind = self._prefix(memory, self.write_start, self.write_end), self._prefix(memory, None, None)
-        inputs = (
-            torch.cat([prefix, self.decoder.embed(rows.input_ids), copy_behind], dim=1),
-            torch.cat(
-                [
-                    rows.attention_mask.new_ones(prefix.shape[:2]),
-                    rows.attention_mask,
-                    rows.attention_mask.new_ones(copy_behind.shape[:2]),
-                ],
-                dim=1,
-            ),
-            torch.cat([self.decoder.prefix_ids(prefix), rows.input_ids, self.decoder.prefix_ids(copy_behind)], dim=1),
-        )
-        order = token_order(inputs[1], "right")
-        with lora_phase(self.base_model, "write"):
-            hidden = self.decoder.hidden_states(*(reorder(part, order) for part in inputs))
-        return reorder(hidden, order.argsort(dim=1))[:, -memory.shape[1] :].to(memory.dtype)
-
-    def _inner_loop(self) -> InnerLoop:
-        config = self.config
-        return InnerLoop(
-            base_model=self.base_model,
-            update_rule=UPDATE_RULES[config.write_optimizer](*config.write_betas),
-            max_grad_norm=config.write_max_grad_norm,
-            grad_clip_value=config.write_grad_clip_value,
-            meta_gradient=config.meta_gradient,
-            meta_gradient_steps=config.meta_gradient_steps,
-            meta_gradient_radius=config.meta_gradient_radius,
-            checkpoint_steps=config.checkpoint_write_steps,
-            parameters=[parameter for parameter in self.parameters() if parameter.requires_grad],
-            loss_and_gradient=self._loss_and_gradient,
-        )
-
-    def _step_sizes(self, write_steps: int | None, write_learning_rate: float | None) -> list[Tensor | float]:
-        """α of each step: a number, or a learned scalar or `(num_memory_tokens, 1)` column."""
-        steps = self.config.write_steps if write_steps is None else write_steps
-        if steps < 0:
-            raise ValueError(f"write_steps must be at least 0, got {steps}.")
-        if write_learning_rate is not None and not write_learning_rate > 0:
-            raise ValueError(f"write_learning_rate must be greater than 0, got {write_learning_rate}.")
-        if write_learning_rate is not None or self.write_log_learning_rate is None:
-            return [write_learning_rate or self.config.write_learning_rate] * steps
-        learned = self.write_log_learning_rate.exp()
-        if learned.dim() == 2:
-            learned = learned[..., None]
-        return [learned[min(step, len(learned) - 1)] for step in range(steps)]
-
-    def _objective(self, rows: ContextRows) -> ReconstructionObjective:
-        return ReconstructionObjective(
-            rows=self._packed(rows),
-            prefix=lambda memory: self._prefix(memory, self.write_start, self.write_end),
-            token_logits=self._write_logits,
-            hidden_states=self._write_hidden,
-            output_head=self.decoder.output_head if self.write_head is None else OutputHead(self.write_head.weight),
-            weights=self,
-        )
-
-    def _packed(self, rows: ContextRows) -> ContextRows:
-        """Segments of one context in one row, where they have no prefix and the base keeps them apart."""
-        if self.config.write_prefix_segments or (rows.num_turns == 1 and not several_processes()):
-            return rows
-        prefix_length = self.config.prefix_length
-        longest = min(LONGEST_ROW, (self.decoder.window or LONGEST_ROW + prefix_length) - prefix_length)
-        # Asked before the rows are looked at: a sharded base needs the same runs in every process.
-        if not self.decoder.keeps_segments_apart(prefix_length, longest):
-            return rows
-        return pack_segments(rows, prefix_length, longest)
-
-    def _write_logits(self, prefix: Tensor, rows: ContextRows) -> Tensor:
-        """Logits `(rows, length, vocab)` under WRITE's head and LoRA; position i predicts a row's token i."""
-        if self.write_head is not None:
-            return self.write_head(self._write_hidden(prefix, rows).to(self.write_head.weight.dtype))
-        inputs, predicting = self._write_inputs(prefix, rows)
-        with lora_phase(self.base_model, "write"):
-            return reorder(self.decoder.logits(*inputs), predicting)
-
-    def _write_hidden(self, prefix: Tensor, rows: ContextRows) -> Tensor:
-        """What WRITE's head makes the logits of [`_write_logits`] from, `(rows, length, hidden_size)`."""
-        inputs, predicting = self._write_inputs(prefix, rows)
-        with lora_phase(self.base_model, "write"):
-            return reorder(self.decoder.hidden_states(*inputs), predicting)
-
-    def _write_inputs(self, prefix: Tensor, rows: ContextRows) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Inputs of the decoder for `[segments before; prefix; segment]`, and where each row token is predicted."""
-        embeds = torch.cat([prefix, self.decoder.embed(rows.input_ids)], dim=1)
-        ids = torch.cat([self.decoder.prefix_ids(prefix), rows.input_ids], dim=1)
-        if rows.segment_starts is not None:
-            mask, positions, predicting = packed_layout(rows.segment_starts, prefix.shape[1], prefix.dtype)
-            return (embeds, mask, ids, positions), predicting
-        mask = torch.cat([rows.attention_mask.new_ones(prefix.shape[:2]), rows.attention_mask], dim=1)
-        place = torch.where(rows.scored, 2, torch.where(rows.attention_mask, 0, 3))
-        order = torch.cat([place.new_ones(prefix.shape[:2]), place], dim=1).argsort(dim=1, stable=True)
-        predicting = order.argsort(dim=1)[:, prefix.shape[1] :] - 1
-        return tuple(reorder(part, order) for part in (embeds, mask, ids)), predicting.clamp(min=0)
-
-    def _tokenize(self, context: Context, tokenizer: PreTrainedTokenizerBase) -> tuple[Tensor, Tensor, Tensor | None]:
-        return tokenize_contexts(context, tokenizer, self.config.write_segment_length)
-
-    def _rows(self, input_ids: Tensor, attention_mask: Tensor, segment_ids: Tensor | None) -> ContextRows:
-        whole = self.config.writer == "forward"  # which reads a context as it stands
-        rows = split_context(
-            input_ids,
-            attention_mask,
-            None if whole else segment_ids,
-            segment_length=self.config.write_segment_length,
-            prefix_segments=self.config.write_prefix_segments,
-        )
-        memory_tokens = self.config.prefix_length + (self.config.num_memory_tokens if whole else 0)  # a copy behind
-        needed, window = rows.input_ids.shape[1] + memory_tokens, self.decoder.window
-        if window is not None and needed > window:
-            remedy = "Shorten it." if whole else "Give the context in segments, or set write_segment_length."
-            raise ValueError(
-                f"The longest context row needs {needed} positions (memory and control tokens included), but the "
-                f"window of {type(self.base_model).__name__} is {window}. {remedy}"
-            )
-        return rows
+        Raises:
+            TypeError: something in there is not a text.
+        """
+        return tokenize_contexts(context, self.tokenizer, self.config.write_segment_length)
 
     def _memory_to_continue(self, memory: GradMemMemory, batch_size: int) -> GradMemMemory:
-        self._check_memory(memory)
+        self.check_memory(memory)
         if len(memory) != batch_size:
             raise ValueError(f"memory holds {len(memory)} contexts, but {batch_size} are to be written on from it.")
         own = memory.to(self.device)
-        own.embeddings = own.embeddings.detach().clone().to(self.memory_init.dtype)
+        with torch.inference_mode(False):
+            own.embeddings = own.embeddings.detach().clone().to(self.memory_init.dtype)
         return own
-
-    def _check_memory(self, memory: GradMemMemory) -> None:
-        if not isinstance(memory, GradMemMemory):
-            raise TypeError(f"memory must be a GradMemMemory, got {type(memory).__name__}.")
-        expected, given = tuple(self.memory_init.shape), tuple(memory.embeddings.shape[1:])
-        if expected != given:
-            raise ValueError(
-                f"memory has {given[0]} vectors of width {given[1]}, but this model reads {expected[0]} of width "
-                f"{expected[1]}. It was written by another model."
-            )
-        if memory.fingerprint is not None and memory.fingerprint != self.fingerprint():
-            raise ValueError(
-                f"memory was written for {memory.fingerprint}, but this model is {self.fingerprint()}: another base, "
-                "or other weights in READ. Read it with the model that wrote it, or write the context again."
-            )
 
     # ------------------------------------------------------------------------------------------------ READ
 
@@ -563,30 +232,19 @@ class GradMemForCausalLM(
             ValueError: neither or both of context and memory, shapes that do not match, or
                 `meta_gradient="none"` with nothing to train but the memory's start.
         """
-        trace = None
-        if memory is None:
-            trace, memory = self._write_context(
-                context_input_ids, context_attention_mask, context_segment_ids, write_steps
-            )
+        if context_input_ids is None:
+            contexts = None
         else:
-            if context_input_ids is not None:
-                raise ValueError("Give either a memory or context_input_ids, and not both.")
-            self._check_memory(memory)
-            memory = memory.to(self.device)
+            contexts = Contexts(context_input_ids, context_attention_mask, context_segment_ids)
+        trace, memory = self._written_or_given(contexts, memory, write_steps)
         queries = checked_queries(input_ids, attention_mask, labels, context_index, len(memory), self.device)
-        embeds, mask, ids, order = self._read_inputs(memory, queries, "right")
-        with lora_phase(self.base_model, "read"):
-            logits = self.decoder.logits(embeds, mask, ids)
-
-        loss = answer_loss = None
-        if queries.labels is not None:
-            loss = answer_loss = read_loss(logits, queries.labels, queries.attention_mask, order)
-            if trace is not None and trace.last_loss is not None and self.config.reconstruction_loss_weight:
-                loss = answer_loss + self.config.reconstruction_loss_weight * trace.last_loss.mean()
-        aligned = align_with_query(logits, order, queries.input_ids.shape[1])
+        logits, answer_loss = read(self.read_phase, memory.embeddings, queries)
+        loss = None
+        if answer_loss is not None:
+            loss = outer_loss(Passed(answer_loss, trace, memory), LOSSES, self._loss_weights)
         output = GradMemOutput(
             loss=loss,
-            logits=aligned.reshape(*queries.shape, *aligned.shape[1:]),
+            logits=logits,
             read_loss=answer_loss,
             write_losses=None if trace is None else trace.losses,
             memory=memory,
@@ -594,100 +252,135 @@ class GradMemForCausalLM(
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _write_context(
-        self,
-        input_ids: Tensor | None,
-        attention_mask: Tensor | None,
-        segment_ids: Tensor | None,
-        write_steps: int | None,
-    ) -> tuple[WriteTrace, GradMemMemory]:
-        """WRITE as part of a forward pass: differentiated through if, and only if, gradients are enabled."""
-        if input_ids is None:
+    @property
+    def _loss_weights(self) -> dict[str, float]:
+        return {name: getattr(self.config, f"{name}_loss_weight") for name in LOSSES}
+
+    def _written_or_given(
+        self, contexts: Contexts | None, memory: GradMemMemory | None, write_steps: int | None
+    ) -> tuple[WriteTrace | None, GradMemMemory]:
+        """What a forward pass reads: the contexts, written now, or a memory that was written before."""
+        if memory is not None:
+            return None, self._memory_to_read(memory, contexts)
+        if contexts is None:
             raise ValueError("There is nothing to read from: give context_input_ids, or a memory.")
-        differentiate = torch.is_grad_enabled()
-        if differentiate:
-            self._check_trainable()
-        advice = IN_TRAINING if differentiate else IN_EVALUATION
-        if differentiate and not self.config.checkpoint_write_steps:
-            advice = f"Set checkpoint_write_steps=True. {advice}"
-        with torch.inference_mode(False), torch.enable_grad(), out_of_memory_explained(advice):
-            rows = self._rows(*checked_context(input_ids, attention_mask, segment_ids, self.device))
-            trace = self._run_writer(
-                rows,
-                self._start(len(rows.segment_lengths)),
-                self._step_sizes(write_steps, None),
-                differentiate=differentiate,
-                keep_last_loss=self.config.reconstruction_loss_weight > 0,
-            )
-        fingerprint = None if differentiate else self.fingerprint()
-        return trace, self._as_memory(trace, rows, None, fingerprint)
-
-    def _check_trainable(self) -> None:
-        """Refuse to train what would silently get no gradient, or fail in the backward pass."""
-        config = self.config
-        if (config.write_lora or config.read_lora) and layers_recomputed(self.base_model):
-            raise ValueError(
-                "The base's activation (gradient) checkpointing recomputes its layers after the phase in which "
-                "write_lora or read_lora was on. Disable it on the base; checkpoint_write_steps=True saves "
-                "WRITE's memory."
-            )
-        if config.meta_gradient == "finite_difference" and any(
-            parameter.requires_grad and is_sharded(parameter) for parameter in self.parameters()
-        ):
-            raise ValueError(
-                'meta_gradient="finite_difference" gives sharded parameters no gradient, and some that train are. Keep '
-                'what trains unsharded, as DDP does, or use meta_gradient="exact".'
-            )
-        if config.meta_gradient != "none":
-            return
-        silent = (self.memory_init, self.write_log_learning_rate)
-        trains = [p for p in self.parameters() if p.requires_grad and all(p is not other for other in silent)]
-        if not trains:
-            raise ValueError(
-                'meta_gradient="none" cuts the outer gradient at every write step, and nothing trains here but the '
-                'memory\'s start. Use meta_gradient="exact" or "first_order", or train something else as well.'
-            )
-
-    def _read_inputs(
-        self, memory: GradMemMemory, queries: Queries, padding_side: str
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Embeddings, mask and ids of `[r_start; P(M); r_end; query]` with its padding, and the order of the layout."""
-        prefix = self._prefix(memory.embeddings, self.read_start, self.read_end).index_select(0, queries.memory_index)
-        prefix_ids = self.decoder.prefix_ids(prefix)
-        mask = torch.cat([torch.ones_like(prefix_ids, dtype=torch.bool), queries.attention_mask], dim=1)
-        order = token_order(mask, padding_side)
-        embeds = torch.cat([prefix, self.decoder.embed(queries.input_ids)], dim=1)
-        ids = torch.cat([prefix_ids, queries.input_ids], dim=1)
-        return reorder(embeds, order), reorder(mask, order), reorder(ids, order), order
-
-
-def _show(bar: tqdm, losses: Tensor) -> None:
-    bar.update()
-    if not bar.disable:  # reading the loss waits for the device
-        bar.set_postfix(loss=f"{losses.nanmean():.3f}")
-
-
-def _check_base(base_model: PreTrainedModel) -> None:
-    """Refuse what cannot work by name, when it is wrapped."""
-    name = type(base_model).__name__
-    if not isinstance(base_model, PreTrainedModel):
-        hint = ""
-        if hasattr(base_model, "merge_and_unload"):
-            hint = (
-                " Merge its adapter, merge_and_unload(), then save the result and load it as the base: a memory's "
-                "adapter records its base by name alone."
-            )
-        raise TypeError(
-            f"base_model must be a transformers.PreTrainedModel with a language-model head, got {name}.{hint}"
+        return write_in_forward(
+            self.writer,
+            contexts,
+            write_steps,
+            keep_last_loss=needs_last_loss(LOSSES, self._loss_weights),
+            fingerprint=self.fingerprint,
         )
-    try:
-        has_embeddings = getattr(base_model.get_input_embeddings(), "weight", None) is not None
-    except (AttributeError, NotImplementedError):
-        has_embeddings = False
-    if not has_embeddings:
-        raise TypeError(f"{name} has no single token embedding, so no memory vectors can be put before its tokens.")
-    if "inputs_embeds" not in inspect.signature(base_model.forward).parameters:
-        raise TypeError(f"{name} takes no inputs_embeds, so no memory vectors can be put before its tokens.")
+
+    def _memory_to_read(self, memory: GradMemMemory, contexts: Any) -> GradMemMemory:
+        if contexts is not None:
+            raise ValueError("Give either a memory or context_input_ids, and not both.")
+        self.check_memory(memory)
+        return memory.to(self.device)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        memory: GradMemMemory | None = None,
+        context_input_ids: Tensor | None = None,
+        context_attention_mask: Tensor | None = None,
+        context_segment_ids: Tensor | None = None,
+        context_index: Tensor | None = None,
+        write_steps: int | None = None,
+        generation_config: GenerationConfig | None = None,
+        streamer: Any = None,
+        **kwargs: Any,
+    ) -> Tensor | ModelOutput:
+        """Continue prompts from a memory, as `generate` of any decoder would with the context in the prompt.
+
+        Args:
+            input_ids: `(rows, prompt_length)` prompts, padded on either side.
+            attention_mask: `(rows, prompt_length)`.
+            memory: one memory for all prompts, or one for each.
+            context_input_ids, context_attention_mask, context_segment_ids, write_steps: contexts to write first,
+                in place of a memory.
+            context_index: `(rows,)`, which memory each prompt reads.
+            generation_config: the base's by default.
+            streamer: as in `generate` of the base.
+            kwargs: passed on to `generate` of the base. `max_length` and `min_length` count the prompt but not the
+                memory. Processors that look at the prompt's tokens, such as `repetition_penalty`, see the new ones
+                only.
+
+        Returns:
+            Prompt and continuation, `(rows · num_return_sequences, prompt_length + new)`; the prompt as it was given.
+
+        Raises:
+            ValueError: neither a memory nor a context, shapes that do not match, or no room for a new token.
+        """
+        if memory is None:
+            if context_input_ids is None:
+                raise ValueError("There is nothing to read from: give a memory, or context_input_ids.")
+            memory = self.write(
+                input_ids=context_input_ids,
+                attention_mask=context_attention_mask,
+                segment_ids=context_segment_ids,
+                write_steps=write_steps,
+            )
+        else:
+            memory = self._memory_to_read(memory, context_input_ids)
+        queries = checked_prompts(input_ids, attention_mask, context_index, len(memory), self.device)
+        arguments = {**kwargs, "generation_config": generation_config, "streamer": streamer}
+        if can_generate_from_base(self.read_phase, memory.embeddings):
+            output = generate_from_base(self.read_phase, memory.embeddings, queries, arguments)
+            return with_prompts(output, queries.input_ids, new_tokens_from=0)
+        return self._generate_from_forward(memory, queries, arguments)
+
+    def _generate_from_forward(
+        self, memory: GradMemMemory, queries: Queries, arguments: dict[str, Any]
+    ) -> Tensor | ModelOutput:
+        """For bases that cannot go on from a memory: slower, since nothing is cached, but right where `forward` is."""
+        prompts, mask = sorted_prompts(queries)
+        output = super().generate(
+            prompts,
+            attention_mask=mask,
+            memory=memory,
+            context_index=queries.memory_index,
+            **arguments | {"use_cache": False},
+        )
+        return with_prompts(output, queries.input_ids, new_tokens_from=prompts.shape[1])
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
+        """What `forward` needs at each step of generation; the whole sequence, since nothing is cached."""
+        return {"input_ids": input_ids} | {
+            name: kwargs[name] for name in ("attention_mask", "memory", "context_index") if name in kwargs
+        }
+
+    @torch.no_grad()
+    def reconstruct(self, memory: GradMemMemory, prefix_input_ids: Tensor | None = None) -> Tensor:
+        """Decode memories greedily under the conditions they were written in: WRITE's control tokens, head and LoRA.
+
+        Args:
+            memory: what to decode.
+            prefix_input_ids: `(batch, prefix_length)` tokens that the decoded ones follow. A memory written in
+                segments needs them: each of its segments was written after the one before.
+
+        Returns:
+            `(batch, length)` tokens: as many as each sample's recorded length, or, after a prefix, its longest
+            segment; 0 beyond.
+
+        Raises:
+            ValueError: a memory written in segments, without prefixes; a memory of another model.
+        """
+        self.check_memory(memory)
+        memory = memory.to(self.device)
+        if prefix_input_ids is None and bool(memory.is_segmented.any()):
+            raise ValueError(
+                "This memory was written in several segments, each after the one before it. Give the tokens before the "
+                "segment to decode as prefix_input_ids."
+            )
+        before = torch.empty((len(memory), 0), dtype=torch.long, device=self.device)
+        if prefix_input_ids is not None:
+            before = checked_queries(prefix_input_ids, None, None, None, len(memory), self.device).input_ids
+        lengths = memory.segment_lengths.max(dim=1).values
+        return reconstruct(self.write_phase, memory.embeddings, before, lengths)
 
 
 def get_gradmem_model(
@@ -711,18 +404,14 @@ def get_gradmem_model(
     """
     if config is None or isinstance(config, GradMemConfig):
         config = GradMemConfig() if config is None else copy.deepcopy(config)
-        _check_base(base_model)
-        config.describe_base(base_model.config, checkpoint.base_name(base_model) or config.base_model_name_or_path)
-        config.base_model_revision = loaded_commit(config.base_model_name_or_path, config.base_model_revision)
+        check_base(base_model)
+        record_base(config, base_model)
         model = GradMemForCausalLM(config, base_model)
     else:
-        adapter = config
-        config = checkpoint.load_config(os.fspath(adapter), {}, {})
-        checkpoint.check_attachable(config, base_model, adapter)
-        config.text_config = base_model.config
-        model = GradMemForCausalLM(config, base_model)
-        checkpoint.load_adapter(model, checkpoint.adapter_file(adapter, {}), adapter)
-        model.tokenizer = checkpoint.load_tokenizer(adapter, {})
+        adapter = Adapter.open(config)
+        check_attachable(adapter.config, base_model, config)
+        model = adapter.attach(GradMemForCausalLM, base_model)
+        model.tokenizer = adapter.tokenizer
     if tokenizer is not None:
         model.tokenizer = tokenizer
     return model

@@ -3,18 +3,17 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, GenerationConfig, Pipeline
+from transformers import AutoModelForCausalLM, GenerationConfig, Pipeline, PreTrainedTokenizerBase
 from transformers.pipelines import PIPELINE_REGISTRY
-from transformers.utils import ModelOutput
 
-from .batching import write_alike
-from .inputs import tokenize_queries
-from .memory import GradMemMemory
+from .memory.written import GradMemMemory
 from .modeling_gradmem import GradMemForCausalLM
-from .reading import ending_tokens
+from .reading.generation import ending_tokens
+from .reading.queries import tokenize_queries
+from .writing.contexts import tokenize_contexts
 
 TASK = "gradmem-text-generation"
 Tensor = torch.Tensor
@@ -56,6 +55,8 @@ class GradMemTextGenerationPipeline(Pipeline):
         TypeError: the model is not a [`GradMemForCausalLM`].
     """
 
+    model: GradMemForCausalLM
+    tokenizer: PreTrainedTokenizerBase
     _pipeline_calls_generate = True
     _load_processor = False
     _load_image_processor = False
@@ -156,16 +157,22 @@ class GradMemTextGenerationPipeline(Pipeline):
         ]
         return given[0], kwargs, given[1]
 
-    def preprocess(self, inputs: dict[str, list[_Request]], template: str = "none") -> dict[str, Any]:
+    def preprocess(
+        self, inputs: dict[str, list[_Request]], template: Literal["none", "chat"] = "none"
+    ) -> dict[str, Any]:
         """Tokenise a batch of requests."""
         requests = inputs["requests"]
         counts = [len(request.questions) for request in requests]
         texts = [question for request in requests for question in request.questions]
         input_ids, attention_mask = tokenize_queries(texts, self.tokenizer, template)
         if isinstance(requests[0].source, GradMemMemory):
-            source = {"memory": GradMemMemory.cat([request.source for request in requests])}
+            memories: list[Any] = [request.source for request in requests]
+            source: dict[str, Any] = {"memory": GradMemMemory.cat(memories)}
         else:
-            source = {"contexts": self.model._tokenize([request.source for request in requests], self.tokenizer)}
+            contexts: list[Any] = [request.source for request in requests]
+            # By the pipeline's own tokenizer, which need not be the model's.
+            length = self.model.config.write_segment_length
+            source = {"contexts": tokenize_contexts(contexts, self.tokenizer, length)}
         index = torch.arange(len(requests)).repeat_interleave(torch.tensor(counts))
         prompts = {"input_ids": input_ids, "attention_mask": attention_mask, "context_index": index}
         return source | prompts | {"requests": requests}
@@ -176,7 +183,14 @@ class GradMemTextGenerationPipeline(Pipeline):
         kwargs = self._generation_arguments(kwargs)
         memory = model_inputs.get("memory")
         if memory is None:
-            memory = write_alike(self.model, model_inputs["contexts"], rows_at_a_time, **write_options)
+            contexts = model_inputs["contexts"]
+            memory = self.model.write(
+                input_ids=contexts.input_ids,
+                attention_mask=contexts.attention_mask,
+                segment_ids=contexts.segment_ids,
+                batch_size=rows_at_a_time,
+                **write_options,
+            )
         rows = torch.arange(len(model_inputs["input_ids"]))
         generated = []
         for part in rows.split(1 if kwargs.get("streamer") is not None else rows_at_a_time):
@@ -207,14 +221,14 @@ class GradMemTextGenerationPipeline(Pipeline):
         mask = inputs["attention_mask"][part]
         width = int(mask.sum(1).max())
         first = mask.shape[1] - width  # padding that only the questions of other parts need
-        output = self.model.generate(
+        output: Any = self.model.generate(
             inputs["input_ids"][part, first:],
             attention_mask=mask[:, first:],
             memory=memory,
             context_index=inputs["context_index"][part],
             **arguments,
         )
-        sequences = output.sequences if isinstance(output, ModelOutput) else output
+        sequences = output if isinstance(output, Tensor) else output.sequences
         return sequences[:, width:].reshape(len(part), -1, sequences.shape[1] - width).tolist()
 
     def postprocess(
@@ -230,7 +244,7 @@ class GradMemTextGenerationPipeline(Pipeline):
         def record(question: str, tokens: list[int]) -> dict[str, Any]:
             if return_tensors:
                 return {"generated_token_ids": tokens}
-            text = self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens)
+            text = str(self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens))
             return {"generated_text": question + text if return_full_text else text}
 
         results = []
@@ -322,4 +336,4 @@ def register() -> None:
             TASK, pipeline_class=GradMemTextGenerationPipeline, pt_model=AutoModelForCausalLM, type="text"
         )
         # By this mark, saving a pipeline would copy this file into the adapter, and loading it run the copy.
-        del GradMemTextGenerationPipeline._registered_impl
+        del GradMemTextGenerationPipeline._registered_impl  # type: ignore[attr-defined]

@@ -41,14 +41,14 @@ def describe_vectors(facts: dict[str, Any]) -> str:
 
 
 def print_memory(facts: dict[str, Any]) -> None:
-    """A table of what `hf_gradmem.report.memory_facts` gives, and what a model adds to it."""
-    from hf_gradmem.report import describe_size
+    """A table of what `hf_gradmem.evaluation.memory_facts` gives, and what a model adds to it."""
+    from hf_gradmem.evaluation.memory_facts import describe_size
 
     of_all = [("memory", facts["memory"]), ("each", describe_vectors(facts)), ("written for", facts["fingerprint"])]
     print_facts(of_all)
     for index, context in enumerate(facts["contexts"]):
         typer.echo()
-        rows = [("context", str(index))] if len(facts["contexts"]) > 1 else []
+        rows: list[tuple[str, str | None]] = [("context", str(index))] if len(facts["contexts"]) > 1 else []
         pieces = f" in {context['segments']} segments" if context["segments"] > 1 else ""
         rows.append(("tokens written", f"{context['tokens']}{pieces}"))
         rows.append(("steps", str(context["steps"])))

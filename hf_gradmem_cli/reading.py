@@ -42,17 +42,17 @@ def ask(
 
     Sensible answers need a trained adapter; a base without one can only continue the text of its memory.
     """
-    from hf_gradmem.inputs import tokenize_queries
-    from hf_gradmem.loading import load_memory, load_reader
-    from hf_gradmem.reading import ending_tokens
+    from hf_gradmem.commands.opening import load_memory, load_reader
+    from hf_gradmem.reading.generation import ending_tokens
+    from hf_gradmem.reading.queries import tokenize_queries
 
     if (memory is None) == (memories is None):
         raise ValueError("Give the memory either as --memory, or as --memories and --id.")
     if (memories is None) != (name is None) or (memories is not None and index is not None):
         raise ValueError("--id goes with --memories, and --index with --memory.")
-    if memories is None:
+    if memory is not None:
         chosen = choose(load_memory(memory, revision=memory_revision), index)
-    else:
+    elif memories is not None and name is not None:
         chosen = _look_up(memories, name, memory_revision)
     reader = load_reader(model, chosen, revision=revision, device=device)
     tokenizer = reader.tokenizer
@@ -78,8 +78,8 @@ def ask(
 
 
 def _look_up(memories: str, name: str, revision: str | None) -> "GradMemMemory":
-    from hf_gradmem.loading import load_store
-    from hf_gradmem.memory_store import without_progress_bars
+    from hf_gradmem.commands.opening import load_store
+    from hf_gradmem.memory.store import without_progress_bars
 
     with without_progress_bars():
         store = load_store(memories, revision=revision)
@@ -110,9 +110,10 @@ def inspect(
     as_json: AsJson = False,
 ) -> None:
     """Show what a memory is and, given its model, what it holds and what it replaces."""
+    from hf_gradmem.base.cache_size import kv_cache_bytes
+    from hf_gradmem.commands.opening import load_memory, load_reader
+    from hf_gradmem.evaluation.memory_facts import decode_memory, memory_facts
     from hf_gradmem.files import check_writable
-    from hf_gradmem.loading import load_memory, load_reader
-    from hf_gradmem.report import decode_memory, kv_cache_bytes, memory_facts
 
     if html is not None and context_file is None:
         raise ValueError("--html shows the tokens of a context: give the text that was written as --context-file.")
@@ -130,7 +131,7 @@ def inspect(
         reader = load_reader(model, loaded, revision=revision, device=device)
         for facts_of_one, decoded in zip(facts["contexts"], decode_memory(reader, loaded), strict=True):
             facts_of_one["decoded"] = decoded
-            facts_of_one["kv_cache_bytes"] = kv_cache_bytes(reader, facts_of_one["tokens"])
+            facts_of_one["kv_cache_bytes"] = kv_cache_bytes(reader.decoder, facts_of_one["tokens"])
         if context is not None:
             held = _tokens_held(reader, loaded, context, html)
             facts["token_losses"] = held.to_dict()

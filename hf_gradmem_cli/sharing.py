@@ -7,16 +7,7 @@ import typer
 
 from .app import command
 from .inputs import check_directory, choose
-from .options import (
-    AsJson,
-    Device,
-    Index,
-    Memory,
-    MemoryRevision,
-    OutputDirectory,
-    Reader,
-    Revision,
-)
+from .options import AsJson, Device, Index, Memory, MemoryRevision, OutputDirectory, Reader, Revision
 from .printing import print_json, report_done
 
 
@@ -39,18 +30,13 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a memory in a format that is read without this package: the base is all that the reader needs."""
-    from hf_gradmem.exports import PROMPT_EMBEDS_FILE
-    from hf_gradmem.loading import load_memory, load_reader
+    from hf_gradmem.commands.opening import load_memory, load_reader
+    from hf_gradmem.exports import EXPORTS
 
     check_directory(output)
     chosen = choose(load_memory(memory, revision=memory_revision), index)
     reader = load_reader(model, chosen, revision=revision, device=device)
-    if to_format == "prompt-tuning":
-        reader.export_prompt_tuning(chosen, output)
-    elif to_format == "cartridge":
-        reader.export_cartridge(chosen, output)
-    else:
-        reader.export_prompt_embeds(chosen, output / PROMPT_EMBEDS_FILE)
+    EXPORTS[to_format](reader.stock_prefix(chosen), output)
     if as_json:
         print_json({"memory": memory, "format": to_format, "output": str(output)})
     else:
@@ -83,8 +69,8 @@ def push(
 
     A README.md beside the adapter, or one that somebody wrote for the repository, is its card; else one is written.
     """
-    from hf_gradmem.loading import check_hub
-    from hf_gradmem.publishing import push as push_to_hub
+    from hf_gradmem.commands.push import push as push_to_hub
+    from hf_gradmem.hub.client import check_hub
 
     check_hub()
     pushed = push_to_hub(source, repo_id, private=private or None, revision=revision, commit_message=message)

@@ -1,13 +1,23 @@
 """Commands that train and measure: train, evaluate, plot."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from .app import command, shows_progress
 from .options import AsJson, BatchSize, Device, Overrides, Revision, Seed, output_option
 from .printing import print_json, print_results, report_done
+
+Baselines = Annotated[
+    list[str] | None,
+    typer.Option(help="prompt or none: answer by the plain base too, the context in its prompt or nowhere."),
+]
+Sweeps = Annotated[
+    list[str] | None,
+    typer.Option(help="argument=value,value,...: measure each set at each of these values of a task argument."),
+]
 
 
 @command(
@@ -53,17 +63,11 @@ def evaluate(
     steps: Annotated[
         list[int] | None, typer.Option(min=0, help="Steps of WRITE to measure at; the model's own when absent.")
     ] = None,
-    baseline: Annotated[
-        list[str] | None,
-        typer.Option(help="prompt or none: answer by the plain base too, the context in its prompt or nowhere."),
-    ] = None,
+    baseline: Baselines = None,
     eval_set: Annotated[
         list[str] | None, typer.Option("--set", help="Only this evaluation set of the recipe; may be repeated.")
     ] = None,
-    sweep: Annotated[
-        list[str] | None,
-        typer.Option(help="argument=value,value,...: measure each set at each of these values of a task argument."),
-    ] = None,
+    sweep: Sweeps = None,
     split: Annotated[str, typer.Option(help="Which part of the task: validation or test.")] = "test",
     metric: Annotated[
         Literal["exact_match", "squad", "none"] | None,
@@ -84,22 +88,16 @@ def evaluate(
 
     A base without an adapter is given the untrained memory that the recipe's gradmem options describe.
     """
-    from hf_gradmem.evaluation.readers import check_baselines
+    from hf_gradmem.commands.opening import load_model
     from hf_gradmem.evaluation.results import evaluate_model, evaluation_sets, load_sets, save_results, task_metric
-    from hf_gradmem.files import check_writable
-    from hf_gradmem.loading import load_model
     from hf_gradmem.training.recipe import load_recipe
 
-    if revision is not None and len(models) > 1:
-        raise ValueError("--revision is of one model. Evaluate models of different revisions one at a time.")
-    if output is not None:
-        check_writable(output)
-    check_baselines(baseline or ())
+    _check_evaluation(models, revision, baseline or (), output)
     arguments = load_recipe(recipe, override or ()).arguments
-    sets = evaluation_sets(arguments, eval_set or (), sweep or ())
+    sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments, eval_set or (), sweep or ())
     rows = load_sets(arguments.task, sets, split)
     chosen = task_metric(arguments.task) if metric is None else None if metric == "none" else metric
-    report = {"task": arguments.task, "split": split, "metric": chosen, "results": []}
+    report: dict[str, Any] = {"task": arguments.task, "split": split, "metric": chosen, "results": []}
     for model in dict.fromkeys(models):
         report["results"] += evaluate_model(
             model,
@@ -118,6 +116,18 @@ def evaluate(
         print_json(report)
     else:
         print_results(report["results"])
+
+
+def _check_evaluation(models: list[str], revision: str | None, baselines: Sequence[str], output: Path | None) -> None:
+    """Refuse what would otherwise fail after minutes."""
+    from hf_gradmem.evaluation.readers import check_baselines
+    from hf_gradmem.files import check_writable
+
+    if revision is not None and len(models) > 1:
+        raise ValueError("--revision is of one model. Evaluate models of different revisions one at a time.")
+    if output is not None:
+        check_writable(output)
+    check_baselines(baselines)
 
 
 @command(

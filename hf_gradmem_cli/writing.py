@@ -1,7 +1,7 @@
 """Commands that write memories: demo, write, write-dataset."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -43,7 +43,7 @@ def demo(
 
     Exits with 1 unless the decoded text is the written one, character for character.
     """
-    from hf_gradmem.demo import TEXT, run_demo
+    from hf_gradmem.commands.demo import TEXT, run_demo
 
     result = run_demo(
         Console(quiet=as_json or manners.quiet, highlight=False),
@@ -88,13 +88,13 @@ def write(
 
     A base without an adapter gets 8 vectors and at most 200 steps of Adam at 0.02; it stops at a loss of 0.03.
     """
-    from hf_gradmem.loading import PLAIN_BASE_TOLERANCE, is_adapter, load_model
-    from hf_gradmem.report import memory_facts
+    from hf_gradmem.commands.opening import PLAIN_BASE_TOLERANCE, is_adapter, load_model
+    from hf_gradmem.evaluation.memory_facts import memory_facts
 
     context = read_context(text, file)
     check_directory(output)
-    options = {"num_memory_tokens": memory_tokens, "write_optimizer": optimizer}
-    options = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {"num_memory_tokens": memory_tokens, "write_optimizer": optimizer}
+    options = {name: value for name, value in given.items() if value is not None}
     adapter = is_adapter(model, revision=revision)
     if adapter and options:
         raise ValueError("--memory-tokens and --optimizer are for a base without an adapter; an adapter has its own.")
@@ -149,10 +149,11 @@ def write_dataset(
 
     Options that are not given are the adapter's own; a base without an adapter writes as in hf-gradmem write.
     """
-    from hf_gradmem.loading import PLAIN_BASE_TOLERANCE, is_adapter, load_model
-    from hf_gradmem.memory_store import without_progress_bars
-    from hf_gradmem.write_dataset import load_source, processes
-    from hf_gradmem.write_dataset import write_dataset as write_rows
+    from hf_gradmem.commands.dataset_rows import load_source
+    from hf_gradmem.commands.opening import PLAIN_BASE_TOLERANCE, is_adapter, load_model
+    from hf_gradmem.commands.write_dataset import processes
+    from hf_gradmem.commands.write_dataset import write_dataset as write_rows
+    from hf_gradmem.memory.store import without_progress_bars
 
     check_directory(output)
     with without_progress_bars():
@@ -179,14 +180,16 @@ def write_dataset(
         show_progress=shows_progress(as_json),
     )
     state.destroy_process_group()
-    if not state.is_main_process:
-        return
+    if state.is_main_process:
+        _print_store(output, facts, as_json)
+
+
+def _print_store(output: Path, facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print_json({"memories": str(output), **facts})
     elif not manners.quiet:
         written = f"{output}: {facts['num_rows']} in {facts['num_shards']} files"
-        rows = [("memories", written), ("each", describe_vectors(facts)), ("written for", facts["fingerprint"])]
-        print_facts(rows)
+        print_facts([("memories", written), ("each", describe_vectors(facts)), ("written for", facts["fingerprint"])])
 
 
 def _last_name(name: str) -> str:

@@ -1,5 +1,6 @@
 """What every test starts from."""
 
+import logging
 import os
 
 # One thread for each of the workers that share the machine; nothing is fetched from anywhere.
@@ -11,7 +12,8 @@ import pytest
 import torch
 import transformers
 
-from .hub_server import running_hub, use_hub
+from tests.support.hub_server import running_hub, use_hub
+from tests.support.small_models import named_base
 
 torch.set_num_threads(1)
 transformers.utils.logging.disable_progress_bar()
@@ -35,3 +37,21 @@ def hub(server, monkeypatch, tmp_path):
         held.clear()
     use_hub(monkeypatch, server, tmp_path / "home")
     return server
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A base that was loaded from a directory, and so has a name."""
+    return named_base(tmp_path / "base")
+
+
+@pytest.fixture
+def transformers_warnings():
+    """Messages at warning level and above that Transformers logs."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("transformers")
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)

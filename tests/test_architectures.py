@@ -2,8 +2,8 @@
 
 import pytest
 
-from .architectures import OWN_LIMITS, outcome
-from .tiny_models import CAUSAL_LM_MODEL_TYPES, UNBUILDABLE
+from tests.support.architectures import OWN_LIMITS, outcome
+from tests.support.tiny_models import CAUSAL_LM_MODEL_TYPES, UNBUILDABLE
 
 # A few families of different kinds are checked by the fast tests; the whole list takes some minutes.
 QUICK = {"llama", "gpt2", "mamba", "mixtral", "gemma3", "gemma4_text", "falcon_h1", "opt"}

@@ -7,11 +7,10 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, GenerationConfig, TextStreamer, pipeline
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
-from hf_gradmem.inputs import tokenize_queries
-from hf_gradmem.reading import ending_tokens
-from hf_gradmem.training.collator import DataCollatorForGradMem
-
-from .small_models import named_base, small_tokenizer
+from hf_gradmem.reading.generation import ending_tokens
+from hf_gradmem.reading.queries import tokenize_queries
+from hf_gradmem.tasks.collator import DataCollatorForGradMem
+from tests.support.small_models import named_base, small_tokenizer
 
 TASK = "gradmem-text-generation"
 CONTEXTS = ["thequickbrownfox", ["jumps", "over"], "lazydog"]

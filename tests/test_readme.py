@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from hf_gradmem.demo import HUB_NAME, find_demo_model
+from hf_gradmem.commands.demo import HUB_NAME, find_demo_model
 from hf_gradmem_cli import app
 
 ROOT = Path(__file__).parents[1]

@@ -8,8 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks.reference_style import ReferenceSettings, ReferenceStyle
-
-from .test_golden import CASES, FLOAT32_SOFTMAX, GOLDEN, assert_equal
+from tests.test_golden import CASES, FLOAT32_SOFTMAX, GOLDEN, assert_equal
 
 
 def reference(case: str) -> tuple[ReferenceStyle, dict[str, torch.Tensor]]:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 import transformers
 import hf_gradmem
-from hf_gradmem.demo import answer_from_memory
+from hf_gradmem.commands.demo import answer_from_memory
 
 site = Path(sys.argv[1])
 assert Path(hf_gradmem.__file__).is_relative_to(site), hf_gradmem.__file__

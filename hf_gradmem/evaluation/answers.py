@@ -1,14 +1,15 @@
 """Greedy answers: from a memory, or from a plain prompt."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
-from ..decoder import plain_generation
-from ..inputs import tokenize_queries
-from ..memory import GradMemMemory
+from ..base.modes import plain_generation
+from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
-from ..reading import ending_tokens
+from ..reading.generation import ending_tokens
+from ..reading.queries import tokenize_queries
 
 
 def answer_queries(
@@ -59,8 +60,9 @@ def answer_prompts(model: GradMemForCausalLM, prompts: Sequence[Sequence[int]], 
         for rows in (prompts, [[1] * len(prompt) for prompt in prompts])
     )
     ending = ending_tokens(model.tokenizer, model.generation_config)
-    with plain_generation(model.base_model):
-        generated = model.base_model.generate(
+    base_model: Any = model.base_model  # PreTrainedModel does not say that a decoder generates
+    with plain_generation(base_model):
+        generated = base_model.generate(
             input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, **ending
         )
     return model.tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)

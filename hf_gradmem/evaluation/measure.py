@@ -1,7 +1,7 @@
 """What is right, lost and recovered when queries are answered: from memories of so many WRITE steps, and without."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -9,13 +9,14 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..decoder import modules_in_eval
-from ..inputs import checked_context
+from ..base.modes import modules_in_eval
+from ..base.output_head import cross_entropy
+from ..base.token_ids import IGNORED_LABEL
 from ..modeling_gradmem import GradMemForCausalLM
-from ..reading import IGNORED_LABEL
+from ..reading.scoring import count_right
 from ..tasks import check_row
-from ..training.collator import DataCollatorForGradMem
-from ..writing.objective import ContextRows, cross_entropy
+from ..tasks.collator import DataCollatorForGradMem
+from ..writing.contexts import Contexts
 from .metrics import ExactMatch, SquadMetric
 from .readers import MemoryReader, PromptReader, ReadBatch, Reader, check_baselines
 from .tokens import base_token_losses, bits_recovered, memory_token_losses
@@ -50,25 +51,8 @@ def evaluate_rows(
         show_progress: show a progress bar.
 
     Returns:
-        A record for each number of steps, then one for each baseline. All have
-
-        - `context`: `"memory"`, or the baseline; `write_steps`: the number, or `None`;
-        - the metric (`exact_match`, `f1`) of generated answers;
-        - `teacher_forced_exact_match`: the share of answers whose every token is the most likely one after the right
-            ones before it; `answer_loss`: nats per answer token. A first token without a query before it is not scored,
-            in any record: without a context nothing predicts it;
-        - `num_answers`, `num_answer_tokens`, `num_contexts`.
-
-        Those of a memory also have, about the context itself,
-
-        - `write_loss`, `start_loss`, `base_loss`: nats per context token from the memory, from its learned start, and
-            by the plain base without a memory (where it can predict the token), each the mean over contexts of the
-            mean over tokens, segments and prefixes as in WRITE;
-        - `bits_over_start`, `bits_over_base`: mean over contexts of Σ_tokens (loss without − loss from the memory) /
-            ln 2, without being from the start, and by the base: bits of context recovered. The base knows what the
-            text says by itself, a start that was never trained does not: the smaller one is the safe claim;
-        - `bits_over_start_per_float`, `bits_over_base_per_float`: the same for each number in the memory;
-        - `num_context_tokens`.
+        A record for each number of steps, then one for each baseline: [`~hf_gradmem.evaluation`] says what
+            is in one.
 
     Raises:
         ValueError: there are no rows, a row without text, an unknown metric or baseline, a negative number of steps,
@@ -77,9 +61,9 @@ def evaluate_rows(
     rows = list(rows)
     _check(rows, write_steps, metric, baselines, batch_size)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    conditions = [("memory", steps) for steps in dict.fromkeys(write_steps)]
+    conditions: list[tuple[str, int | None]] = [("memory", steps) for steps in dict.fromkeys(write_steps)]
     conditions += [(baseline, None) for baseline in dict.fromkeys(baselines)]
-    totals = {condition: _Totals(metric, model.memory_init.numel()) for condition in conditions}
+    totals = {condition: _Totals(metric, math.prod(model.form.shape)) for condition in conditions}
     collator = DataCollatorForGradMem(model.tokenizer, add_end_token=metric is not None)
     bar = tqdm(total=len(batches) * len(conditions), desc="Evaluating", disable=not show_progress)
     with bar, modules_in_eval(model):
@@ -87,7 +71,8 @@ def evaluate_rows(
             batch = ReadBatch(part, {name: values.to(model.device) for name, values in collator(part).items()})
             contexts = _Contexts(model, batch) if write_steps else None
             for (context, steps), total in totals.items():
-                if context == "memory":
+                reader: Reader
+                if contexts is not None and steps is not None:
                     reader = contexts.write(steps, total)
                 else:
                     reader = PromptReader(model, with_context=context == "prompt", batch_size=batch_size)
@@ -126,19 +111,27 @@ def _check(
 class _Contexts:
     """The contexts of a batch, and what of their losses does not depend on the number of steps."""
 
+    @torch.no_grad()
     def __init__(self, model: GradMemForCausalLM, batch: ReadBatch) -> None:
-        names = {"input_ids": "context_input_ids", "attention_mask": "context_attention_mask"}
-        names["segment_ids"] = "context_segment_ids"
+        tensors = batch.tensors
         self.model = model
-        self.inputs = {name: batch.tensors.get(column) for name, column in names.items()}
-        self.rows: ContextRows = model._rows(*checked_context(**self.inputs, device=model.device))
-        start = model.memory_init.expand(len(self.inputs["input_ids"]), -1, -1)
+        self.contexts = Contexts(
+            tensors["context_input_ids"], tensors["context_attention_mask"], tensors.get("context_segment_ids")
+        ).checked(model.device)
+        self.rows = model.writer.rows(self.contexts)
+        start = model.form.start(len(self.contexts))
         self.start_losses = memory_token_losses(model, self.rows, start)
         self.base_losses = base_token_losses(model, self.rows)
 
     def write(self, steps: int, total: "_Totals") -> MemoryReader:
         """Write the contexts, and count what their memories hold of them."""
-        memory = self.model.write(**self.inputs, write_steps=steps)
+        contexts = self.contexts
+        memory = self.model.write(
+            input_ids=contexts.input_ids,
+            attention_mask=contexts.attention_mask,
+            segment_ids=contexts.segment_ids,
+            write_steps=steps,
+        )
         losses = memory_token_losses(self.model, self.rows, memory.embeddings)
         sizes = self.rows.num_tokens.tolist()
         split = (values.split(sizes) for values in (losses, self.start_losses, self.base_losses))
@@ -149,7 +142,7 @@ class _Contexts:
 
 @torch.no_grad()
 def _read(reader: Reader, batch: ReadBatch, tokenizer: Any, total: "_Totals") -> None:
-    total.sums["contexts"] += len(batch.rows)
+    total.counts["contexts"] += len(batch.rows)
     for logits, labels in reader.logits(batch):
         total.add_answers(logits, labels)
     if total.metric is not None:
@@ -171,24 +164,24 @@ def _references(rows: list[dict[str, Any]], tokenizer: Any) -> list[list[str]]:
 
 
 class _Totals:
-    """What adds up over the batches of one record."""
+    """What adds up over the batches of one record: counts, and sums of losses and of bits."""
 
     def __init__(self, metric: str | None, memory_floats: int) -> None:
         self.metric = metric
         self.memory_floats = memory_floats
-        self.sums: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        self.sums: defaultdict[str, float] = defaultdict(float)
         self.predictions: list[str] = []
         self.references: list[list[str]] = []
 
     def add_answers(self, logits: Tensor, labels: Tensor) -> None:
-        logits, labels = logits[..., :-1, :], labels[..., 1:]
-        scored = labels != IGNORED_LABEL
-        answered = scored.any(-1)
-        right = (logits.argmax(-1) == labels) | ~scored
-        self.sums["right"] += int((right.all(-1) & answered).sum())
-        self.sums["answers"] += int(answered.sum())
-        self.sums["tokens"] += int(scored.sum())
-        self.sums["answer_loss"] += float(cross_entropy(logits[scored], labels[scored]).double().sum())
+        counts = count_right(logits.argmax(-1), labels)
+        self.counts["right"] += counts.right_answers
+        self.counts["answers"] += counts.answers
+        self.counts["tokens"] += counts.tokens
+        predicting, expected = logits[..., :-1, :], labels[..., 1:]
+        scored = expected != IGNORED_LABEL
+        self.sums["answer_loss"] += float(cross_entropy(predicting[scored], expected[scored]).double().sum())
 
     def add_context(self, of_memory: Tensor, of_start: Tensor, of_base: Tensor) -> None:
         self.sums["write_loss"] += float(of_memory.mean())
@@ -196,27 +189,28 @@ class _Totals:
         self.sums["base_loss"] += float(of_base.nanmean())
         self.sums["bits_over_start"] += float(bits_recovered(of_start, of_memory))
         self.sums["bits_over_base"] += float(bits_recovered(of_base, of_memory))
-        self.sums["context_tokens"] += len(of_memory)
+        self.counts["context_tokens"] += len(of_memory)
 
     def result(self) -> dict[str, Any]:
-        sums, result = self.sums, {}
-        if not sums["tokens"]:
+        counts = self.counts
+        result: dict[str, Any] = {}
+        if not counts["tokens"]:
             raise ValueError("There is nothing to measure: no answer has a token that something stands before.")
         if self.metric is not None:
             metric = METRICS[self.metric](keep_in_memory=True)
-            result |= metric.compute(predictions=self.predictions, references=self.references)
+            result |= metric.compute(predictions=self.predictions, references=self.references) or {}
         result |= {
-            "teacher_forced_exact_match": sums["right"] / sums["answers"],
-            "answer_loss": sums["answer_loss"] / sums["tokens"],
-            "num_answers": sums["answers"],
-            "num_answer_tokens": sums["tokens"],
-            "num_contexts": sums["contexts"],
+            "teacher_forced_exact_match": counts["right"] / counts["answers"],
+            "answer_loss": self.sums["answer_loss"] / counts["tokens"],
+            "num_answers": counts["answers"],
+            "num_answer_tokens": counts["tokens"],
+            "num_contexts": counts["contexts"],
         }
-        if not sums["context_tokens"]:
+        if not counts["context_tokens"]:
             return result
         names = ("write_loss", "start_loss", "base_loss", "bits_over_start", "bits_over_base")
-        means = {name: sums[name] / sums["contexts"] for name in names}
+        means = {name: self.sums[name] / counts["contexts"] for name in names}
         means |= {f"{name}_per_float": means[name] / self.memory_floats for name in names[3:]}
         # A base that can predict none of a context's tokens has no loss: JSON knows no NaN.
         result |= {name: None if math.isnan(mean) else mean for name, mean in means.items()}
-        return result | {"num_context_tokens": sums["context_tokens"]}
+        return result | {"num_context_tokens": counts["context_tokens"]}

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from ..files import whole_file
 from .results import Record
@@ -109,8 +109,8 @@ def _collect(
             levels.setdefault(_line(record, x), []).append(value)
     if not curves:
         measured = [record for record in records if _is_number(record.get(y))]
-        places = {name for record in measured for name in (*_CONDITIONS, *record.get("arguments", {}))}
-        places = sorted(name for name in places if any(_is_number(_place(record, name)) for record in measured))
+        found = {name for record in measured for name in (*_CONDITIONS, *record.get("arguments", {}))}
+        places = sorted(name for name in found if any(_is_number(_place(record, name)) for record in measured))
         measures = sorted({name for record in records for name in record if _is_number(record[name])})
         raise ValueError(
             f"There is nothing to draw: no result has both {y!r} and a number for {x!r}. "
@@ -160,7 +160,7 @@ def _context(line: Line) -> str:
     return json.loads(dict(line)["context"])
 
 
-def _style(line: Line, colors: dict[Line, str]) -> dict[str, str]:
+def _style(line: Line, colors: dict[Line, str]) -> dict[str, Any]:
     """A memory has a colour of its own; a baseline has that of the one memory it belongs to, or is grey."""
     style = {"linestyle": _LINES.get(_context(line), "-")}
     if line in colors:
@@ -185,5 +185,5 @@ def _all_values(curves: dict[Line, dict[float, list[float]]], levels: dict[Line,
     return [values for points in curves.values() for values in points.values()] + list(levels.values())
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

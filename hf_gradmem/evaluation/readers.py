@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import torch
 
-from ..memory import GradMemMemory
+from ..base.token_ids import IGNORED_LABEL
+from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
-from ..reading import IGNORED_LABEL
 from .answers import answer_prompts, answer_queries
 from .tokens import leading_tokens
 
@@ -116,7 +116,7 @@ class PromptReader:
             torch.tensor([row + [fill] * (width - len(row)) for row in values], device=self.model.device)
             for values, fill in ((rows, 0), ([[1] * len(row) for row in rows], 0), (labels, IGNORED_LABEL))
         )
-        return self.model.decoder.logits(self.model.decoder.embed(ids), mask, ids), padded
+        return self.model.decoder.logits(self.model.decoder.tokens(ids, mask)), padded
 
     def answers(self, batch: ReadBatch, max_new_tokens: int) -> list[str]:
         tokenizer = self.model.tokenizer

@@ -8,7 +8,7 @@ together.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,46 +18,52 @@ from datasets import Dataset
 
 from ..files import whole_file
 from ..modeling_gradmem import GradMemForCausalLM
-from ..tasks import load_task
-from ..training.recipe import RecipeArguments
+from ..tasks import get_task, load_task
 from .measure import evaluate_rows
 
 Record = dict[str, Any]
 
-# The metric of a task where none is asked for. Running text is not answered but continued: its losses say how well.
-_TASK_METRICS: dict[str, str | None] = {"squad": "squad", "text": None}
-
 
 def task_metric(task: str) -> str | None:
-    """Which metric of [`evaluate_rows`] a task is measured by where nothing else is asked for."""
-    return _TASK_METRICS.get(task, "exact_match")
+    """Which metric of [`evaluate_rows`] a task is measured by where nothing else is asked for.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    return get_task(task).metric
 
 
 def evaluation_sets(
-    arguments: RecipeArguments, names: Sequence[str] = (), sweeps: Sequence[str] = ()
+    eval_sets: Mapping[str, dict[str, Any]],
+    task_arguments: Mapping[str, Any],
+    names: Sequence[str] = (),
+    sweeps: Sequence[str] = (),
 ) -> dict[str, dict[str, Any]]:
     """The task arguments of the sets to evaluate, by their names.
 
     Args:
-        arguments: of the recipe.
-        names: which of its evaluation sets; all by default.
+        eval_sets: the recipe's evaluation sets: the task arguments of each, over `task_arguments`.
+        task_arguments: those of the whole recipe.
+        names: which of the evaluation sets; all by default.
         sweeps: `argument=value,value,...` each, the values in YAML: every set in each of these variants, named
             `n4 num_pairs=16`.
 
     Raises:
         ValueError: the recipe has no evaluation set, or none of a name; a sweep that cannot be read.
     """
-    if not arguments.eval_sets:
+    if not eval_sets:
         raise ValueError("The recipe names no eval_sets: there is nothing to evaluate.")
     for name in names:
-        if name not in arguments.eval_sets:
-            raise ValueError(f"There is no evaluation set {name!r}. The recipe's are {', '.join(arguments.eval_sets)}.")
+        if name not in eval_sets:
+            raise ValueError(f"There is no evaluation set {name!r}. The recipe's are {', '.join(eval_sets)}.")
     variants = list(product(*map(_parse_sweep, sweeps)))
     return {
-        " ".join([name, *(f"{key}={json.dumps(value)}" for key, value in variant)]): (
-            arguments.task_arguments | arguments.eval_sets[name] | dict(variant)
-        )
-        for name in names or arguments.eval_sets
+        " ".join([name, *(f"{key}={json.dumps(value)}" for key, value in variant)]): {
+            **task_arguments,
+            **eval_sets[name],
+            **dict(variant),
+        }
+        for name in names or eval_sets
         for variant in variants
     }
 

@@ -9,18 +9,20 @@ Three conditions are compared, on the same tokens after the same unscored prefix
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..decoder import modules_in_eval
-from ..inputs import Context, checked_context
-from ..memory import GradMemMemory
+from ..base.modes import modules_in_eval
+from ..base.output_head import cross_entropy
+from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
-from ..writing.objective import ContextRows, cross_entropy
+from ..writing.contexts import Context
+from ..writing.objectives.reconstruction import ReconstructionObjective
+from ..writing.rows import ContextRows
 
 Tensor = torch.Tensor
 _POSITIONS_AT_ONCE = 2**12
@@ -88,13 +90,14 @@ def token_losses(model: GradMemForCausalLM, memory: GradMemMemory, context: Cont
         ValueError: an empty context, another number of contexts than memories, or a memory of another model.
     """
     tokenizer = model.tokenizer
-    rows = model._rows(*checked_context(*model._tokenize(context, tokenizer), model.device))
-    model._check_memory(memory)
+    rows = model.writer.rows(model.tokenize(context).checked(model.device))
+    model.check_memory(memory)
     sizes = rows.num_tokens.tolist()
     if len(sizes) != len(memory):
         raise ValueError(f"There are {len(memory)} memories for {len(sizes)} contexts; each context needs its own.")
     texts = [token_texts(tokenizer, ids.tolist()) for ids in rows.targets.split(sizes)]
-    start = model.memory_init.detach().expand(len(sizes), -1, -1)
+    with torch.no_grad(), modules_in_eval(model):
+        start = model.form.start(len(sizes))
     conditions = (
         base_token_losses(model, rows),
         memory_token_losses(model, rows, start),
@@ -116,13 +119,9 @@ def memory_token_losses(model: GradMemForCausalLM, rows: ContextRows, embeddings
     Returns:
         `(tokens,)`, nats.
     """
-    prefix = model._prefix(embeddings, model.write_start, model.write_end)
-    losses = []
+    objective = ReconstructionObjective(rows, model.write_phase)
     with modules_in_eval(model):
-        for part in _parts(rows):
-            logits = model._write_logits(prefix.index_select(0, part.sample_index), part)
-            losses.append(cross_entropy(part.of_scored(logits), part.targets))
-    return torch.cat(losses)
+        return torch.cat([objective.token_losses(embeddings, part) for part in _parts(rows)])
 
 
 @torch.no_grad()
@@ -140,7 +139,7 @@ def base_token_losses(model: GradMemForCausalLM, rows: ContextRows) -> Tensor:
 def _base_part(model: GradMemForCausalLM, rows: ContextRows, start: list[int]) -> Tensor:
     ids = torch.cat([rows.input_ids.new_tensor(start).expand(len(rows.input_ids), -1), rows.input_ids], dim=1)
     mask = torch.cat([rows.attention_mask.new_ones((len(ids), len(start))), rows.attention_mask], dim=1)
-    logits = model.decoder.logits(model.decoder.embed(ids), mask, ids)[:, :-1]
+    logits = model.decoder.logits(model.decoder.tokens(ids, mask))[:, :-1]
     first = 1 - len(start)  # the first token of a row that something stands before
     predicted = rows.scored[:, first:]
     losses = logits.new_full(rows.scored.shape, torch.nan, dtype=torch.promote_types(logits.dtype, torch.float32))
@@ -164,14 +163,14 @@ def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return ids if ids == [tokenizer.bos_token_id] else []
 
 
-def token_texts(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
+def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:
     """The text of each token with the spacing that it has after those before it; put together they are the text.
 
     A character that several tokens make up stands at the last of them.
     """
 
-    def decode(tokens: Sequence[int]) -> str:
-        return tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+    def decode(tokens: list[int]) -> str:
+        return str(tokenizer.decode(tokens, clean_up_tokenization_spaces=False))  # a list for several sequences alone
 
     texts, first, told = [], 0, 0
     for end in range(1, len(ids) + 1):

@@ -1,27 +1,28 @@
 """Contexts, queries and targets: the data sets that a memory is trained and measured on. Nothing here knows a model."""
 
 import inspect
-from types import ModuleType
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
 from . import babi, kv_retrieval, squad, text
 from .rows import FEATURES, check_row
+from .task import Task
 
-TASKS: dict[str, ModuleType] = {"kv_retrieval": kv_retrieval, "babi": babi, "squad": squad, "text": text}
-"""The tasks by name.
+TASKS: dict[str, Task] = {
+    "kv_retrieval": kv_retrieval.TASK,
+    "babi": babi.TASK,
+    "squad": squad.TASK,
+    "text": text.TASK,
+}
+"""The tasks by name."""
 
-A task is a module with `load(split, **arguments) -> Dataset`; one that generates its rows also has `stream`, and one
-with a vocabulary of its own `build_tokenizer`; one whose targets do not end says so with `ADD_END_TOKEN = False`.
-"""
 
-
-def get_task(name: str) -> ModuleType:
-    """The module of a task.
+def get_task(name: str) -> Task:
+    """The task of this name.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: there is none.
     """
     if name not in TASKS:
         raise ValueError(f"There is no task {name!r}. The tasks are {', '.join(TASKS)}.")
@@ -44,9 +45,9 @@ def load_task(
         OSError: its file cannot be read.
     """
     task = get_task(name)
-    if streaming and not hasattr(task, "stream"):
-        raise ValueError(f"The task {name!r} is read from a file and has no stream. Use streaming=False.")
     load = task.stream if streaming else task.load
+    if load is None:
+        raise ValueError(f"The task {name!r} is read from a file and has no stream. Use streaming=False.")
     try:
         inspect.signature(load).bind(split, **arguments)
         return load(split, **arguments)
@@ -54,4 +55,4 @@ def load_task(
         raise ValueError(f"The task {name!r} does not take these arguments, {arguments}: {error}") from error
 
 
-__all__ = ["FEATURES", "TASKS", "check_row", "get_task", "load_task"]
+__all__ = ["FEATURES", "TASKS", "Task", "check_row", "get_task", "load_task"]

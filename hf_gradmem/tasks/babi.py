@@ -13,7 +13,8 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from .rows import FEATURES, check_split, checked
-from .sources import check_source, load_hub, read_text, take_split
+from .sources import load_hub, read_text, source_name, take_split
+from .task import Task
 
 PAD, BOS, END, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"
 _LINE = re.compile(r"(\d+) (.*)")
@@ -47,11 +48,11 @@ def load(
         ValueError: it is in another format, or an argument is out of range.
     """
     check_split(split)
-    check_source(path, hub_name)
+    source = source_name(path, hub_name)
     if path is not None:
-        source, stories = str(path), list(parse(read_text(path), str(path)))
+        stories = list(parse(read_text(path), source))
     else:
-        source, stories = hub_name, _hub_stories(load_hub(hub_name, hub_config, hub_split, hub_revision), hub_name)
+        stories = _hub_stories(load_hub(source, hub_config, hub_split, hub_revision), source)
     if not stories:
         raise ValueError(f"{source} holds no story.")
     rows = [row for story in take_split(stories, split, validation_share) for row in _rows(story)]
@@ -120,3 +121,6 @@ def build_tokenizer(**arguments: Any) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=END, unk_token=UNKNOWN
     )
+
+
+TASK = Task(load, build_tokenizer=build_tokenizer)

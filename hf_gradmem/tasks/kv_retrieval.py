@@ -15,6 +15,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from .rows import FEATURES, SPLITS, check_split
+from .task import Task
 
 SYMBOLS = string.ascii_lowercase + string.ascii_uppercase + string.digits
 PUNCTUATION = "!:?"
@@ -184,3 +185,6 @@ def build_tokenizer(**arguments: Any) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=END, unk_token=UNKNOWN
     )
+
+
+TASK = Task(load, stream, build_tokenizer)

@@ -10,10 +10,16 @@ from datasets import Dataset, load_dataset
 Item = TypeVar("Item")
 
 
-def check_source(path: str | os.PathLike | None, hub_name: str | None) -> None:
-    """Raise a `ValueError` unless exactly one of `path` and `hub_name` is given."""
-    if (path is None) == (hub_name is None):
+def source_name(path: str | os.PathLike | None, hub_name: str | None) -> str:
+    """The file or the Hub data set by its name, whichever of the two was given.
+
+    Raises:
+        ValueError: neither or both were given.
+    """
+    name = hub_name if path is None else str(path)
+    if name is None or (path is not None and hub_name is not None):
         raise ValueError(f"Give either path or hub_name, and not both: got path={path!r}, hub_name={hub_name!r}.")
+    return name
 
 
 def read_text(path: str | os.PathLike) -> str:

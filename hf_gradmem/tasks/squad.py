@@ -14,7 +14,8 @@ from datasets import Dataset
 
 from .rows import FEATURES_WITH_ANSWERS, check_split, checked
 from .sentences import split_sentences
-from .sources import check_source, load_hub, read_text, take_split
+from .sources import load_hub, read_text, source_name, take_split
+from .task import Task
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,11 @@ def load(
         ValueError: it is in another format, an answer does not occur in its paragraph, or an argument is out of range.
     """
     check_split(split)
-    check_source(path, hub_name)
+    source = source_name(path, hub_name)
     if path is not None:
-        source, paragraphs = str(path), parse(read_text(path), str(path))
+        paragraphs = parse(read_text(path), source)
     else:
-        source, paragraphs = hub_name, _hub_paragraphs(load_hub(hub_name, None, hub_split, hub_revision), hub_name)
+        paragraphs = _hub_paragraphs(load_hub(source, None, hub_split, hub_revision), source)
     if not paragraphs:
         raise ValueError(f"{source} holds no question.")
     make = _short_rows if short else _rows
@@ -148,3 +149,6 @@ def _row(segments: list[str], questions: list[Question]) -> dict[str, Any]:
         "targets": [f" {question.answers[0]}" for question in questions],
         "answers": [list(question.answers) for question in questions],
     }
+
+
+TASK = Task(load, metric="squad")

@@ -13,10 +13,8 @@ from datasets import Dataset
 
 from .rows import FEATURES, check_split, checked
 from .sentences import split_sentences
-from .sources import check_source, load_hub, read_text, take_split
-
-# Running text goes on after a target: nothing is to be learned from an end token there.
-ADD_END_TOKEN = False
+from .sources import load_hub, read_text, source_name, take_split
+from .task import Task
 
 _START = re.compile(r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.MULTILINE | re.IGNORECASE)
 _END = re.compile(
@@ -58,19 +56,19 @@ def load(
         ValueError: the text is too short for a window, or an argument is out of range.
     """
     check_split(split)
-    check_source(path, hub_name)
+    source = source_name(path, hub_name)
     if mode not in ("continuation", "reconstruction"):
         raise ValueError(f"mode must be 'continuation' or 'reconstruction', got {mode!r}.")
     for name, value in (("context_sentences", context_sentences), ("target_sentences", target_sentences)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if path is not None:
-        source, text = str(path), read_text(path)
+        text = read_text(path)
     else:
-        rows = load_hub(hub_name, hub_config, hub_split, hub_revision)
+        rows = load_hub(source, hub_config, hub_split, hub_revision)
         if "text" not in rows.column_names:
-            raise ValueError(f"{hub_name} has no column 'text', only {rows.column_names}.")
-        source, text = hub_name, "\n".join(rows["text"])
+            raise ValueError(f"{source} has no column 'text', only {rows.column_names}.")
+        text = "\n".join(rows["text"])
     continued = target_sentences if mode == "continuation" else 0
     windows = list(_windows(sentences(strip_gutenberg(text)), context_sentences, continued))
     if not windows:
@@ -110,3 +108,8 @@ def _windows(found: list[str], context_sentences: int, target_sentences: int) ->
         context = [window[0].lstrip(), *window[1:context_sentences]]
         target = "".join(window[context_sentences:]) if target_sentences else "".join(context)
         yield {"context": context, "queries": [""], "targets": [target]}
+
+
+# Running text goes on after a target: nothing is to be learned from an end token there. It is not answered but
+# continued: its losses say how well.
+TASK = Task(load, add_end_token=False, metric=None)

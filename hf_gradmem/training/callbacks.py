@@ -10,6 +10,12 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ..modeling_gradmem import GradMemForCausalLM, GradMemOutput
 
 
+def model_within(model: nn.Module | None) -> GradMemForCausalLM:
+    """The GradMem model within what Trainer trains, which may be wrapped."""
+    modules = () if model is None else model.modules()
+    return next(module for module in modules if isinstance(module, GradMemForCausalLM))
+
+
 class WriteLogCallback(TrainerCallback):
     """Adds to each entry of Trainer's log, as means over this process's batches since the entry before it:
 
@@ -32,7 +38,7 @@ class WriteLogCallback(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        self._model = next(module for module in model.modules() if isinstance(module, GradMemForCausalLM))
+        self._model = model_within(model)
         self._handle = self._model.register_forward_hook(self._observe)
 
     def on_train_end(
@@ -42,7 +48,9 @@ class WriteLogCallback(TrainerCallback):
 
     @torch.no_grad()
     def _observe(self, model: GradMemForCausalLM, arguments: Any, output: GradMemOutput) -> None:
-        if not model.training or not isinstance(output, GradMemOutput) or output.write_losses is None:
+        if not model.training or not isinstance(output, GradMemOutput):
+            return
+        if output.write_losses is None or output.memory is None:
             return
         self._add("memory_norm", output.memory.embeddings.detach().norm(dim=-1).mean())
         if output.read_loss is not None:

@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..checkpoint import save_remote_code
-from ..model_card import CardFacts, local_id, trainer_results, write_card
+from ..checkpoint.adapter import save_remote_code
+from ..checkpoint.run_facts import CardFacts, trainer_results
+from ..hub.cards import local_id, write_card
 from ..modeling_gradmem import GradMemForCausalLM
+from .callbacks import model_within
 
 
 class ModelCardCallback(TrainerCallback):
@@ -36,53 +38,66 @@ class ModelCardCallback(TrainerCallback):
         self._model: GradMemForCausalLM | None = None
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
     ) -> None:
-        self._model = next(module for module in model.modules() if isinstance(module, GradMemForCausalLM))
-        self._fill(args, state)
+        self._model = model_within(model)
+        self._fill(self._model, args, state)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        self._model.card_facts.training["outer steps"] = state.global_step
+        self._facts.training["outer steps"] = state.global_step
 
     def on_evaluate(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
-        model: nn.Module,
+        model: nn.Module | None = None,
         metrics: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if self._model is None:  # evaluated without having trained
             self.on_train_begin(args, state, control, model)
         self._metrics |= metrics or {}
-        self._model.card_facts.results = trainer_results(self._metrics, self.set_names, self.task)
+        self._facts.results = trainer_results(self._metrics, self.set_names, self.task)
 
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """A push from within training takes the model's files from a checkpoint, and these from `output_dir`."""
         if self._model is not None and state.is_world_process_zero:
-            save_remote_code(args.output_dir)
-            write_card(self._model.model_card(local_id(args.output_dir)), args.output_dir)
+            directory = str(args.output_dir)
+            save_remote_code(directory)
+            write_card(self._model.model_card(local_id(directory)), directory)
 
-    def _fill(self, args: TrainingArguments, state: TrainerState) -> None:
-        trained = sum(parameter.numel() for parameter in self._model.parameters() if parameter.requires_grad)
-        precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(self._model.dtype).split(".")[-1]
+    @property
+    def _facts(self) -> CardFacts:
+        """Those of the model in training."""
+        assert self._model is not None
+        assert self._model.card_facts is not None
+        return self._model.card_facts
+
+    def _fill(self, model: GradMemForCausalLM, args: TrainingArguments, state: TrainerState) -> None:
+        trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(model.dtype).split(".")[-1]
         schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
         contexts = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         facts = {
             "task": self.task,
             "outer steps": state.global_step,
             "contexts in each step": contexts,
-            "trained parameters": f"{trained:,} of {self._model.num_parameters():,}",
+            "trained parameters": f"{trained:,} of {model.num_parameters():,}",
             "optimizer": str(getattr(args.optim, "value", args.optim)),
             "learning rate": f"{args.learning_rate:g} ({schedule})",
             "precision": precision,
             "seed": args.seed,
             "hardware": hardware(args.world_size),
         }
-        self._model.card_facts = CardFacts(
+        model.card_facts = CardFacts(
             training={name: value for name, value in facts.items() if value is not None},
             recipe=self.recipe,
             example=self.example,
@@ -120,11 +135,11 @@ def fill_model_card(trainer: Trainer, task: str | None = None, recipe: str | Non
         model.card_facts = model.card_facts or CardFacts()
         given = {"language": language, "license": license, "model_name": model_name, "datasets": dataset_tags}
         model.card_facts.metadata |= {name: value for name, value in given.items() if value is not None}
-        repo_id = getattr(trainer, "hub_model_id", None) or local_id(trainer.args.output_dir)
-        card = model.model_card(repo_id, tags=[tags] if isinstance(tags, str) else tags)
-        write_card(card, trainer.args.output_dir)
+        directory = str(trainer.args.output_dir)
+        repo_id = getattr(trainer, "hub_model_id", None) or local_id(directory)
+        write_card(model.model_card(repo_id, tags=[tags] if isinstance(tags, str) else tags), directory)
 
-    trainer.create_model_card = create_model_card
+    trainer.create_model_card = create_model_card  # type: ignore[method-assign, assignment]
     return callback
 
 

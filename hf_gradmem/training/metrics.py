@@ -3,7 +3,7 @@
 import torch
 from transformers import EvalPrediction
 
-from ..reading import IGNORED_LABEL
+from ..reading.scoring import count_right
 
 Tensor = torch.Tensor
 
@@ -30,14 +30,11 @@ class TeacherForcedExactMatch:
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
         predictions, labels = (torch.as_tensor(values) for values in (prediction.predictions, prediction.label_ids))
-        predicted, expected = predictions[..., :-1], labels[..., 1:]
-        scored = expected != IGNORED_LABEL
-        right = (predicted == expected) & scored
-        answered = scored.any(dim=-1)
-        self.answers += int(answered.sum())
-        self.right_answers += int(((right == scored).all(dim=-1) & answered).sum())
-        self.tokens += int(scored.sum())
-        self.right_tokens += int(right.sum())
+        counts = count_right(predictions, labels)
+        self.answers += counts.answers
+        self.right_answers += counts.right_answers
+        self.tokens += counts.tokens
+        self.right_tokens += counts.right_tokens
         if not compute_result:
             return {}
         if not self.answers:

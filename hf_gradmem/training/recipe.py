@@ -79,27 +79,36 @@ class RecipeArguments:
             raise ValueError(f"base_config needs a model_type, got {self.base_config}.")
         if not self.stages:
             raise ValueError("A recipe needs stages: a list of at least one, each with its number of steps.")
-        self.curriculum  # noqa: B018  # says what is wrong with a stage
+        _checked_stages(self.stages)
         for name, arguments in self.eval_sets.items():
             if not isinstance(arguments, dict):
                 raise ValueError(f"The evaluation set {name!r} needs task arguments (or {{}}), got {arguments!r}.")
         if self.step_size_learning_rate is not None and not self.step_size_learning_rate > 0:
             raise ValueError(f"step_size_learning_rate must be greater than 0, got {self.step_size_learning_rate}.")
-        self.config  # noqa: B018
+        GradMemConfig(**self.gradmem)  # which checks its options
 
     @property
     def curriculum(self) -> list[Stage]:
-        """The stages, checked."""
-        known = [entry.name for entry in fields(Stage)]
-        for index, stage in enumerate(self.stages):
-            if not isinstance(stage, dict) or "steps" not in stage or set(stage) - set(known):
-                raise ValueError(f"Stage {index} must have steps and may have {', '.join(known[1:])}, got {stage!r}.")
-        return [Stage(**stage) for stage in self.stages]
+        """The stages in order."""
+        return _checked_stages(self.stages)
 
     @property
     def config(self) -> GradMemConfig:
         """The configuration of the adapter."""
         return GradMemConfig(**self.gradmem)
+
+
+def _checked_stages(stages: Sequence[Any]) -> list[Stage]:
+    """The stages of a curriculum from their values.
+
+    Raises:
+        ValueError: a stage has no steps, or something in it is unknown or out of range.
+    """
+    known = [entry.name for entry in fields(Stage)]
+    for index, stage in enumerate(stages):
+        if not isinstance(stage, dict) or "steps" not in stage or set(stage) - set(known):
+            raise ValueError(f"Stage {index} must have steps and may have {', '.join(known[1:])}, got {stage!r}.")
+    return [Stage(**stage) for stage in stages]
 
 
 @dataclass
@@ -168,7 +177,7 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
             f"{source} holds a hub_token, and what a run is made of is pushed with it. Set HF_TOKEN, or log in with "
             "`hf auth login`."
         )
-    parser = HfArgumentParser((RecipeArguments, TrainingArguments))
+    parser = HfArgumentParser((RecipeArguments, TrainingArguments))  # type: ignore[arg-type] # its name for any class
     try:
         arguments, training_arguments = parser.parse_dict(training | values)
     except TypeError as error:

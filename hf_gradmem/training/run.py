@@ -24,12 +24,12 @@ from transformers import (
 from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..model_card import RECIPE_FILE, RESULTS_FILE
+from ..checkpoint.run_facts import RECIPE_FILE, RESULTS_FILE
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
 from ..tasks import FEATURES, get_task, load_task
+from ..tasks.collator import DataCollatorForGradMem
 from .callbacks import log_writes
 from .card import fill_model_card
-from .collator import DataCollatorForGradMem
 from .metrics import TeacherForcedExactMatch, most_likely_tokens
 from .recipe import Recipe, RecipeArguments, Stage
 
@@ -50,12 +50,12 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
         ValueError: the recipe does not fit its task or base, or `output_dir` holds a run of another recipe.
     """
     trainer = build_trainer(recipe)
-    output = Path(recipe.training.output_dir)
+    output = Path(str(recipe.training.output_dir))
     _keep_recipe(recipe, output)
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
     trainer.save_model()
     trainer.save_state()
-    results = {"steps": trainer.state.global_step, "seed": recipe.training.seed}
+    results: dict[str, Any] = {"steps": trainer.state.global_step, "seed": recipe.training.seed}
     if recipe.arguments.eval_sets:
         results["metrics"] = trainer.evaluate()
     if trainer.is_world_process_zero():
@@ -72,7 +72,8 @@ def build_trainer(recipe: Recipe) -> Trainer:
     arguments, training = recipe.arguments, recipe.training
     set_seed(training.seed)
     tokenizer = build_tokenizer(arguments)
-    model = build_model(arguments, tokenizer).to(training.device)
+    model = build_model(arguments, tokenizer)
+    model.to(training.device)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
     eval_sets = {
         name: load_task(arguments.task, **{"split": "validation"} | arguments.task_arguments | given)
         for name, given in arguments.eval_sets.items()
@@ -85,7 +86,7 @@ def build_trainer(recipe: Recipe) -> Trainer:
             max_context_length=arguments.max_context_length,
             max_query_length=arguments.max_query_length,
             queries_per_context=arguments.queries_per_context,
-            add_end_token=getattr(get_task(arguments.task), "ADD_END_TOKEN", True),
+            add_end_token=get_task(arguments.task).add_end_token,
         ),
         train_dataset=training_stream(arguments, training),
         eval_dataset=eval_sets or None,
@@ -104,18 +105,18 @@ def build_tokenizer(arguments: RecipeArguments) -> PreTrainedTokenizerBase:
     """The base's tokenizer, or the task's own for a base that is built here."""
     if arguments.base_model is not None:
         return AutoTokenizer.from_pretrained(arguments.base_model)
-    task = get_task(arguments.task)
-    if not hasattr(task, "build_tokenizer"):
+    build = get_task(arguments.task).build_tokenizer
+    if build is None:
         raise ValueError(f"The task {arguments.task!r} has no tokenizer of its own. Name a base_model.")
-    return task.build_tokenizer(**arguments.task_arguments)
+    return build(**arguments.task_arguments)
 
 
 def build_model(arguments: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> GradMemForCausalLM:
     """The base, loaded or built with random weights, with its memory."""
     if arguments.base_model is not None:
-        base_model = AutoModelForCausalLM.from_pretrained(arguments.base_model)
+        base_model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(arguments.base_model)
     else:
-        base_model = _new_base(arguments.base_config, tokenizer)
+        base_model = _new_base(arguments.base_config or {}, tokenizer)
     model = get_gradmem_model(base_model, arguments.config, tokenizer=tokenizer)
     model.base_model.requires_grad_(arguments.train_base)
     return model
@@ -184,10 +185,10 @@ def training_stream(arguments: RecipeArguments, training: TrainingArguments) -> 
 
 def load_stage(arguments: RecipeArguments, stage: Stage, num_rows: int) -> Dataset | IterableDataset:
     """The rows of a stage: generated, or the file's, which are repeated in a new order as long as it takes."""
-    given = arguments.task_arguments | stage.task_arguments
-    if hasattr(get_task(arguments.task), "stream"):
-        return load_task(arguments.task, streaming=True, **{"split": "train", "num_contexts": num_rows} | given)
-    return load_task(arguments.task, **{"split": "train"} | given)
+    given: dict[str, Any] = {"split": "train"} | arguments.task_arguments | stage.task_arguments
+    if get_task(arguments.task).stream is not None:
+        return load_task(arguments.task, streaming=True, **{"num_contexts": num_rows} | given)
+    return load_task(arguments.task, **given)
 
 
 def _rows_of_stages(

@@ -1,1 +1,1 @@
-"""How a context becomes a memory: the objective, the inner loop and its update rules."""
+"""How a context becomes a memory: contexts, rows, objectives, ways back, writers, and the batches they work on."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from .objective import ContextRows
+from .rows import ContextRows
 
 Tensor = torch.Tensor
 
@@ -61,29 +61,3 @@ def pack_segments(rows: ContextRows, prefix_length: int, longest: int) -> Contex
         segment_index=rows.segment_index[first],
         segment_starts=own.index_put(place, start),
     )
-
-
-def packed_layout(segment_starts: Tensor, prefix_length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """How `[prefix; segments]` is run so that no segment sees another.
-
-    Args:
-        segment_starts: `(rows, length)`, where in its row a token's segment starts; padding starts at its own place.
-        prefix_length: positions before the segments, which all of them see.
-        dtype: of the mask.
-
-    Returns:
-        Mask `(rows, 1, positions, positions)` to add to the attention scores, position ids `(rows, positions)`, and the
-        position `(rows, length)` that predicts each token.
-    """
-    length = segment_starts.shape[1]
-    place = torch.arange(prefix_length + length, device=segment_starts.device)
-    starts = torch.cat(
-        [segment_starts.new_zeros((len(segment_starts), prefix_length)), prefix_length + segment_starts], dim=1
-    )
-    in_prefix = place < prefix_length
-    seen = (place[:, None] >= place) & (in_prefix | (starts[:, :, None] == starts[:, None, :]))
-    mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
-    behind = place[prefix_length:]
-    positions = torch.where(in_prefix, place, prefix_length + place - starts)
-    predicting = torch.where(starts[:, prefix_length:] == behind, prefix_length, behind) - 1
-    return mask[:, None], positions, predicting

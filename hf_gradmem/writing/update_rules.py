@@ -1,7 +1,7 @@
 """Update rules of the inner loop, as pure functions of (memory, gradient, state, step size).
 
 Each is differentiable in all its inputs, so that the outer loss can be taken through a write. `state` is `None` before
-the first step and a tuple afterwards; shapes are `(batch, num_memory_tokens, hidden_size)` throughout.
+the first step and a tuple afterwards; shapes are `(batch, num_memory_tokens, width)` throughout.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,18 @@ ADAM_EPSILON = 1e-8
 CLIP_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_ divides by the norm plus this
 
 
-def sgd(memory: Tensor, gradient: Tensor, state: State, step_size: Tensor | float) -> tuple[Tensor, State]:
+def sgd() -> UpdateRule:
     """M − α·g, the paper's rule (eq. 4)."""
-    return memory - step_size * gradient, None
+
+    def rule(memory: Tensor, gradient: Tensor, state: State, step_size: Tensor | float) -> tuple[Tensor, State]:
+        return memory - step_size * gradient, None
+
+    return rule
 
 
-def momentum(beta: float) -> UpdateRule:
-    """Heavy-ball momentum as `torch.optim.SGD(momentum=beta)`: v ← β·v + g, M ← M − α·v."""
+def momentum(*, write_betas: tuple[float, float]) -> UpdateRule:
+    """Heavy-ball momentum as `torch.optim.SGD(momentum=β₁)`: v ← β₁·v + g, M ← M − α·v."""
+    beta, _ = write_betas
 
     def rule(memory: Tensor, gradient: Tensor, state: State, step_size: Tensor | float) -> tuple[Tensor, State]:
         velocity = gradient if state is None else beta * state[0] + gradient
@@ -31,8 +36,9 @@ def momentum(beta: float) -> UpdateRule:
     return rule
 
 
-def adam(beta1: float, beta2: float) -> UpdateRule:
+def adam(*, write_betas: tuple[float, float]) -> UpdateRule:
     """`torch.optim.Adam` with bias correction."""
+    beta1, beta2 = write_betas
 
     def rule(memory: Tensor, gradient: Tensor, state: State, step_size: Tensor | float) -> tuple[Tensor, State]:
         first, second, count = (torch.zeros_like(gradient), torch.zeros_like(gradient), 0) if state is None else state
@@ -49,11 +55,8 @@ def adam(beta1: float, beta2: float) -> UpdateRule:
     return rule
 
 
-UPDATE_RULES: dict[str, Callable[[float, float], UpdateRule]] = {
-    "sgd": lambda beta1, beta2: sgd,
-    "momentum": lambda beta1, beta2: momentum(beta1),
-    "adam": adam,
-}
+UPDATE_RULES: dict[str, Callable[..., UpdateRule]] = {"sgd": sgd, "momentum": momentum, "adam": adam}
+"""The update rules by name, each made from the options that its keyword-only arguments name."""
 
 
 def gradient_norm(gradient: Tensor) -> Tensor:

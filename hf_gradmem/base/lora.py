@@ -1,0 +1,118 @@
+"""LoRA by phase: weights in the base that one phase switches on, and what is the base's own beside them."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedModel
+
+
+def inject_lora(base_model: PreTrainedModel, arguments: dict[str, Any], phase: str, dtype: torch.dtype) -> None:
+    """Add to the base, in place, a LoRA that only [`lora_phase`] switches on.
+
+    Args:
+        base_model: the decoder.
+        arguments: those of a `peft.LoraConfig`.
+        phase: name of the adapter, `"write"` or `"read"`.
+        dtype: of the LoRA's own weights.
+
+    Raises:
+        ValueError: the arguments do not make a LoRA for this base.
+    """
+    # PEFT freezes every other parameter when it injects; what trains is not its decision here.
+    trainable = [parameter for parameter in base_model.parameters() if parameter.requires_grad]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two phases, two adapters
+            inject_adapter_in_model(LoraConfig(**arguments), base_model, adapter_name=phase)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{phase}_lora={arguments} does not fit {type(base_model).__name__}: {error}") from error
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+    for layer in _lora_layers(base_model):
+        layer.enable_adapters(False)
+    for module in lora_modules(base_model).values():
+        for part in module.modules():
+            part._is_hf_initialized = True  # by PEFT: B = 0
+        module.to(dtype).requires_grad_(True)
+
+
+def _lora_layers(base_model: nn.Module) -> list[BaseTunerLayer]:
+    return [module for module in base_model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def lora_modules(base_model: nn.Module) -> dict[str, nn.Module]:
+    """The containers of LoRA weights in the base, by their name in it."""
+    return {
+        f"{name}.{part}": getattr(layer, part)
+        for name, layer in base_model.named_modules()
+        if isinstance(layer, BaseTunerLayer)
+        for part in layer.adapter_layer_names
+        if isinstance(getattr(layer, part, None), nn.Module)
+    }
+
+
+def lora_only_modules(base_model: nn.Module) -> list[nn.Module]:
+    """Every part of the LoRA layers but the layer of the base inside: weights and dropout."""
+    return [
+        child for layer in _lora_layers(base_model) for name, child in layer.named_children() if name != "base_layer"
+    ]
+
+
+def lora_parameters(base_model: nn.Module, phase: str) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and weights of the LoRA of one phase."""
+    for name, module in lora_modules(base_model).items():
+        for part, parameter in module.named_parameters():
+            if part.split(".")[0] == phase:
+                yield f"{name}.{part}", parameter
+
+
+@contextmanager
+def lora_phase(base_model: nn.Module, phase: str) -> Iterator[None]:
+    """Run the base with the LoRA of `phase` (`"write"` or `"read"`) alone, then switch it off again.
+
+    A layer without a LoRA for this phase runs the base's own weights, bit for bit. Within a span of the same phase
+    nothing is switched, which a trace could not follow.
+    """
+    layers = [layer for layer in _lora_layers(base_model) if not _is_set(layer, phase)]
+    _switch(layers, phase)
+    try:
+        yield
+    finally:
+        _switch(layers, None)
+
+
+def _has(layer: BaseTunerLayer, phase: str | None) -> bool:
+    return phase is not None and any(phase in getattr(layer, part) for part in layer.adapter_layer_names)
+
+
+def _is_set(layer: BaseTunerLayer, phase: str) -> bool:
+    if not _has(layer, phase):
+        return layer.disable_adapters
+    return not layer.disable_adapters and list(layer.active_adapters) == [phase]
+
+
+def _switch(layers: list[BaseTunerLayer], phase: str | None) -> None:
+    """PEFT's own toggles, without their side effect: they rewrite `requires_grad`, which silences LoRA's gradient."""
+    for layer in layers:
+        trainable = {parameter: parameter.requires_grad for parameter in layer.parameters()}
+        if _has(layer, phase):
+            layer.set_adapter(phase)
+        layer.enable_adapters(_has(layer, phase))
+        for parameter, requires_grad in trainable.items():
+            parameter.requires_grad_(requires_grad)
+
+
+def base_keys(model: nn.Module) -> set[str]:
+    """Keys of the model's state dict that belong to the base itself, tied ones included, LoRA ones not.
+
+    Args:
+        model: with the base as `base_model`.
+    """
+    lora = tuple(f"base_model.{name}." for name in lora_modules(model.base_model))
+    return {key for key in model.state_dict() if key.startswith("base_model.") and not (lora and key.startswith(lora))}

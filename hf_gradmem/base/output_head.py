@@ -1,0 +1,123 @@
+"""Cross-entropy through an output head, without the logits of more than a few positions alive at a time.
+
+A token's loss depends on one hidden state alone. So its gradient with respect to that hidden state is known as soon as
+its logits are: it is taken there and then, the logits are dropped, and the backward pass is one product. The sums are
+those of the plain path; only the order of the work differs.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+
+Tensor = torch.Tensor
+
+# Logits held at a time, in elements, and the fewest positions that a product with the head is worth.
+_LOGITS_AT_ONCE = 2**25
+_FEWEST_POSITIONS = 128
+
+
+class OutputHead(NamedTuple):
+    """A linear head: logits = hidden · weightᵀ + bias.
+
+    Attributes:
+        weight: `(vocab, hidden_size)`.
+        bias: `(vocab,)`, *optional*.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return functional.linear(hidden, self.weight, self.bias)
+
+
+def head_cross_entropy(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of each target in nats, `(positions,)`, in float32 or better.
+
+    Differentiable once, with respect to the hidden states and to the head; a second derivative raises.
+
+    Args:
+        hidden: `(positions, hidden_size)`, of the head's dtype.
+        head: the output head.
+        targets: `(positions,)` token ids.
+    """
+    return _HeadCrossEntropy.apply(hidden, head.weight, head.bias, targets)
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        head, with_gradient = OutputHead(weight, bias), ctx.needs_input_grad[0]
+        losses, gradients = [], []
+        for part in _parts(targets, weight):
+            loss, exponentials, total = _softmax_parts(head(hidden[part]), targets[part])
+            losses.append(loss)
+            if with_gradient:  # Σ_v softmax_v · w_v − w_target, normalised after the product: it is narrower
+                expected = (exponentials.to(weight.dtype) @ weight).to(total.dtype) / total
+                gradients.append((expected - weight[targets[part]]).to(hidden.dtype))
+        trains_head = any(ctx.needs_input_grad[1:3])
+        ctx.save_for_backward(
+            torch.cat(gradients) if with_gradient else None, *((hidden, weight, bias, targets) if trains_head else ())
+        )
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, of_losses: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        if torch.is_grad_enabled():  # create_graph=True: what follows would be a constant to it, without a word
+            raise RuntimeError(
+                "head_cross_entropy is differentiable once. Take the plain loss for a second derivative."
+            )
+        of_hidden, *saved = ctx.saved_tensors
+        if of_hidden is not None:
+            of_hidden = (of_hidden * of_losses[:, None]).to(of_hidden.dtype)
+        of_weight, of_bias = _of_head(*saved, of_losses, ctx.needs_input_grad) if saved else (None, None)
+        return of_hidden, of_weight, of_bias, None
+
+
+def _of_head(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    of_losses: Tensor,
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of the head. They depend on the weight of each loss, so the logits are computed anew."""
+    of_weight = torch.zeros_like(weight, dtype=of_losses.dtype) if needed[1] else None
+    of_bias = torch.zeros_like(bias, dtype=of_losses.dtype) if needed[2] else None
+    for part in _parts(targets, weight):
+        _, exponentials, total = _softmax_parts(OutputHead(weight, bias)(hidden[part]), targets[part])
+        of_logits = exponentials.mul_(of_losses[part, None] / total)
+        of_logits.scatter_add_(1, targets[part, None], -of_losses[part, None])
+        if of_weight is not None:
+            of_weight += of_logits.to(hidden.dtype).T @ hidden[part]
+        if of_bias is not None:
+            of_bias += of_logits.sum(0)
+    return (
+        None if of_weight is None else of_weight.to(weight.dtype),
+        None if of_bias is None else of_bias.to(bias.dtype),
+    )
+
+
+def _softmax_parts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss `(positions,)`, exp(logits − their largest) and its sum `(positions, 1)`; `logits` is used up."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    of_targets = logits.gather(1, targets[:, None])
+    largest = logits.amax(dim=1, keepdim=True)
+    exponentials = logits.sub_(largest).exp_()
+    total = exponentials.sum(dim=1, keepdim=True)
+    return (total.log() + largest - of_targets).squeeze(1), exponentials, total
+
+
+def _parts(targets: Tensor, weight: Tensor) -> list[slice]:
+    size = max(_LOGITS_AT_ONCE // weight.shape[0], _FEWEST_POSITIONS)
+    return [slice(start, start + size) for start in range(0, len(targets), size)]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of each target, in float32 or better."""
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    return functional.cross_entropy(logits, targets, reduction="none")

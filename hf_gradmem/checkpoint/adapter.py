@@ -1,0 +1,276 @@
+"""An adapter on disk or on the Hub: opened in one place, and its weights put into a model.
+
+A checkpoint that includes its base is opened likewise; Transformers loads its weights, and [`load_full`] checks them.
+"""
+
+import copy
+import functools
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import (
+    CONFIG_NAME,
+    GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+    resolve_revision,
+)
+
+from ..base.lora import base_keys
+from ..configuration_gradmem import GradMemConfig
+from ..files import whole_file
+from ..hub.errors import one_line_errors
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+PUSH_ARGUMENTS = frozenset({"repo_id", "commit_message", "commit_description", "private", "create_pr", "revision"})
+# What from_pretrained takes as options of the configuration; the precision is left to the loading of weights.
+CONFIG_OPTIONS = ({field.name for field in fields(GradMemConfig)} - {"dtype"}) | {"attn_implementation"}
+# What lets `trust_remote_code=True` load a checkpoint where this package is installed but was not imported; where it is
+# not installed, Transformers says so. Nothing else of a repository is ever run.
+REMOTE_CODE_FILE = "modeling_gradmem_hub.py"
+_REMOTE_CODE = '''"""Loads this checkpoint with the installed hf_gradmem package, which holds all of its code."""
+
+from hf_gradmem import GradMemConfig, GradMemForCausalLM
+
+__all__ = ["GradMemConfig", "GradMemForCausalLM"]
+'''
+AUTO_MAP = {
+    "AutoConfig": f"{Path(REMOTE_CODE_FILE).stem}.GradMemConfig",
+    "AutoModel": f"{Path(REMOTE_CODE_FILE).stem}.GradMemForCausalLM",
+    "AutoModelForCausalLM": f"{Path(REMOTE_CODE_FILE).stem}.GradMemForCausalLM",
+}
+
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A GradMem checkpoint that was found: its configuration, and its further files once they are asked for.
+
+    Attributes:
+        name_or_path: directory or Hub repository.
+        config: its configuration, or the one that was given in its place; a copy, free to be changed.
+        hub_arguments: those of [`HUB_ARGUMENTS`] that all of its files are fetched with, at one commit.
+    """
+
+    name_or_path: str
+    config: GradMemConfig
+    hub_arguments: dict[str, Any]
+
+    @classmethod
+    def open(
+        cls,
+        name_or_path: str | os.PathLike,
+        hub_arguments: dict[str, Any] | None = None,
+        options: dict[str, Any] | None = None,
+        config: GradMemConfig | str | os.PathLike | None = None,
+    ) -> Self:
+        """Find a checkpoint and read its configuration; weights and tokenizer are left for when they are needed.
+
+        Args:
+            name_or_path: directory or Hub repository.
+            hub_arguments: where and how to fetch its files.
+            options: of [`GradMemConfig`], in place of the checkpoint's.
+            config: in place of the checkpoint's: a configuration, which `options` do not change, or where to load one.
+
+        Raises:
+            OSError: there is no such checkpoint.
+            ValueError: it holds another kind of model, or an option is wrong.
+        """
+        name, hub = os.fspath(name_or_path), dict(hub_arguments or {})
+        # Resolved once, so that all files come from one commit.
+        if (revision := resolve_revision(name, hub.get("revision"), **_place(hub))) is not None:
+            hub["revision"] = revision
+        if isinstance(config, GradMemConfig):
+            config = copy.deepcopy(config)
+        else:
+            config = load_config(name if config is None else config, hub, options or {})
+        return cls(name, config, hub)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What holds for other repositories as well: token, cache, and whether the Hub may be asked."""
+        return _place(self.hub_arguments)
+
+    @functools.cached_property
+    def weights(self) -> str | None:
+        """The path of the weights beside the base, downloaded if need be; `None` where the base is included.
+
+        Raises:
+            OSError: there are none.
+        """
+        return None if self.config.includes_base else adapter_file(self.name_or_path, self.hub_arguments)
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Its own tokenizer; `None` if it has none, and reads with its base's."""
+        return load_tokenizer(self.name_or_path, self.hub_arguments)
+
+    def attach(
+        self, model_class: Callable[[GradMemConfig, PreTrainedModel], _Model], base_model: PreTrainedModel
+    ) -> _Model:
+        """A model of this adapter on a base that is loaded already.
+
+        Raises:
+            OSError: there are no weights.
+            ValueError: the weights are truncated or do not fit the configuration or the base, or include a base.
+        """
+        if (weights := self.weights) is None:
+            raise ValueError(f"{self.name_or_path} includes its own base and is attached to no other.")
+        self.config.text_config = base_model.config
+        model = model_class(self.config, base_model)
+        load_adapter(model, weights, self.name_or_path)
+        return model
+
+
+def _place(hub_arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: hub_arguments[name] for name in ("token", "local_files_only", "cache_dir") if name in hub_arguments}
+
+
+def tied_keys(model: PreTrainedModel) -> set[str]:
+    """Keys of the model's state dict that a full checkpoint leaves out, since another key holds the same tensor."""
+    tensors = model.state_dict()
+    return {
+        key
+        for key, source in model.all_tied_weights_keys.items()
+        if key in tensors and source in tensors and tensors[key].data_ptr() == tensors[source].data_ptr()
+    }
+
+
+def load_tokenizer(name_or_path: str | os.PathLike, hub_arguments: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+    """The tokenizer saved with an adapter, or `None` if it has none of its own."""
+    path = cached_file(
+        os.fspath(name_or_path),
+        "tokenizer_config.json",
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub_arguments,
+    )
+    return None if path is None else AutoTokenizer.from_pretrained(name_or_path, **hub_arguments)
+
+
+def load_config(
+    name_or_path: str | os.PathLike, hub_arguments: dict[str, Any], options: dict[str, Any]
+) -> GradMemConfig:
+    """The configuration of a GradMem checkpoint, with `options` in place of its own.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is the configuration of another kind of model, or an option is wrong.
+    """
+    with one_line_errors(name_or_path, hub_arguments.get("revision")):
+        values, _ = GradMemConfig.get_config_dict(name_or_path, **hub_arguments)
+    if not values:  # what Transformers makes of a directory without the file
+        raise OSError(f"{name_or_path} holds no model: {CONFIG_NAME} is missing.")
+    if values.get("model_type") != GradMemConfig.model_type:
+        raise ValueError(
+            f"{name_or_path} holds a model of type {values.get('model_type')!r}, not {GradMemConfig.model_type!r}. To "
+            "give that model a memory, load it and call get_gradmem_model(base_model, GradMemConfig())."
+        )
+    return GradMemConfig.from_dict(values | options)
+
+
+def load_full(
+    load: Callable[..., tuple[PreTrainedModel, dict[str, Any]]], name_or_path: str, arguments: dict[str, Any]
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load a checkpoint that includes its base; what it does not hold is an error, where the stock loader only warns.
+
+    Args:
+        load: `PreTrainedModel.from_pretrained` of this checkpoint.
+        name_or_path: the checkpoint, for messages.
+        arguments: those given to `from_pretrained`.
+
+    Returns:
+        The model, its base frozen, and what `from_pretrained` says of its loading.
+
+    Raises:
+        ValueError: the weights are truncated or do not fit the configuration.
+    """
+    tolerant = arguments.get("ignore_mismatched_sizes", False)
+    settings = {"use_safetensors": True} | arguments | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    try:
+        model, info = load(**settings)
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights in {name_or_path} are not readable safetensors ({error}). Were they copied whole?"
+        ) from error
+    mismatched = [f"{key} {tuple(found)} for {tuple(built)}" for key, found, built in info["mismatched_keys"]]
+    unexpected = [key for key in info["unexpected_keys"] if not key.startswith("base_model.")]
+    if info["missing_keys"] or unexpected or (mismatched and not tolerant):
+        raise ValueError(
+            f"The weights in {name_or_path} are not those that its config.json describes: missing "
+            f"{_few(info['missing_keys'])}; unexpected {_few(unexpected)}; of another shape {_few(mismatched)}."
+        )
+    base = base_keys(model)
+    for key, parameter in model.named_parameters():  # the loader makes every weight trainable
+        parameter.requires_grad_(key not in base)
+    return model, info
+
+
+def adapter_file(name_or_path: str | os.PathLike, hub_arguments: dict[str, Any]) -> str:
+    """The path of an adapter's `model.safetensors`, downloaded if need be: before its base, which may be large.
+
+    Raises:
+        OSError: there is none.
+    """
+    with one_line_errors(name_or_path, hub_arguments.get("revision")):
+        path = cached_file(
+            os.fspath(name_or_path), SAFE_WEIGHTS_NAME, _raise_exceptions_for_missing_entries=False, **hub_arguments
+        )
+    if path is None:
+        raise OSError(
+            f"{name_or_path} has a {CONFIG_NAME} but no {SAFE_WEIGHTS_NAME}: it was saved or uploaded by half. Save or "
+            "push it again."
+        )
+    return path
+
+
+def load_adapter(model: nn.Module, path: str, name_or_path: str | os.PathLike) -> None:
+    """Fill the parameters beside the base from an adapter's `model.safetensors`.
+
+    Args:
+        model: whose parameters to fill.
+        path: of [`adapter_file`].
+        name_or_path: the adapter, for messages.
+
+    Raises:
+        ValueError: the file is truncated, or holds other parameters than this adapter's configuration asks.
+    """
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a readable safetensors file ({error}). Was it copied whole?") from error
+    try:
+        result = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:
+        raise ValueError(f"The adapter in {name_or_path} does not fit its own configuration: {error}") from error
+    missing = set(result.missing_keys) - base_keys(model)
+    if missing or result.unexpected_keys:
+        raise ValueError(
+            f"{path} is not the adapter that its config.json describes: missing {_few(missing)}, "
+            f"unexpected {_few(result.unexpected_keys)}."
+        )
+
+
+def _few(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"
+
+
+def save_remote_code(directory: str | os.PathLike) -> None:
+    """Write the few lines that `auto_map` of the configuration points to."""
+    with whole_file(Path(directory) / REMOTE_CODE_FILE) as unfinished:
+        unfinished.write_text(_REMOTE_CODE, encoding="utf-8")
+
+
+def drop_generation_config(directory: str | os.PathLike) -> None:
+    """Take back what `PreTrainedModel.save_pretrained` writes for any model that generates: it is the base's own."""
+    (Path(directory) / GENERATION_CONFIG_NAME).unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""The model card that a save or a push writes: what the memory costs, how it was trained, what it scored."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..base.cache_size import cache_bytes_per_token
+from ..configuration_gradmem import GradMemConfig
+from ..hub.cards import MARK, TAGS
+from .base_model import recorded_base
+from .run_facts import CardFacts, Result
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+_FLOAT_BYTES = 4  # memories are float32; float64 on a float64 base
+
+
+def model_card(
+    config: GradMemConfig, repo_id: str, facts: CardFacts | None = None, tags: Sequence[str] = ()
+) -> ModelCard:
+    """The card of an adapter, from its configuration and what is known of its training.
+
+    Args:
+        config: of a model that was saved or is about to be.
+        repo_id: the repository, for its code; [`local_id`] while there is none.
+        facts: of its training and results.
+        tags: beside those of every GradMem model.
+    """
+    facts = CardFacts() if facts is None else facts
+    metadata = dict(facts.metadata)
+    title = metadata.pop("model_name", repo_id.rsplit("/", 1)[-1])
+    scores = [entry for result in facts.results for entry in _eval_results(result, config)]
+    base, text_config = config.base_model_name_or_path, recorded_base(config).get_text_config()
+    on_hub = base is not None and not os.path.isabs(base)
+    context, query = facts.example or ("The ferry to Trieste leaves at 06:45 from gate 7.", "The ferry to Trieste")
+    dtype = str(text_config.dtype or torch.float32).removeprefix("torch.")
+    memory_bytes = config.num_memory_tokens * text_config.hidden_size * (8 if dtype == "float64" else _FLOAT_BYTES)
+    return ModelCard.from_template(
+        ModelCardData(
+            library_name="transformers",
+            base_model=base if on_hub else None,
+            base_model_relation="adapter" if on_hub else None,
+            pipeline_tag="text-generation",
+            tags=[*TAGS, *tags],
+            **({"model_name": title, "eval_results": scores} if scores else {}),
+            **metadata,
+        ),
+        template_path=str(TEMPLATE),
+        mark=MARK,
+        title=title,
+        repo_id=repo_id,
+        base=f"[{base}](https://huggingface.co/{base})" if on_hub else None,
+        commit=config.base_model_revision,
+        vectors=config.num_memory_tokens,
+        width=text_config.hidden_size,
+        write=_describe_write(config),
+        memory_bytes=memory_bytes,
+        cache_bytes=cache_bytes_per_token(text_config, dtype),
+        dtype=dtype,
+        positions=config.prefix_length,
+        context=json.dumps([context] if isinstance(context, list) else context, ensure_ascii=False),
+        query=json.dumps(query, ensure_ascii=False),
+        training=facts.training,
+        recipe=facts.recipe,
+        results=[_with_steps(result, config) for result in facts.results],
+        metric_names=list(dict.fromkeys(name for result in facts.results for name in result.metrics)),
+    )
+
+
+def _describe_write(config: GradMemConfig) -> str:
+    if config.writer == "forward":
+        return f"{config.write_steps} reading{'s' * (config.write_steps != 1)} of it, without gradients"
+    optimizer = {"sgd": "gradient descent", "momentum": "gradient descent with momentum", "adam": "Adam"}
+    learned = " with learned step sizes" if config.learn_write_learning_rate != "none" else ""
+    steps = f"{config.write_steps} step{'s' * (config.write_steps != 1)}"
+    return f"{steps} of {optimizer[config.write_optimizer]}{learned} on its reconstruction loss"
+
+
+def _with_steps(result: Result, config: GradMemConfig) -> dict[str, Any]:
+    return vars(result) | {"write_steps": config.write_steps if result.write_steps is None else result.write_steps}
+
+
+def _eval_results(result: Result, config: GradMemConfig) -> list[EvalResult]:
+    """For the card's `model-index`: the scores, since a loss compares with nothing outside the run."""
+    steps = _with_steps(result, config)["write_steps"]
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=result.task,
+            dataset_name=f"{result.task} ({result.dataset})",
+            dataset_config=result.dataset,
+            dataset_split=result.split,
+            metric_type=name,
+            metric_name=f"{name.replace('_', ' ')}, {steps} WRITE step{'' if steps == 1 else 's'}",
+            metric_value=value,
+            metric_args={"write_steps": steps},
+        )
+        for name, value in result.metrics.items()
+        if not name.endswith("loss")
+    ]

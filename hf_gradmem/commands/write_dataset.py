@@ -1,0 +1,314 @@
+"""Writing the contexts of a data set into a store of memories: shard by shard, so that a killed run goes on."""
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from datasets import Dataset
+from tqdm.auto import tqdm
+
+from ..base.lora import base_keys
+from ..files import whole_file
+from ..hub.client import CARD_FILE
+from ..memory.fingerprint import hash_tensors
+from ..memory.store import (
+    FACTS_FILE,
+    FORMAT,
+    FORMAT_VERSION,
+    as_columns,
+    features,
+    read_facts,
+    shard_name,
+    without_progress_bars,
+)
+from ..modeling_gradmem import GradMemForCausalLM
+from ..writing.contexts import Contexts
+from ..writing.write import write_contexts
+from .dataset_rows import DatasetRows
+
+# Processes wait for each other at the start and at the end, where one may have hours more to do than another.
+_PATIENCE = timedelta(days=30)
+# Facts that may differ between a run and the one that goes on with it: names, which say where things lie, not what.
+_NAMES = {"model", "source.name"}
+_CARD = """---
+tags:
+- gradmem
+configs:
+- config_name: default
+  data_files: data/train-*.parquet
+---
+
+# Memories
+
+{num_rows} contexts, each written into {num_memory_tokens} vectors of width {hidden_size} ({dtype}) by `{model}`.
+
+```python
+from hf_gradmem import MemoryStore
+
+store = MemoryStore.from_pretrained("this repository")
+memory = store["{first_id}"]
+```
+
+A memory means something to the base and the weights it was written for alone: `{fingerprint}`.
+The contexts can be decoded from their memories in part or in whole: treat these as you would treat the texts.
+"""
+
+
+def processes(cpu: bool | None = None) -> PartialState:
+    """The processes of a launch, of which this is one; a process that was not launched is alone.
+
+    Args:
+        cpu: whether they compute on CPUs. By default where `accelerate launch --cpu` says so, or there is nothing else.
+    """
+    if cpu is None:
+        cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    return PartialState(cpu=cpu, timeout=_PATIENCE)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is written, by which model, where to and how: the same in all processes.
+
+    Attributes:
+        options: those of [`write_contexts`].
+    """
+
+    model: GradMemForCausalLM
+    rows: DatasetRows
+    directory: Path
+    options: dict[str, Any]
+    batch_size: int
+    shard_size: int
+    show_progress: bool
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+    def begin(self, model_name: str | None, source_name: str | None) -> None:
+        """Make the directory of a new store, having checked that all rows can be written; or check that it is ours.
+
+        Raises:
+            ValueError: the directory holds something else, or a row cannot be written.
+        """
+        facts = self._facts(model_name, source_name)
+        directory = self.directory
+        if directory.exists() and not directory.is_dir():
+            raise NotADirectoryError(f"{directory} is a file, not a directory.")
+        if (directory / FACTS_FILE).is_file():
+            _check_same(directory, read_facts(directory), facts)
+            return
+        if directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir()):
+            raise ValueError(f"{directory} is not empty, and holds no {FACTS_FILE}. Give a new or an empty directory.")
+        self._check_contexts()
+        with whole_file(directory / FACTS_FILE) as path:
+            path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with whole_file(directory / CARD_FILE) as path:
+            path.write_text(_CARD.format(**facts, first_id=self.rows.read(range(1))[0][0]), encoding="utf-8")
+
+    def _facts(self, model_name: str | None, source_name: str | None) -> dict[str, Any]:
+        """Whose memories these are, and all that they depend on; in the form that JSON gives back."""
+        model, rows = self.model, self.rows
+        num_memory_tokens, width = model.form.shape
+        settings = {name: getattr(model.config, name) for name in type(model.config).__annotations__}
+        for name in ("text_config", "includes_base"):  # the first is told by the fingerprint, the second only of saving
+            settings.pop(name)
+        source = {"sha256": rows.check_ids(), "context_column": rows.context_column, "id_column": rows.id_column}
+        facts = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "fingerprint": model.fingerprint(),
+            "num_memory_tokens": num_memory_tokens,
+            "hidden_size": width,
+            "dtype": str(model.memory_init.dtype).removeprefix("torch."),
+            "num_rows": len(rows),
+            "num_shards": math.ceil(len(rows) / self.shard_size),
+            "shard_size": self.shard_size,
+            "source": source | {"name": source_name},
+            "write": self.options
+            | {
+                "weights": _hash_of_writer(model),
+                "base_dtype": str(model.dtype).removeprefix("torch."),
+                "config": settings,
+            },
+            "model": model_name,
+        }
+        return json.loads(json.dumps(facts))
+
+    def _check_contexts(self) -> None:
+        """Refuse now what would otherwise fail after hours of writing."""
+        with tqdm(total=len(self.rows), desc="Checking", unit="row", disable=not self.show_progress) as bar:
+            for numbers in self.rows.slices():
+                ids, texts = self.rows.read(numbers)
+                contexts = self.model.tokenize(texts)
+                try:
+                    _check_fits(self.model, contexts)
+                except ValueError:
+                    _name_unfit(self.model, numbers, ids, contexts)
+                    raise
+                bar.update(len(numbers))
+
+    def missing(self, num_shards: int) -> list[tuple[Path, range]]:
+        """The files that are not there yet, and the rows whose memories belong into each."""
+        paths = [self.directory / shard_name(index, num_shards) for index in range(num_shards)]
+        firsts = range(0, len(self.rows), self.shard_size)
+        return [
+            (path, range(first, min(first + self.shard_size, len(self.rows))))
+            for path, first in zip(paths, firsts, strict=True)
+            if not path.is_file()
+        ]
+
+    def write_shard(self, path: Path, numbers: range, facts: dict[str, Any], bar: tqdm) -> None:
+        """Write the memories of these rows, and then their file, whole or not at all."""
+        ids, texts = self.rows.read(numbers)
+        try:
+            memory = write_contexts(
+                self.model.writer,
+                self.model.tokenize(texts),
+                fingerprint=facts["fingerprint"],
+                batch_size=self.batch_size,
+                on_batch=bar.update,
+                measure_final_loss=True,
+                **self.options,
+            )
+        except FloatingPointError as error:
+            raise FloatingPointError(f"In the shard that begins with row {numbers.start}: {error}") from error
+        columns = features(facts["num_memory_tokens"], facts["hidden_size"], facts["dtype"])
+        with whole_file(path) as unfinished, without_progress_bars():
+            Dataset.from_dict(as_columns(ids, memory), features=columns).to_parquet(unfinished)
+
+
+def write_dataset(
+    model: GradMemForCausalLM,
+    source: Dataset,
+    directory: str | os.PathLike,
+    *,
+    context_column: str = "context",
+    id_column: str | None = None,
+    batch_size: int = 8,
+    shard_size: int = 1000,
+    write_steps: int | None = None,
+    write_learning_rate: float | None = None,
+    tolerance: float | None = None,
+    model_name: str | None = None,
+    source_name: str | None = None,
+    show_progress: bool = False,
+) -> dict[str, Any]:
+    """Write a memory for each row, and keep them where [`MemoryStore`] finds them by id.
+
+    A shard is done if, and only if, its file is there; a call on a directory in which an earlier one was interrupted
+    writes what is missing. Under `accelerate launch` or `torchrun` the processes share the shards.
+
+    Args:
+        model: the writer, with a tokenizer.
+        source: rows with a context, which is a text or a list of texts, its segments.
+        directory: where the store is to be; new, empty, or begun by the same call.
+        context_column: where the contexts are.
+        id_column: where the ids are; `"id"` where there is such a column, else the row's number is its id.
+        batch_size: how many contexts are written at a time. Within a shard, those of similar length are.
+        shard_size: how many memories a file holds: what is lost, at most, if the process is killed, and held in
+            working memory at a time.
+        write_steps, write_learning_rate, tolerance: as in [`GradMemForCausalLM.write`].
+        model_name, source_name: how to call them in the facts.
+        show_progress: show a progress bar over this process's share.
+
+    Returns:
+        The facts of the store; and `written`, how many memories this process wrote in this call.
+
+    Raises:
+        OSError: the directory cannot be written to.
+        ValueError: a column is missing; an id comes twice; a context is empty or longer than the base's window; the
+            directory holds something else, or memories of another model, source or setting.
+        FloatingPointError: a loss became NaN or infinite; what was written before is kept.
+    """
+    rows = DatasetRows(source, context_column, id_column)
+    options = {"write_steps": write_steps, "write_learning_rate": write_learning_rate, "tolerance": tolerance}
+    job = _Job(model, rows, Path(directory).expanduser(), options, batch_size, shard_size, show_progress)
+    return _carry_out(job, model_name, source_name)
+
+
+def _carry_out(job: _Job, model_name: str | None, source_name: str | None) -> dict[str, Any]:
+    """Do this process's share; returns what [`write_dataset`] does."""
+    state = processes(cpu=job.model.device.type == "cpu")
+    mistake: Exception | None = None
+    if state.is_main_process:
+        try:
+            job.begin(model_name, source_name)
+        except (ValueError, OSError) as error:
+            mistake = error
+    _stop_all(mistake)
+    facts = read_facts(job.directory)
+    missing = job.missing(facts["num_shards"])
+    state.wait_for_everyone()  # so that all share the same list
+    own = missing[state.process_index :: state.num_processes]
+    with tqdm(
+        total=sum(len(numbers) for _, numbers in own),
+        desc="Writing" if state.num_processes == 1 else f"Writing, 1 of {state.num_processes} processes",
+        unit="memory",
+        disable=not (job.show_progress and state.is_main_process),
+    ) as bar:
+        for path, numbers in own:
+            job.write_shard(path, numbers, facts, bar)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        for left_behind in (job.directory / "data").glob(".*"):  # by a run that was killed
+            left_behind.unlink(missing_ok=True)
+    return facts | {"written": sum(len(numbers) for _, numbers in own)}
+
+
+def _stop_all(mistake: Exception | None) -> None:
+    """Raise the main process's mistake, if it made one, in all processes: they would wait for it in vain."""
+    message = broadcast_object_list([None if mistake is None else str(mistake)])[0]
+    if mistake is not None:
+        raise mistake
+    if message is not None:
+        raise ValueError(message)
+
+
+def _hash_of_writer(model: GradMemForCausalLM) -> str:
+    """Of all tensors that WRITE uses, but for a base that is known by its name."""
+    left_out = set() if model.config.includes_base else base_keys(model)
+    return hash_tensors({name: value for name, value in model.state_dict().items() if name not in left_out})
+
+
+def _check_same(directory: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to go on with a store that another model, source or setting began."""
+    before, now = _flat(before), _flat(now)
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    changed = [f"{name} was {before.get(name)} and is {now.get(name)}" for name in changed if name not in _NAMES]
+    if changed:
+        raise ValueError(
+            f"{directory} was begun by another run: {'; '.join(changed)}. Give the same model, source and options, "
+            "or another directory."
+        )
+
+
+def _flat(facts: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in facts.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat
+
+
+def _check_fits(model: GradMemForCausalLM, contexts: Contexts) -> None:
+    """Raise a `ValueError` if one of the contexts has no tokens or is longer than the window of the base."""
+    model.writer.rows(contexts.checked(torch.device("cpu")))
+
+
+def _name_unfit(model: GradMemForCausalLM, numbers: range, ids: list[str], contexts: Contexts) -> None:
+    for row, (number, name) in enumerate(zip(numbers, ids, strict=True)):
+        try:
+            _check_fits(model, contexts.take(slice(row, row + 1)))
+        except ValueError as error:
+            raise ValueError(f"Row {number} (id {name!r}) cannot be written. {error}") from error
+
+
+__all__ = ["processes", "write_dataset"]

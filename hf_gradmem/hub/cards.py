@@ -1,0 +1,40 @@
+"""The card of a repository or a directory: which one is ours to rewrite, and where it says to load from."""
+
+import os
+import re
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+
+from ..files import whole_file
+from .client import CARD_FILE
+
+# While it stands in a card, the card is ours to rewrite; without it, the card is the user's and is left alone.
+MARK = "<!-- Written by hf_gradmem at each save and push. To keep your own text, remove this line. -->"
+# Stands for the namespace of the repository until there is one.
+_NAMESPACE = "your-name"
+# Of every model that this package saves.
+TAGS = ("gradmem", "memory", "test-time-training", "arxiv:2603.13875")
+
+
+def is_own_card(text: str) -> bool:
+    """Whether a card is one that was written here, and not the user's."""
+    return MARK in text
+
+
+def local_id(directory: str | os.PathLike) -> str:
+    """What stands in a card for the repository that a directory has not been pushed to."""
+    return f"{_NAMESPACE}/{Path(directory).resolve().name}"
+
+
+def address_card(text: str, repo_id: str) -> str:
+    """The card of a directory as it is pushed: one that was written here says from which repository to load."""
+    return re.sub(rf"{_NAMESPACE}/[\w.-]+", repo_id, text) if is_own_card(text) else text
+
+
+def write_card(card: ModelCard, directory: str | os.PathLike) -> None:
+    """Write a card into a directory, unless the user's own is there."""
+    path = Path(directory) / CARD_FILE
+    if not path.exists() or is_own_card(path.read_text(encoding="utf-8")):
+        with whole_file(path) as unfinished:
+            unfinished.write_text(str(card), encoding="utf-8")

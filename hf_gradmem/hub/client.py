@@ -1,0 +1,161 @@
+"""Calls to the Hub: uploads as one commit, what a repository holds, and the commit that a base was loaded from."""
+
+import functools
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_session,
+    resolve_revision,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import HFValidationError, RevisionResolutionError
+from huggingface_hub.utils import filter_repo_objects
+
+from .errors import HubError, one_line_errors
+
+CARD_FILE = constants.REPOCARD_NAME
+# Weights of an earlier push, which a loader would prefer to those of this one.
+_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+# Trainer's checkpoints and whatever is pickled stay at home.
+_NOT_PUSHED = ["checkpoint-*", "*.bin", "*.pt", "*.pth", ".*", "*/.*"]
+_HUB_TIMEOUT = 3.0  # seconds
+
+
+def folder_files(folder: Path) -> dict[str, Path]:
+    """What a push takes from a directory, by its path in the repository."""
+    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: paths[name] for name in filter_repo_objects(paths, ignore_patterns=_NOT_PUSHED)}
+
+
+def push_files(
+    files: Mapping[str, Path | bytes],
+    repo_id: str,
+    *,
+    commit_message: str,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> CommitInfo:
+    """Upload files to a model repository in one commit, so that nobody ever loads half of them.
+
+    Weights of an earlier push that these replace are deleted in the same commit.
+
+    Args:
+        files: path in the repository, and the local file or its content.
+        repo_id, revision: of a repository and a branch that exist; see [`prepare_repository`].
+
+    Raises:
+        HubError: the Hub refused, or cannot be reached.
+    """
+    api = HfApi(token=token)
+    with one_line_errors(repo_id, revision):
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [
+            CommitOperationAdd(name, path) for name, path in files.items()
+        ]
+        if any(True for _ in filter_repo_objects(files, allow_patterns=list(_WEIGHTS))):
+            there = api.list_repo_files(repo_id, revision=revision)
+            stale = set(filter_repo_objects(there, allow_patterns=list(_WEIGHTS))) - files.keys()
+            operations += [CommitOperationDelete(name) for name in sorted(stale)]
+        return api.create_commit(
+            repo_id,
+            operations,
+            commit_message=commit_message,
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
+
+
+def prepare_repository(
+    repo_id: str,
+    *,
+    revision: str | None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    repo_type: str = "model",
+) -> str:
+    """Make a repository and a branch unless they are there; returns the repository's name with its namespace.
+
+    Raises:
+        HubError: the Hub refused, or cannot be reached.
+    """
+    api = HfApi(token=token)
+    with one_line_errors(repo_id, revision):
+        repo_id = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True).repo_id
+        if revision is not None and not revision.startswith("refs/pr/"):
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+    return repo_id
+
+
+def remote_card(repo_id: str, *, revision: str | None, token: str | bool | None = None) -> str | None:
+    """The text of a repository's README.md, or `None` where it has none."""
+    api = HfApi(token=token)
+    with one_line_errors(repo_id, revision):
+        if not api.file_exists(repo_id, CARD_FILE, revision=revision):
+            return None
+        return Path(api.hf_hub_download(repo_id, CARD_FILE, revision=revision)).read_text(encoding="utf-8")
+
+
+def loaded_commit(name: str | None, revision: str | None = None, cache_dir: str | None = None) -> str | None:
+    """The commit that a revision of a repository last resolved to when it was loaded here.
+
+    A model does not say which commit it came from; the cache that it was loaded through does, without a call.
+
+    Returns:
+        A commit sha, or `revision` as given for a directory or what was never loaded.
+    """
+    if name is None or os.path.exists(name):
+        return revision
+    try:
+        return resolve_revision(name, revision=revision, local_files_only=True, cache_dir=cache_dir).resolved
+    except (RevisionResolutionError, HFValidationError):
+        return revision
+
+
+def is_cached(name: str, commit: str, file: str) -> bool:
+    """Whether the local cache holds a file of a repository at a commit."""
+    return isinstance(try_to_load_from_cache(name, file, revision=commit), str)
+
+
+def check_hub() -> None:
+    """Refuse at once what needs the Hub while it is out of reach.
+
+    Raises:
+        HubError: it is.
+    """
+    if not hub_is_reachable():
+        state = "is switched off by HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "cannot be reached"
+        raise HubError(f"The Hub ({constants.ENDPOINT}) {state}.")
+
+
+def hub_is_reachable() -> bool:
+    """Whether the Hub answers within a few seconds; it is not asked where offline mode is set."""
+    return not constants.HF_HUB_OFFLINE and _answers(constants.ENDPOINT)
+
+
+@functools.cache
+def _answers(endpoint: str) -> bool:
+    answered = threading.Event()
+
+    def ask() -> None:
+        try:
+            get_session().head(endpoint, timeout=_HUB_TIMEOUT)
+        except Exception:  # whatever the network does, the answer is no
+            return
+        answered.set()
+
+    # In a thread, since no time-out covers a name server that does not answer.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_HUB_TIMEOUT)
+    return answered.is_set()

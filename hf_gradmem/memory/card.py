@@ -1,0 +1,48 @@
+"""The card of memories that are shared by themselves, beside no model."""
+
+from collections.abc import Sequence
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ..hub.cards import MARK, is_own_card
+
+_MEMORY_TAG = "gradmem-memory"
+_SHOWN_LENGTHS = 10
+
+
+def memory_card(
+    shape: Sequence[int],
+    num_bytes: int,
+    num_context_tokens: Sequence[int],
+    fingerprint: str | None,
+    repo_id: str,
+) -> ModelCard:
+    """The card of shared memories: how many, how large, of which model.
+
+    Args:
+        shape: `(batch, num_memory_tokens, hidden_size)`, of all memories.
+        num_bytes: of all of their vectors.
+        num_context_tokens: tokens written into each.
+        fingerprint: of the model that reads them.
+        repo_id: the repository, for the card's title and code.
+    """
+    count, vectors, width = shape
+    tokens = ", ".join(f"{int(length):,}" for length in num_context_tokens[:_SHOWN_LENGTHS])
+    lines = [
+        MARK,
+        f"# {repo_id.rsplit('/', 1)[-1]}",
+        f"{count} context{'s' * (count != 1)}, written into {vectors} vectors of width {width} "
+        f"{'each ' * (count != 1)}by gradient descent ([GradMem](https://arxiv.org/abs/2603.13875)): "
+        f"{num_bytes:,} bytes.",
+        f"- tokens written: {tokens}{', ...' * (count > _SHOWN_LENGTHS)}",
+        f"- written for: `{fingerprint}`. No other model reads them.",
+        "```python\nfrom hf_gradmem import GradMemMemory\n\n"
+        f'memory = GradMemMemory.from_pretrained("{repo_id}")\n```\n',
+    ]
+    data = ModelCardData(library_name="transformers", tags=["gradmem", _MEMORY_TAG, "arxiv:2603.13875"])
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(lines))
+
+
+def is_memory_card(text: str) -> bool:
+    """Whether a card is one that [`memory_card`] wrote: it does not replace the card of a model beside the memory."""
+    return is_own_card(text) and _MEMORY_TAG in text

@@ -1,0 +1,156 @@
+"""WRITE and READ as objects: which vectors stand around a memory, which LoRA is on, and which head makes the logits."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from ..base.attention import layers_recomputed
+from ..base.decoder import Decoder
+from ..base.layout import reorder
+from ..base.lora import inject_lora, lora_parameters, lora_phase
+from ..base.output_head import OutputHead
+from ..base.running import DecoderInputs
+from .form import MemoryForm
+
+Tensor = torch.Tensor
+
+
+class Phase:
+    """Runs the base under the conditions of one phase.
+
+    It reads its parameters from the model when they are used and keeps no tensor.
+
+    Args:
+        name: `"write"` or `"read"`.
+        module: the model, which the parameters of the phase are registered on: `{name}_start` and `{name}_end`, and
+            the head and the LoRA of the phase if it has them.
+        decoder: the base.
+        form: of the memory.
+    """
+
+    def __init__(self, name: str, module: nn.Module, decoder: Decoder, form: MemoryForm) -> None:
+        self.name, self.module, self.decoder, self.form = name, module, decoder, form
+        count = form.num_control_tokens
+        for vectors in self.control_vectors:
+            empty = torch.empty((count, form.hidden_size), **form.like) if count else None
+            setattr(module, vectors, None if empty is None else nn.Parameter(empty))
+
+    @property
+    def control_vectors(self) -> list[str]:
+        """Names of the parameters on either side of the memory."""
+        return [f"{self.name}_start", f"{self.name}_end"]
+
+    @property
+    def _head_name(self) -> str:
+        return f"{self.name}_head"
+
+    @property
+    def head(self) -> nn.Linear | None:
+        """An output head of this phase alone."""
+        return getattr(self.module, self._head_name, None)
+
+    def add_head(self) -> None:
+        """Give the phase an output head of its own.
+
+        Raises:
+            ValueError: the base has no linear head to start it from.
+        """
+        weight = getattr(self.decoder.base_model.get_output_embeddings(), "weight", None)
+        if weight is None or weight.dim() != 2:
+            raise ValueError(
+                f"{self._head_name}=True needs a base with a linear output head, which {self.decoder.name} does not "
+                f"have. Use {self._head_name}=False."
+            )
+        head = nn.Linear(weight.shape[1], weight.shape[0], bias=False, **self.form.like)
+        setattr(self.module, self._head_name, head)
+
+    def init_module(self, module: nn.Module) -> None:
+        """Give a module of the model its first values if it is the phase's head: those of the base's."""
+        if self.head is not None and module is self.head:
+            init.copy_(self.head.weight, self.decoder.base_model.get_output_embeddings().weight)
+
+    def resize_head(self) -> None:
+        """Give the head the base's vocabulary: it keeps its rows and takes the base's new ones."""
+        if self.head is None:
+            return
+        own = self.head.weight
+        weight = self.decoder.base_model.get_output_embeddings().weight.detach().to(own).clone()
+        kept = min(weight.shape[0], own.shape[0])
+        weight[:kept] = own.detach()[:kept]
+        self.head.weight = nn.Parameter(weight, requires_grad=own.requires_grad)
+        self.head.out_features = weight.shape[0]
+
+    def add_lora(self, arguments: dict[str, Any]) -> None:
+        """Give the phase a LoRA of its own; `arguments` are those of a `peft.LoraConfig`."""
+        inject_lora(self.decoder.base_model, arguments, self.name, self.form.like["dtype"])
+
+    def check(self) -> None:
+        """Refuse a head that does not fit the base; called once the base has its weights.
+
+        Raises:
+            ValueError: the base's logits are no linear function of its last hidden state.
+        """
+        if self.head is not None and not self.decoder.head_is_linear:
+            raise ValueError(
+                f"{self._head_name}=True needs a base whose logits are a linear head on its last hidden state, which "
+                f"those of {self.decoder.name} are not. Use {self._head_name}=False."
+            )
+
+    def check_trainable(self) -> None:
+        """Refuse a LoRA whose layers would be recomputed outside the phase.
+
+        Raises:
+            ValueError: the base is under activation checkpointing.
+        """
+        if any(True for _ in lora_parameters(self.decoder.base_model, self.name)) and layers_recomputed(
+            self.decoder.base_model
+        ):
+            raise ValueError(
+                "The base's activation (gradient) checkpointing recomputes its layers after the phase in which "
+                "write_lora or read_lora was on. Disable it on the base; checkpoint_write_steps=True saves "
+                "WRITE's memory."
+            )
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """The LoRA of this phase is on, and no other, for a span."""
+        with lora_phase(self.decoder.base_model, self.name):
+            yield
+
+    def prefix(self, memory: Tensor) -> DecoderInputs:
+        """What the decoder is given for memories `(batch, num_memory_tokens, width)`, a row for each."""
+        return self.form.prefix(memory, *(getattr(self.module, name) for name in self.control_vectors))
+
+    def logits(self, inputs: DecoderInputs, places: Tensor | None = None) -> Tensor:
+        """Logits `(rows, length, vocab)` under this phase's head and LoRA.
+
+        Args:
+            inputs: what to run on.
+            places: `(rows, length)`, the positions to give the logits of; all of them by default.
+        """
+        if self.head is not None:
+            return self.head(self.hidden_states(inputs, places).to(self.head.weight.dtype))
+        with self.active():
+            logits = self.decoder.logits(inputs)
+            return logits if places is None else reorder(logits, places)
+
+    def hidden_states(self, inputs: DecoderInputs, places: Tensor | None = None) -> Tensor:
+        """What the logits are made from, `(rows, length, hidden_size)`; likewise."""
+        with self.active():
+            hidden = self.decoder.hidden_states(inputs)
+            return hidden if places is None else reorder(hidden, places)
+
+    @property
+    def output_head(self) -> OutputHead | None:
+        """The head, where it and the hidden states alone make the logits; otherwise `None`."""
+        return self.decoder.output_head if self.head is None else OutputHead(self.head.weight)
+
+    def extra_tensors(self) -> dict[str, Tensor]:
+        """What the phase uses beside the base, the form's part left out, by the names that checkpoints have for it."""
+        tensors = dict(lora_parameters(self.decoder.base_model, self.name))
+        control = {name: getattr(self.module, name) for name in self.control_vectors}
+        return tensors | {name: tensor for name, tensor in control.items() if tensor is not None}

@@ -1,0 +1,233 @@
+"""A written memory: a value that can be sliced, joined, saved and shared."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
+from numbers import Integral
+from pathlib import Path
+
+import torch
+from huggingface_hub import CommitInfo, ModelCard, hf_hub_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError, safe_open
+from torch.nn import functional
+
+from ..files import save_tensors
+from ..hub.client import CARD_FILE, prepare_repository, push_files, remote_card
+from ..hub.errors import one_line_errors
+from .card import is_memory_card, memory_card
+
+MEMORY_FILE = "memory.safetensors"
+_FORMAT = "gradmem-memory"
+_FORMAT_VERSION = "1"
+Tensor = torch.Tensor
+
+
+@dataclass
+class GradMemMemory:
+    """Contexts as WRITE left them. Indexing gives a memory again; a single index gives a batch of one.
+
+    Attributes:
+        embeddings (`torch.Tensor` of shape `(batch, num_memory_tokens, hidden_size)`):
+            M_K, before the memory projection. Float32, or float64 on a float64 base.
+        write_losses (`torch.Tensor` of shape `(batch, steps)`):
+            Reconstruction loss before each step, in nats per token; NaN once a sample had stopped.
+        segment_lengths (`torch.Tensor` of shape `(batch, segments)`):
+            Tokens in each segment written, 0 where a sample has fewer segments. One segment is a whole context.
+        final_write_loss (`torch.Tensor` of shape `(batch,)`, *optional*):
+            Loss after the last step, if it was measured.
+        fingerprint (`str`, *optional*):
+            The base and the weights with which the memory is read. `None` while a training step is still
+            differentiating through it.
+    """
+
+    embeddings: Tensor
+    write_losses: Tensor
+    segment_lengths: Tensor
+    final_write_loss: Tensor | None = None
+    fingerprint: str | None = None
+
+    @property
+    def num_context_tokens(self) -> Tensor:
+        """Tokens written into each memory, `(batch,)`."""
+        return self.segment_lengths.sum(1)
+
+    @property
+    def is_segmented(self) -> Tensor:
+        """Whether each memory was written in more than one piece, `(batch,)`."""
+        return (self.segment_lengths > 0).sum(1) > 1
+
+    def __len__(self) -> int:
+        return self.embeddings.shape[0]
+
+    def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "GradMemMemory":
+        if isinstance(index, Tensor) and index.dim() == 0:
+            index = index.item()
+        if isinstance(index, Integral):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"index {index} is out of range for a memory of {len(self)} contexts")
+            index = [int(index)]
+        return self._map(lambda tensor: tensor[index])
+
+    def to(self, device: torch.device | str) -> "GradMemMemory":
+        """The same memory on another device. Its precision is the writing model's and stays."""
+        device = torch.device(device)
+        return self._map(lambda tensor: tensor.to(device))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "GradMemMemory":
+        return replace(self, **{name: function(tensor) for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {
+            "embeddings": self.embeddings,
+            "write_losses": self.write_losses,
+            "segment_lengths": self.segment_lengths,
+            "final_write_loss": self.final_write_loss,
+        }
+        return {name: tensor for name, tensor in values.items() if tensor is not None}
+
+    @classmethod
+    def cat(cls, memories: Sequence["GradMemMemory"]) -> "GradMemMemory":
+        """Join memories along the batch.
+
+        Raises:
+            ValueError: none are given, or they belong to different models or differ in shape.
+        """
+        memories = list(memories)
+        if not memories:
+            raise ValueError("GradMemMemory.cat needs at least one memory, got none.")
+        for name, facts in (
+            ("fingerprints", {memory.fingerprint for memory in memories}),
+            ("shapes (num_memory_tokens, hidden_size)", {tuple(memory.embeddings.shape[1:]) for memory in memories}),
+        ):
+            if len(facts) > 1:
+                raise ValueError(f"Memories with different {name} cannot be joined: {sorted(map(str, facts))}.")
+        measured = all(memory.final_write_loss is not None for memory in memories)
+        return cls(
+            embeddings=torch.cat([memory.embeddings for memory in memories]),
+            write_losses=_cat_ragged([memory.write_losses for memory in memories], torch.nan),
+            segment_lengths=_cat_ragged([memory.segment_lengths for memory in memories], 0),
+            final_write_loss=torch.cat([memory.final_write_loss for memory in memories]) if measured else None,
+            fingerprint=memories[0].fingerprint,
+        )
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Write `memory.safetensors`, the tensors with the facts in its header, into a directory."""
+        header = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "fingerprint": json.dumps(self.fingerprint)}
+        save_tensors(self._tensors(), Path(save_directory) / MEMORY_FILE, header)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+    ) -> "GradMemMemory":
+        """Load a memory from a directory, its file, or a Hub repository.
+
+        Args:
+            name_or_path: the directory, file or repository.
+            revision, token, cache_dir, local_files_only: of a Hub repository, as in `huggingface_hub.hf_hub_download`.
+
+        Raises:
+            OSError: there is no such directory or repository, it holds no memory, or the Hub refused or is out of
+                reach; one line says which.
+            ValueError: the file is truncated or is not a memory.
+        """
+        path = Path(name_or_path)
+        if path.is_dir():
+            path = path / MEMORY_FILE
+            if not path.is_file():
+                raise FileNotFoundError(f"{path.parent} holds no memory: {MEMORY_FILE} is missing.")
+        elif not path.is_file():
+            try:
+                with one_line_errors(name_or_path, revision):
+                    path = Path(
+                        hf_hub_download(
+                            str(name_or_path),
+                            MEMORY_FILE,
+                            revision=revision,
+                            token=token,
+                            cache_dir=cache_dir,
+                            local_files_only=local_files_only,
+                        )
+                    )
+            except HFValidationError as error:
+                raise FileNotFoundError(
+                    f"There is no directory or file {str(name_or_path)!r}, nor can it be a Hub repository: {error}"
+                ) from error
+        return cls._load(path)
+
+    @classmethod
+    def _load(cls, path: Path) -> "GradMemMemory":
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a readable safetensors file ({error}). Was it copied whole?") from error
+        if header.get("format") != _FORMAT or header.get("format_version") != _FORMAT_VERSION:
+            raise ValueError(
+                f"{path} is not a memory of format {_FORMAT} {_FORMAT_VERSION}: its header says {header or 'nothing'}."
+            )
+        known = {field.name: field.default for field in fields(cls) if field.name != "fingerprint"}
+        missing = [name for name, default in known.items() if default is MISSING and name not in tensors]
+        unknown = sorted(tensors.keys() - known.keys())
+        if missing or unknown or "fingerprint" not in header:
+            missing += [] if "fingerprint" in header else ["the fingerprint in its header"]
+            raise ValueError(
+                f"{path} is not a whole memory: it lacks {', '.join(missing) or 'nothing'} and has "
+                f"{', '.join(unknown) or 'nothing'} too many."
+            )
+        return cls(**tensors, fingerprint=json.loads(header["fingerprint"]))
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload GradMem memory",
+        revision: str | None = None,
+        create_pr: bool = False,
+    ) -> CommitInfo:
+        """Upload the memory, and a card if the repository has none, in one commit.
+
+        Args:
+            repo_id: a Hub model repository, made if it is missing; in the user's namespace if it names none.
+            private: whether a repository that is made is private.
+            token, commit_message, revision, create_pr: as in `huggingface_hub.HfApi.create_commit`; a branch that is
+                missing is made.
+
+        Raises:
+            OSError: the Hub refused or is out of reach; one line says which.
+        """
+        repo_id = prepare_repository(repo_id, revision=revision, private=private, token=token)
+        with tempfile.TemporaryDirectory() as directory:
+            self.save_pretrained(directory)
+            files: dict[str, Path | bytes] = {MEMORY_FILE: Path(directory) / MEMORY_FILE}
+            card = remote_card(repo_id, revision=revision, token=token)
+            if card is None or is_memory_card(card):
+                files[CARD_FILE] = str(self._card(repo_id)).encode()
+            return push_files(
+                files, repo_id, token=token, commit_message=commit_message, revision=revision, create_pr=create_pr
+            )
+
+    def _card(self, repo_id: str) -> ModelCard:
+        num_bytes = self.embeddings.numel() * self.embeddings.element_size()
+        lengths = self.num_context_tokens.tolist()
+        return memory_card(self.embeddings.shape, num_bytes, lengths, self.fingerprint, repo_id)
+
+
+def _cat_ragged(tensors: list[Tensor], fill: float) -> Tensor:
+    """Join `(rows, columns)` tensors, filling the narrower ones on the right."""
+    width = max(tensor.shape[1] for tensor in tensors)
+    return torch.cat([functional.pad(tensor, (0, width - tensor.shape[1]), value=fill) for tensor in tensors])
+
+
+__all__ = ["GradMemMemory"]

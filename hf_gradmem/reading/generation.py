@@ -1,0 +1,120 @@
+"""Generation: the base's own from memory and prompt where that is right, else from this model's forward pass."""
+
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
+
+from ..base.layout import reorder, token_order
+from ..base.running import generation_arguments
+from ..memory.phase import Phase
+from .queries import Queries
+from .read import read_inputs
+
+Tensor = torch.Tensor
+_REPEATING = ("num_beams", "num_return_sequences")  # each of which multiplies the rows
+
+
+def can_generate_from_base(phase: Phase, memory: Tensor) -> bool:
+    """Whether the base's own `generate` follows its forward pass behind memories of this form."""
+    decoder = phase.decoder
+    in_cache = phase.prefix(memory[:1]).past is not None
+    return decoder.generates_from_cache if in_cache else decoder.generates_from_embeddings
+
+
+def generate_from_base(
+    phase: Phase, memory: Tensor, queries: Queries, arguments: dict[str, Any]
+) -> Tensor | ModelOutput:
+    """The base's own, cached generation from `[padding, memory, prompt]`; gives the new tokens alone.
+
+    Args:
+        phase: READ.
+        memory: `(memories, num_memory_tokens, width)`.
+        queries: the prompts.
+        arguments: of `generate`, `generation_config` and `streamer` among them.
+    """
+    inputs, _ = read_inputs(phase, memory, queries, "left")
+    base_model = phase.decoder.base_model
+    if arguments["streamer"] is not None:
+        arguments["streamer"].put(queries.input_ids.cpu())
+    arguments = count_new_tokens(arguments, base_model.generation_config, prompt_length=queries.input_ids.shape[1])
+    given = generation_arguments(inputs)
+    if inputs.past is not None:
+        # `generate` repeats the rows for beams and returned sequences, and leaves a cache that it is given as it is.
+        times = max(_setting(arguments, base_model.generation_config, name) or 1 for name in _REPEATING)
+        given["past_key_values"].batch_repeat_interleave(times)
+    with phase.active():
+        return base_model.generate(**given, **arguments)
+
+
+def sorted_prompts(queries: Queries) -> tuple[Tensor, Tensor]:
+    """Prompts and their mask with the padding on the left, where generation goes on from the right."""
+    order = token_order(queries.attention_mask, "left")
+    return reorder(queries.input_ids, order), reorder(queries.attention_mask, order).long()
+
+
+def with_prompts(output: Tensor | ModelOutput, prompts: Tensor, new_tokens_from: int) -> Tensor | ModelOutput:
+    """What `generate` gave, each sequence behind its prompt as it was given.
+
+    Args:
+        output: of `generate`.
+        prompts: `(rows, prompt_length)`.
+        new_tokens_from: where in a sequence the new tokens begin.
+    """
+    sequences = output.sequences if isinstance(output, ModelOutput) else output
+    prompts = prompts.repeat_interleave(len(sequences) // len(prompts), dim=0)
+    sequences = torch.cat([prompts, sequences[:, new_tokens_from:]], dim=1)
+    if not isinstance(output, ModelOutput):
+        return sequences
+    output.sequences = sequences
+    return output
+
+
+def _setting(arguments: dict[str, Any], default: GenerationConfig, name: str) -> Any:
+    """A setting of a generation: given by itself, in a `generation_config`, or by default."""
+    given = (arguments.get(name), getattr(arguments.get("generation_config"), name, None), getattr(default, name, None))
+    return next((value for value in given if value is not None), None)
+
+
+def count_new_tokens(arguments: dict[str, Any], default: GenerationConfig, prompt_length: int) -> dict[str, Any]:
+    """Turn lengths that count the prompt into lengths that count new tokens.
+
+    `generate(inputs_embeds=...)` of the base would count the memory's vectors as well.
+
+    Args:
+        arguments: those of `generate`, `generation_config` among them.
+        default: the generation configuration behind them.
+        prompt_length: tokens in the prompt.
+
+    Raises:
+        ValueError: `max_length` leaves no room for a new token.
+    """
+    max_length, max_new_tokens, min_length, min_new_tokens = (
+        _setting(arguments, default, name) for name in ("max_length", "max_new_tokens", "min_length", "min_new_tokens")
+    )
+    lengths = {}
+    if max_new_tokens is None and max_length is not None:
+        if max_length <= prompt_length:
+            raise ValueError(
+                f"max_length={max_length} leaves no room after a prompt of {prompt_length} tokens. "
+                "Raise it, or give max_new_tokens."
+            )
+        lengths["max_new_tokens"] = max_length - prompt_length
+    if min_new_tokens is None and min_length:
+        lengths["min_new_tokens"] = max(min_length - prompt_length, 0)
+    kept = {name: value for name, value in arguments.items() if name not in ("max_length", "min_length")}
+    return kept | lengths
+
+
+def ending_tokens(tokenizer: PreTrainedTokenizerBase, default: GenerationConfig) -> dict[str, Any]:
+    """Which tokens end an answer, and which one fills up those that ended early, as arguments of `generate`.
+
+    An answer ends in the tokenizer's end token, which training puts there, or in one of the base's own.
+    """
+    base = default.eos_token_id
+    ends = [*(base if isinstance(base, list) else [base]), tokenizer.eos_token_id]
+    ends = list(dict.fromkeys(token for token in ends if token is not None))
+    padding = (tokenizer.pad_token_id, default.pad_token_id, *ends)
+    arguments = {"eos_token_id": ends or None, "pad_token_id": next((t for t in padding if t is not None), None)}
+    return {name: value for name, value in arguments.items() if value is not None}

@@ -1,0 +1,137 @@
+"""Queries as the caller gives them, texts or tokens, brought into flat rows and checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..base.token_ids import checked_like, checked_mask, checked_tokens
+
+Tensor = torch.Tensor
+
+
+def tokenize_queries(
+    queries: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: Literal["none", "chat"] = "none"
+) -> tuple[Tensor, Tensor]:
+    """Queries as left-padded `input_ids` and `attention_mask`, tokenised as in training: without special tokens.
+
+    Args:
+        queries: the questions. What follows an empty one comes from the memory alone.
+        tokenizer: applied to each on its own. It needs no padding token: padding is masked.
+        template: `"chat"` puts each question, as a user's turn, into the tokenizer's chat template; special tokens are
+            then the template's own.
+
+    Returns:
+        `(queries, length)` each.
+
+    Raises:
+        TypeError: a query is not a text.
+        ValueError: there is no such template, or the tokenizer has none.
+    """
+    for query in queries:
+        if not isinstance(query, str):
+            raise TypeError(f"a question is a text, got {query!r}.")
+    if template not in ("none", "chat"):
+        raise ValueError(f"template must be 'none' or 'chat', got {template!r}.")
+    if template == "chat":
+        if tokenizer.chat_template is None:
+            raise ValueError(f"The tokenizer of {tokenizer.name_or_path} has no chat template. Use template 'none'.")
+        turns = [[{"role": "user", "content": query}] for query in queries]
+        queries = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    encoded = [tokenizer(query, add_special_tokens=False).input_ids for query in queries]
+    width = max(map(len, encoded), default=0)
+    input_ids = [[0] * (width - len(tokens)) + tokens for tokens in encoded]
+    mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in encoded]
+    return torch.tensor(input_ids, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Queries as flat rows.
+
+    Attributes:
+        input_ids, attention_mask: `(rows, query_length)`.
+        labels: `(rows, query_length)`, *optional*.
+        memory_index: `(rows,)`, the memory that each row reads.
+        shape: the leading dimensions the caller gave, `(batch,)` or `(batch, queries)`.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor | None
+    memory_index: Tensor
+    shape: tuple[int, ...]
+
+
+def checked_queries(
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    labels: Tensor | None,
+    context_index: Tensor | None,
+    num_memories: int,
+    device: torch.device,
+) -> Queries:
+    """Queries `(batch, length)`, `(batch, queries, length)`, or flat with `context_index`, paired with memories.
+
+    One memory serves any number of flat queries.
+
+    Raises:
+        ValueError: the shapes do not match each other or the number of memories.
+    """
+    if input_ids is None:
+        raise ValueError("There is nothing to read with: give the query as input_ids.")
+    input_ids = checked_tokens("input_ids", input_ids, device, dims=(2, 3))
+    attention_mask = checked_mask("attention_mask", attention_mask, input_ids)
+    if labels is not None:
+        labels = checked_like("labels", labels, input_ids)
+    shape = tuple(input_ids.shape[:-1])
+    if context_index is not None:
+        index = _checked_index(context_index, shape, num_memories, device)
+    elif num_memories == 1 or num_memories == shape[0]:
+        per_context = 1 if len(shape) == 1 else shape[1]
+        index = torch.arange(shape[0], device=device).repeat_interleave(per_context) % num_memories
+    else:
+        raise ValueError(
+            f"There are {num_memories} memories for {shape[0]} rows of queries. Give one memory, one for each row, or "
+            "a context_index."
+        )
+    length = input_ids.shape[-1]
+    return Queries(
+        input_ids=input_ids.reshape(-1, length),
+        attention_mask=attention_mask.reshape(-1, length),
+        labels=None if labels is None else labels.reshape(-1, length),
+        memory_index=index,
+        shape=shape,
+    )
+
+
+def checked_prompts(
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    context_index: Tensor | None,
+    num_memories: int,
+    device: torch.device,
+) -> Queries:
+    """Prompts of a generation, which are flat: `(rows, prompt_length)`; otherwise as [`checked_queries`]."""
+    if input_ids is not None and input_ids.dim() != 2:
+        raise ValueError(
+            f"generate takes flat prompts (rows, prompt_length), got shape {tuple(input_ids.shape)}. Flatten them "
+            "and say with context_index which memory each one reads."
+        )
+    return checked_queries(input_ids, attention_mask, None, context_index, num_memories, device)
+
+
+def _checked_index(context_index: Tensor, shape: tuple[int, ...], num_memories: int, device: torch.device) -> Tensor:
+    index = torch.as_tensor(context_index, device=device).clone()
+    if len(shape) != 1 or tuple(index.shape) != shape:
+        raise ValueError(
+            f"context_index goes with flat queries, one entry for each: it has shape {tuple(index.shape)}, the queries "
+            f"{shape}."
+        )
+    if len(index) and not (int(index.min()) >= 0 and int(index.max()) < num_memories):
+        raise ValueError(
+            f"context_index must lie in 0..{num_memories - 1}, got {int(index.min())}..{int(index.max())}."
+        )
+    return index

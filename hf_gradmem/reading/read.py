@@ -1,0 +1,58 @@
+"""READ: memory and query side by side, the logits of the query, and its loss."""
+
+import torch
+
+from ..base.layout import align_with_query, reorder, token_order
+from ..base.output_head import cross_entropy
+from ..base.running import DecoderInputs, side_by_side
+from ..base.token_ids import IGNORED_LABEL
+from ..memory.phase import Phase
+from .queries import Queries
+
+Tensor = torch.Tensor
+
+
+def read_inputs(phase: Phase, memory: Tensor, queries: Queries, padding_side: str) -> tuple[DecoderInputs, Tensor]:
+    """`[r_start; P(M); r_end; query]` with its padding, and the order of the layout.
+
+    The memory stands next to the query, so left padding comes before it: a hole between the two is wrong for decoders
+    that count positions or carry a state.
+
+    Args:
+        phase: READ.
+        memory: `(memories, num_memory_tokens, width)`.
+        queries: the rows, each with the memory that it reads.
+        padding_side: `"left"` for generation, else `"right"`.
+    """
+    prefix = phase.prefix(memory).take(queries.memory_index)
+    inputs = side_by_side([prefix, phase.decoder.tokens(queries.input_ids, queries.attention_mask)])
+    order = token_order(inputs.attention_mask, padding_side)
+    return inputs.reordered(order), order
+
+
+def read(phase: Phase, memory: Tensor, queries: Queries) -> tuple[Tensor, Tensor | None]:
+    """Logits in the layout that the queries were given in, `(*shape, length, vocab)`, and their loss, given labels."""
+    inputs, order = read_inputs(phase, memory, queries, "right")
+    logits = phase.logits(inputs)
+    loss = None
+    if queries.labels is not None:
+        loss = read_loss(logits, queries.labels, queries.attention_mask, order)
+    aligned = align_with_query(logits, order, queries.input_ids.shape[1])
+    return aligned.reshape(*queries.shape, *aligned.shape[1:]), loss
+
+
+def read_loss(logits: Tensor, labels: Tensor, attention_mask: Tensor, order: Tensor) -> Tensor:
+    """CE(Y): mean over the batch's label tokens, the first query token included (it is predicted from the memory).
+
+    Args:
+        logits: `(rows, prefix_length + query_length, vocab)`, memory first, padding last.
+        labels: `(rows, query_length)`, not shifted, as in the query.
+        attention_mask: `(rows, query_length)`; a label without a token is not scored.
+        order: of [`~hf_gradmem.base.layout.token_order`] that the positions were brought into.
+    """
+    labels = labels.masked_fill(~attention_mask.bool(), IGNORED_LABEL)
+    prefix = labels.new_full((labels.shape[0], logits.shape[1] - labels.shape[1]), IGNORED_LABEL)
+    targets = reorder(torch.cat([prefix, labels], dim=1), order)[:, 1:]
+    scored = targets != IGNORED_LABEL
+    # A batch without labels has loss 0 and no gradient, not NaN.
+    return cross_entropy(logits[:, :-1][scored], targets[scored]).sum() / scored.sum().clamp(min=1)

@@ -1,0 +1,166 @@
+"""Rows of a task as the tensors that `forward` takes."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..base.token_ids import IGNORED_LABEL
+from .rows import check_row
+
+Tensor = torch.Tensor
+
+
+@dataclass
+class DataCollatorForGradMem:
+    """Tokenise rows of context, queries and targets into one batch of [`~hf_gradmem.GradMemForCausalLM.forward`].
+
+    Every tensor leads with the batch, so that Trainer and accelerate split and gather them together:
+    `context_input_ids` and `context_attention_mask` `(batch, context_length)`, `context_segment_ids` of the same shape
+    if the contexts are lists of segments (a context that is one text has none); `input_ids`, `attention_mask` and
+    `labels` `(batch, queries, query_length)`, where the answer follows its query and labels are −100 but at the answer
+    and its end token. Rows with fewer queries than others are filled up with queries that are masked throughout. Rows
+    with a column `write_steps` add that number to the batch.
+
+    `Trainer` needs `remove_unused_columns=False`, since it would take the text columns away.
+
+    Args:
+        tokenizer: applied to each segment, query and target on its own, without special tokens.
+        max_context_length: most tokens of a context; the rest of it is cut off.
+        max_query_length: most tokens of query and answer together; the query loses its beginning.
+        queries_per_context: most queries on a context; those after them are left out.
+        padding: `"longest"` pads to the longest of the batch, `"max_length"` to the three limits above, so that all
+            batches have one shape.
+        add_end_token: whether an answer that does not end in the tokenizer's end token gets one.
+
+    What is cut is counted in `truncated` and said in a warning when it first happens.
+
+    Raises:
+        ValueError: a row without a column, without context tokens, or with an empty target; limits that leave nothing.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    max_context_length: int | None = None
+    max_query_length: int | None = None
+    queries_per_context: int | None = None
+    padding: Literal["longest", "max_length"] = "longest"
+    add_end_token: bool = True
+    truncated: dict[str, int] = field(default_factory=lambda: {"contexts": 0, "queries": 0, "left out": 0}, init=False)
+
+    def __post_init__(self) -> None:
+        limits = ("max_context_length", "max_query_length", "queries_per_context")
+        for name in limits:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+        if self.padding not in ("longest", "max_length"):
+            raise ValueError(f"padding must be 'longest' or 'max_length', got {self.padding!r}.")
+        missing = [name for name in limits if getattr(self, name) is None]
+        if self.padding == "max_length" and missing:
+            raise ValueError(f"padding='max_length' needs {', '.join(missing)} as well.")
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Build the batch of these rows: tensors, and `write_steps`, a number, where the rows have it."""
+        before = dict(self.truncated)
+        for index, row in enumerate(rows):
+            check_row(row, f"row {index} of the batch")
+        batch = self._contexts(rows) | self._queries(rows) | _write_steps(rows)
+        if not any(before.values()) and any(self.truncated.values()):
+            cut = ", ".join(f"{count} {what}" for what, count in self.truncated.items() if count)
+            warnings.warn(
+                f"Cut in this batch of {len(rows)} contexts: {cut} (max_context_length={self.max_context_length}, "
+                f"max_query_length={self.max_query_length}, queries_per_context={self.queries_per_context}). Further "
+                "ones are counted in `truncated` without a warning.",
+                stacklevel=2,
+            )
+        return batch
+
+    def _contexts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        contexts = [row["context"] for row in rows]
+        segmented = [[context] if isinstance(context, str) else list(context) for context in contexts]
+        tokens = iter(self._encode([segment for segments in segmented for segment in segments]))
+        encoded = [[next(tokens) for _ in segments] for segments in segmented]
+        ids = [[token for segment in segments for token in segment] for segments in encoded]
+        segment_ids = [[index for index, segment in enumerate(segments) for _ in segment] for segments in encoded]
+        for index, (row, text) in enumerate(zip(ids, contexts, strict=True)):
+            if not row:
+                raise ValueError(f"The context of row {index} of the batch has no tokens: {text!r}.")
+            self.truncated["contexts"] += self.max_context_length is not None and len(row) > self.max_context_length
+        limit = self.max_context_length
+        width = self._width(max(len(row[:limit]) for row in ids), limit)
+        batch = {
+            "context_input_ids": _padded([row[:limit] for row in ids], width, self._pad_id),
+            "context_attention_mask": _padded([[1] * len(row[:limit]) for row in ids], width, 0),
+        }
+        if not all(isinstance(context, str) for context in contexts):
+            batch["context_segment_ids"] = _padded([row[:limit] for row in segment_ids], width, 0)
+        return batch
+
+    def _queries(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        limit = self.queries_per_context
+        kept = [len(row["queries"][:limit]) for row in rows]
+        self.truncated["left out"] += sum(len(row["queries"]) for row in rows) - sum(kept)
+        queries = self._encode([query for row in rows for query in row["queries"][:limit]])
+        texts = [target for row in rows for target in row["targets"][:limit]]
+        targets = [self._ended(target) for target in self._encode(texts)]
+        for text, target in zip(texts, targets, strict=True):
+            if not target:
+                raise ValueError(f"The target {text!r} has no tokens.")
+        pairs = iter([self._fitted(query, target) for query, target in zip(queries, targets, strict=True)])
+        grouped = [[next(pairs) for _ in range(count)] for count in kept]
+        number = self._width(max(kept), limit)
+        longest = max(len(query) + len(target) for group in grouped for query, target in group)
+        width = self._width(longest, self.max_query_length)
+        flat = [pair for group in grouped for pair in group + [([], [])] * (number - len(group))]
+        shape = (len(rows), number, width)
+        return {
+            "input_ids": _padded([query + target for query, target in flat], width, self._pad_id).view(shape),
+            "attention_mask": _padded([[1] * len(query + target) for query, target in flat], width, 0).view(shape),
+            "labels": _padded(
+                [[IGNORED_LABEL] * len(query) + target for query, target in flat], width, IGNORED_LABEL
+            ).view(shape),
+        }
+
+    def _width(self, longest: int, limit: int | None) -> int:
+        """How long a dimension of the batch is made."""
+        return longest if self.padding == "longest" or limit is None else limit
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
+
+    def _ended(self, target: list[int]) -> list[int]:
+        end = self.tokenizer.eos_token_id
+        if not self.add_end_token or end is None or not target or target[-1] == end:
+            return target
+        return [*target, end]
+
+    def _fitted(self, query: list[int], target: list[int]) -> tuple[list[int], list[int]]:
+        limit = self.max_query_length
+        if limit is None or len(query) + len(target) <= limit:
+            return query, target
+        self.truncated["queries"] += 1
+        target = target[:limit]
+        return query[len(query) + len(target) - limit :], target
+
+    @property
+    def _pad_id(self) -> int:
+        """Padding is masked; any id that the base has will do."""
+        return next(
+            token for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if token is not None
+        )
+
+
+def _write_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """The steps of WRITE that a curriculum asks of these rows, if it does."""
+    steps = {row["write_steps"] for row in rows if row.get("write_steps") is not None}
+    if len(steps) > 1:
+        raise ValueError(f"The rows of a batch must ask for the same write_steps, got {sorted(steps)}.")
+    return {"write_steps": steps.pop()} if steps else {}
+
+
+def _padded(rows: list[list[int]], width: int, value: int) -> Tensor:
+    """Right-padded `(len(rows), width)`."""
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows], dtype=torch.long).view(len(rows), width)

@@ -1,0 +1,29 @@
+"""What a task is: rows of contexts, queries and targets, and how they are tokenised and scored."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task that a memory is trained and measured on. Each module of this folder ends with its own, `TASK`.
+
+    Attributes:
+        load: `load(split, **arguments)` → the rows of `"train"`, `"validation"` or, where there is one, `"test"`, in
+            the form of [`~hf_gradmem.tasks.rows`].
+        stream: the same rows generated as they are read, for a task that generates them. It also takes `num_contexts`.
+        build_tokenizer: `build_tokenizer(**arguments)` → a tokenizer with the task's own vocabulary, for a base that is
+            trained from scratch. It takes the arguments of `load`.
+        add_end_token: whether a target ends in an end token. Running text goes on after its target.
+        metric: the metric of [`~hf_gradmem.evaluation.evaluate_rows`] that the task is scored by where nothing else is
+            asked for; `None` measures losses alone.
+    """
+
+    load: Callable[..., Dataset]
+    stream: Callable[..., IterableDataset] | None = None
+    build_tokenizer: Callable[..., PreTrainedTokenizerBase] | None = None
+    add_end_token: bool = True
+    metric: str | None = "exact_match"

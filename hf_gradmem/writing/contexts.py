@@ -1,0 +1,108 @@
+"""Contexts as the caller gives them, texts or tokens, brought into one form and checked."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ..base.token_ids import checked_like, checked_mask, checked_tokens
+
+Tensor = torch.Tensor
+Context = str | Sequence[str] | Sequence[Sequence[str]]
+"""A text; a list of texts is that many contexts, a list of lists contexts in segments."""
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Contexts as tokens.
+
+    Attributes:
+        input_ids: `(batch, length)`, padded on either side.
+        attention_mask: `(batch, length)`, non-zero at tokens; all of them by default.
+        segment_ids: `(batch, length)`; a segment is a run of equal values. `None` for contexts that come whole.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor | None = None
+    segment_ids: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def take(self, rows: Tensor | slice) -> "Contexts":
+        """Some of the contexts."""
+        mask, segments = (None if part is None else part[rows] for part in (self.attention_mask, self.segment_ids))
+        return Contexts(self.input_ids[rows], mask, segments)
+
+    def checked(self, device: torch.device) -> "Contexts":
+        """The same contexts on `device`, as copies that belong to no `inference_mode`, with a mask.
+
+        Raises:
+            ValueError: the shapes do not match, or a context is empty.
+        """
+        input_ids = checked_tokens("context input_ids", self.input_ids, device, dims=(2,))
+        attention_mask = checked_mask("context attention_mask", self.attention_mask, input_ids)
+        segment_ids = self.segment_ids
+        if segment_ids is not None:
+            segment_ids = checked_like("context segment_ids", segment_ids, input_ids)
+        empty = (~attention_mask.any(dim=1)).nonzero().flatten().tolist()
+        if empty or not len(input_ids):
+            which = f"context {empty[0]} of {len(input_ids)} has no tokens" if empty else "no context was given"
+            raise ValueError(f"Nothing to write: {which}. Every context needs at least one token.")
+        return Contexts(input_ids, attention_mask, segment_ids)
+
+
+def given_contexts(
+    context: Context | None,
+    input_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    segment_ids: Tensor | None,
+    tokenize: Callable[[Context], Contexts],
+) -> Contexts:
+    """Contexts that came either as text or as tokens.
+
+    Raises:
+        ValueError: neither was given, or both, or a text with what belongs to tokens.
+    """
+    if (context is None) == (input_ids is None):
+        raise ValueError("write needs either a text or input_ids, and not both.")
+    if context is None:
+        return Contexts(input_ids, attention_mask, segment_ids)
+    if attention_mask is not None or segment_ids is not None:
+        raise ValueError("attention_mask and segment_ids belong to input_ids; a text brings its own.")
+    return tokenize(context)
+
+
+def tokenize_contexts(
+    context: Context, tokenizer: PreTrainedTokenizerBase, segment_length: int | None = None
+) -> Contexts:
+    """Texts as tokens, in segments if any context has several.
+
+    Args:
+        context: a text, a list of texts (that many contexts) or a list of lists (contexts in segments).
+        tokenizer: applied to each segment on its own, without special tokens.
+        segment_length: cut a context of one text every so many tokens where others come in segments.
+
+    Raises:
+        TypeError: something in there is not a text.
+    """
+    contexts = [context] if isinstance(context, str) else list(context)
+    segmented = [[item] if isinstance(item, str) else list(item) for item in contexts]
+    for item in segmented:
+        if not all(isinstance(segment, str) for segment in item):
+            raise TypeError(f"a context is a text or a list of texts (its segments), got {item!r}.")
+    encoded = [[tokenizer(text, add_special_tokens=False).input_ids for text in item] for item in segmented]
+    width = max((sum(map(len, segments)) for segments in encoded), default=0)
+    input_ids = torch.zeros((len(encoded), width), dtype=torch.long)
+    attention_mask, segment_ids = torch.zeros_like(input_ids), torch.zeros_like(input_ids)
+    for row, segments in enumerate(encoded):
+        tokens = [token for segment in segments for token in segment]
+        input_ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
+        attention_mask[row, : len(tokens)] = 1
+        if len(segments) == 1 and segment_length is not None:
+            segment_ids[row] = torch.arange(width) // segment_length
+        else:
+            lengths = torch.tensor([len(segment) for segment in segments], dtype=torch.long)
+            segment_ids[row, : len(tokens)] = torch.repeat_interleave(lengths)
+    return Contexts(input_ids, attention_mask, segment_ids if any(len(item) > 1 for item in segmented) else None)

@@ -1,0 +1,86 @@
+"""The reconstruction objective of WRITE, L(M; C): whole contexts and contexts in segments.
+
+L(M; C) = (1/|C|) Σ_j Σ_i −log f_θ(s_j,i | [s_j−1; w_start; P(M); w_end; s_j,<i]). One segment is the paper's objective
+(eq. 3). Segments are the rows of one batch; a row holds the unscored prefix, then the segment.
+
+The prefix stands before the memory, so that a segment begins right behind it, where a query will. Between the two, a
+prefix moves the segment away from the place that READ looks things up from, and learning takes far longer. A memory in
+the cache has everything behind it, prefixes too.
+"""
+
+import torch
+
+from ...base.layout import packed_layout
+from ...base.modes import modules_in_eval
+from ...base.output_head import cross_entropy, head_cross_entropy
+from ...base.running import DecoderInputs, side_by_side
+from ...memory.phase import Phase
+from ..rows import ContextRows, whole_rows
+from .objective import Objective
+
+Tensor = torch.Tensor
+
+
+class ReconstructionObjective(Objective):
+    """−log f_θ of each token of the context, given the memory and the tokens before it."""
+
+    def token_losses(self, memory: Tensor, rows: ContextRows) -> Tensor:
+        inputs, places = write_inputs(self._prefixes(memory, rows), rows, self.phase)
+        return cross_entropy(rows.of_scored(self.phase.logits(inputs, places)), rows.targets)
+
+    def lean_token_losses(self, memory: Tensor, rows: ContextRows) -> Tensor:
+        head = self.phase.output_head
+        if head is None:
+            return self.token_losses(memory, rows)
+        inputs, places = write_inputs(self._prefixes(memory, rows), rows, self.phase)
+        hidden = rows.of_scored(self.phase.hidden_states(inputs, places)).to(head.weight.dtype)
+        return head_cross_entropy(hidden, head, rows.targets)
+
+    def _prefixes(self, memory: Tensor, rows: ContextRows) -> DecoderInputs:
+        return self.phase.prefix(memory).take(rows.sample_index)
+
+
+def write_inputs(prefix: DecoderInputs, rows: ContextRows, phase: Phase) -> tuple[DecoderInputs, Tensor]:
+    """Inputs of the decoder for `[segments before; prefix; segment]`, and where each row token is predicted.
+
+    Args:
+        prefix: of the memory of each row.
+        rows: the tokens.
+        phase: WRITE.
+
+    Returns:
+        The inputs, and `(rows, length)`, the position whose logits predict each token.
+    """
+    inputs = side_by_side([prefix, phase.decoder.tokens(rows.input_ids, rows.attention_mask)])
+    cached, length = prefix.cached_length, prefix.length
+    if rows.segment_starts is not None:
+        mask, positions, places = packed_layout(rows.segment_starts, cached + length, inputs.embeddings.dtype)
+        return inputs._replace(attention_mask=mask[:, :, cached:], position_ids=positions[:, cached:]), places - cached
+    place = torch.where(rows.scored, 2, torch.where(rows.attention_mask, 0, 3))
+    order = torch.cat([place.new_ones(prefix.attention_mask.shape), place], dim=1).argsort(dim=1, stable=True)
+    places = order.argsort(dim=1)[:, length:] - 1
+    return inputs.reordered(order), places.clamp(min=0)
+
+
+@torch.no_grad()
+def reconstruct(phase: Phase, memory: Tensor, before: Tensor, lengths: Tensor) -> Tensor:
+    """Decode memories greedily under the conditions that they were written in.
+
+    Args:
+        phase: WRITE.
+        memory: `(batch, num_memory_tokens, width)`.
+        before: `(batch, prefix_length)` tokens that the decoded ones follow.
+        lengths: `(batch,)` tokens to decode from each.
+
+    Returns:
+        `(batch, longest)` tokens, 0 beyond a memory's length.
+    """
+    decoded = before.new_empty((len(memory), 0))
+    unknown = before.new_zeros((len(memory), 1))
+    prefix = phase.prefix(memory)
+    with modules_in_eval(phase.module):
+        for _ in range(int(lengths.max())):
+            rows = whole_rows(before, torch.cat([decoded, unknown], dim=1))
+            logits = phase.logits(*write_inputs(prefix, rows, phase))
+            decoded = torch.cat([decoded, logits[:, -1:].argmax(-1)], dim=1)
+    return decoded.masked_fill(torch.arange(decoded.shape[1], device=before.device) >= lengths[:, None], 0)

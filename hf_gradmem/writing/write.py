@@ -1,0 +1,160 @@
+"""From contexts to memories: in batches of contexts of about one length, or as part of a forward pass."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from tqdm.auto import tqdm
+
+from ..base.modes import modules_in_eval
+from ..memory.written import GradMemMemory
+from .contexts import Contexts
+from .out_of_memory import IN_EVALUATION, IN_TRAINING, out_of_memory_explained
+from .rows import ContextRows
+from .writers.writer import Descent, Writer, WriteTrace
+
+Tensor = torch.Tensor
+
+
+def write_contexts(
+    writer: Writer,
+    contexts: Contexts,
+    *,
+    fingerprint: str,
+    start: GradMemMemory | None = None,
+    write_steps: int | None = None,
+    write_learning_rate: float | None = None,
+    tolerance: float | None = None,
+    batch_size: int | None = None,
+    measure_final_loss: bool = False,
+    show_progress: bool = False,
+    on_batch: Callable[[int], object] = lambda size: None,
+) -> GradMemMemory:
+    """Write contexts into memories, without a graph and with dropout off, whatever mode the caller is in.
+
+    Args:
+        writer: what writes them.
+        contexts: what to write.
+        fingerprint: of the model.
+        start: memories to go on from in place of the learned start, on the model's device.
+        write_steps, write_learning_rate, tolerance, batch_size, measure_final_loss, show_progress: as in
+            [`GradMemForCausalLM.write`].
+        on_batch: called with the size of each batch that was written.
+
+    Returns:
+        The memories, in the order of `contexts`.
+
+    Raises:
+        ValueError: a context is empty or too long, or an option is out of range.
+        FloatingPointError: a loss became NaN or infinite; names the context.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    with torch.inference_mode(False), torch.enable_grad():
+        contexts = contexts.checked(writer.phase.decoder.device)
+        step_sizes = writer.step_sizes(write_steps, write_learning_rate)
+        # Contexts of about one length share a batch, so that the padding of the longest is not computed for the rest.
+        order = contexts.attention_mask.sum(1).argsort(descending=True, stable=True)
+        batches = order.split(batch_size or len(contexts))
+        rows = [writer.rows(contexts.take(batch)) for batch in batches]
+        written = []
+        with (
+            modules_in_eval(writer.phase.module),
+            out_of_memory_explained(
+                f"Lower batch_size (now {batch_size or len(contexts)} contexts), or cut the contexts shorter with "
+                "write_segment_length, which is also the longest row that is held at a time."
+            ),
+            _progress(sum(map(writer.turns, rows)) * len(step_sizes), show_progress) as on_step,
+        ):
+            descent = Descent(step_sizes, tolerance=tolerance, on_step=on_step)
+            for batch, of_batch in zip(batches, rows, strict=True):
+                begin = None if start is None else start[batch]
+                trace = writer.write(of_batch, _start(writer, of_batch, begin), descent)
+                _check_finite(trace, batch, step_sizes)
+                written.append(_as_memory(writer, trace, of_batch, begin, fingerprint, measure_final_loss))
+                on_batch(len(batch))
+    return GradMemMemory.cat(written)[order.argsort()]
+
+
+def write_in_forward(
+    writer: Writer, contexts: Contexts, write_steps: int | None, *, keep_last_loss: bool, fingerprint: Callable[[], str]
+) -> tuple[WriteTrace, GradMemMemory]:
+    """WRITE as part of a forward pass: differentiated through if, and only if, gradients are enabled.
+
+    Args:
+        writer: what writes them.
+        contexts: what to write.
+        write_steps: the configuration's when `None`.
+        keep_last_loss: whether the outer loss has a use for the last loss.
+        fingerprint: of the model; a memory that is differentiated through has none.
+
+    Raises:
+        ValueError: a context is empty or too long, or what trains would get no gradient.
+    """
+    differentiate = torch.is_grad_enabled()
+    advice = IN_EVALUATION
+    if differentiate:
+        writer.check_trainable()
+        advice = f"Set checkpoint_write_steps=True. {IN_TRAINING}" if writer.keeps_graph else IN_TRAINING
+    with torch.inference_mode(False), torch.enable_grad(), out_of_memory_explained(advice):
+        rows = writer.rows(contexts.checked(writer.phase.decoder.device))
+        descent = Descent(writer.step_sizes(write_steps, None), differentiate, keep_last_loss)
+        trace = writer.write(rows, _start(writer, rows, None), descent)
+    memory = GradMemMemory(
+        embeddings=trace.memory if differentiate else trace.memory.detach(),
+        write_losses=trace.losses,
+        segment_lengths=rows.segment_lengths,
+        fingerprint=None if differentiate else fingerprint(),
+    )
+    return trace, memory
+
+
+def _start(writer: Writer, rows: ContextRows, begin: GradMemMemory | None) -> Tensor:
+    return writer.phase.form.start(len(rows.segment_lengths)) if begin is None else begin.embeddings
+
+
+def _as_memory(
+    writer: Writer,
+    trace: WriteTrace,
+    rows: ContextRows,
+    begin: GradMemMemory | None,
+    fingerprint: str,
+    measure_final_loss: bool,
+) -> GradMemMemory:
+    memory = trace.memory.detach()
+    final_loss = None
+    if measure_final_loss:
+        with torch.no_grad():
+            final_loss = writer.objective(rows).first_order(memory)
+    lengths = rows.segment_lengths
+    return GradMemMemory(
+        embeddings=memory,
+        write_losses=trace.losses.detach(),
+        segment_lengths=lengths if begin is None else torch.cat([begin.segment_lengths, lengths], dim=1),
+        final_write_loss=final_loss,
+        fingerprint=fingerprint,
+    )
+
+
+def _check_finite(trace: WriteTrace, batch: Tensor, step_sizes: list[Tensor | float]) -> None:
+    broken = (~trace.memory.isfinite().flatten(1).all(dim=1)).nonzero()
+    if len(broken):
+        raise FloatingPointError(
+            f"The reconstruction of context {int(batch[broken].min())} became NaN or infinite within "
+            f"{len(step_sizes)} write steps. Lower write_learning_rate (now "
+            f"{float(torch.as_tensor(step_sizes[0]).detach().max()):g}), or set write_max_grad_norm in the "
+            "configuration."
+        )
+
+
+@contextmanager
+def _progress(total: int, shown: bool) -> Iterator[Callable[[Tensor], None]]:
+    """A progress bar over the steps, as what is called after each of them."""
+    with tqdm(total=total, desc="Writing", unit="step", disable=not shown) as bar:
+
+        def on_step(losses: Tensor) -> None:
+            bar.update()
+            if shown:  # reading the loss waits for the device
+                bar.set_postfix(loss=f"{losses.nanmean():.3f}")
+
+        yield on_step

@@ -1,0 +1,10 @@
+"""How a context becomes a memory."""
+
+from .forward import ForwardWriter
+from .gradient import GradientWriter
+from .writer import Descent, Writer, WriteTrace
+
+WRITERS: dict[str, type[Writer]] = {"gradient": GradientWriter, "forward": ForwardWriter}
+"""The writers by name."""
+
+__all__ = ["WRITERS", "Descent", "WriteTrace", "Writer"]

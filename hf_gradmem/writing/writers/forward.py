@@ -1,0 +1,71 @@
+"""The forward-only memory writer, a recurrent memory transformer (RMT): the baseline under the same interface.
+
+The decoder reads `[w_start; P(M); w_end; context; P(M)]`, and its last hidden states at the trailing copy are the next
+memory. Re-reading the context K times is the counterpart of K gradient steps (the paper's forward-only writer).
+"""
+
+from dataclasses import replace
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from ...base.layout import token_order
+from ...base.running import side_by_side
+from ...memory.phase import Phase
+from ..contexts import Contexts
+from ..rows import ContextRows
+from .writer import Descent, Writer, WriteTrace
+
+Tensor = torch.Tensor
+
+
+class ForwardWriter(Writer):
+    """Reads the context whole, `write_steps` times, each time with the memory that the reading before it left."""
+
+    def __init__(self, phase: Phase, *, write_steps: int, checkpoint_write_steps: bool) -> None:
+        super().__init__(phase, write_steps)
+        self.keeps_graph = not checkpoint_write_steps
+
+    def rows(self, contexts: Contexts) -> ContextRows:
+        copy_behind = self.phase.form.num_memory_tokens
+        return self._split(replace(contexts, segment_ids=None), "Shorten it.", copy_behind)
+
+    def step_sizes(self, write_steps: int | None, write_learning_rate: float | None) -> list[Tensor | float]:
+        if write_learning_rate is not None:
+            raise ValueError('writer="forward" takes no gradient step: it has no write_learning_rate or tolerance.')
+        steps = self.write_steps if write_steps is None else write_steps
+        if steps < 0:
+            raise ValueError(f"write_steps must be at least 0, got {steps}.")
+        return [0.0] * steps
+
+    def write(self, rows: ContextRows, memory: Tensor, descent: Descent) -> WriteTrace:
+        """Losses are NaN: none is minimised here."""
+        if descent.tolerance is not None:
+            raise ValueError('writer="forward" takes no gradient step: it has no write_learning_rate or tolerance.')
+        steps = len(descent.step_sizes)
+        nothing = memory.new_full((memory.shape[0], steps), torch.nan)
+        with torch.set_grad_enabled(descent.differentiate):
+            for step in range(steps):
+                if descent.differentiate and not self.keeps_graph:
+                    memory = checkpoint(self._read_back, rows, memory, use_reentrant=False)
+                else:
+                    memory = self._read_back(rows, memory)
+                descent.on_step(nothing[:, step])
+        return WriteTrace(memory=memory, losses=nothing, last_loss=None)
+
+    def check_trainable(self) -> None:
+        self.phase.check_trainable()
+
+    def _read_back(self, rows: ContextRows, memory: Tensor) -> Tensor:
+        """The decoder's last hidden states at a copy of the memory behind the context."""
+        phase = self.phase
+        inputs = side_by_side(
+            [
+                phase.prefix(memory),
+                phase.decoder.tokens(rows.input_ids, rows.attention_mask),
+                phase.form.prefix(memory, None, None),
+            ]
+        )
+        order = token_order(inputs.attention_mask, "right")
+        hidden = phase.hidden_states(inputs.reordered(order), order.argsort(dim=1))
+        return hidden[:, -memory.shape[1] :].to(memory.dtype)

@@ -1,0 +1,124 @@
+"""What every writer has to offer, what it is asked for, and what it leaves behind."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...memory.phase import Phase
+from ..contexts import Contexts
+from ..objectives.objective import Objective
+from ..objectives.reconstruction import ReconstructionObjective
+from ..rows import ContextRows, split_context
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What one write is asked for.
+
+    Attributes:
+        step_sizes: α of each step, a number or what broadcasts to `(num_memory_tokens, width)`.
+        differentiate: keep what the outer loss needs of the steps. Otherwise every graph is freed at once.
+        keep_last_loss: also keep the graph of the last loss, whichever way the steps are differentiated.
+        tolerance: stop a sample once its loss is below this.
+        on_step: called after each step with the losses `(batch,)` before it, NaN for samples that had stopped.
+    """
+
+    step_sizes: Sequence[Tensor | float]
+    differentiate: bool = False
+    keep_last_loss: bool = False
+    tolerance: float | None = None
+    on_step: Callable[[Tensor], object] = lambda losses: None
+
+
+@dataclass(frozen=True)
+class WriteTrace:
+    """What a write leaves behind.
+
+    Attributes:
+        memory: `(batch, num_memory_tokens, width)`, M_K.
+        losses: `(batch, steps)`, each sample's loss before each step; NaN where the sample had already stopped.
+        last_loss: `(batch,)`, L(M_{K−1}; C), with its graph if that was asked for; `None` without a step.
+    """
+
+    memory: Tensor
+    losses: Tensor
+    last_loss: Tensor | None
+
+
+class Writer(ABC):
+    """Writes rows of contexts into memories.
+
+    The keyword-only arguments of a writer are the options of [`GradMemConfig`] that it reads.
+
+    Attributes:
+        phase: WRITE.
+        write_steps: steps that are taken unless another number is asked for.
+        keeps_graph: whether the graphs of all steps are alive until the backward pass.
+    """
+
+    keeps_graph = False
+
+    def __init__(self, phase: Phase, write_steps: int) -> None:
+        self.phase, self.write_steps = phase, write_steps
+
+    @abstractmethod
+    def rows(self, contexts: Contexts) -> ContextRows:
+        """The rows that contexts, checked, are run as.
+
+        Raises:
+            ValueError: one is longer than the base's window.
+        """
+
+    @abstractmethod
+    def step_sizes(self, write_steps: int | None, write_learning_rate: float | None) -> list[Tensor | float]:
+        """α of each step; `None` stands for the configuration's.
+
+        Raises:
+            ValueError: a number is out of range, or the writer has no such thing.
+        """
+
+    @abstractmethod
+    def write(self, rows: ContextRows, memory: Tensor, descent: Descent) -> WriteTrace:
+        """Write, from `memory` `(batch, num_memory_tokens, width)`."""
+
+    def objective(self, rows: ContextRows) -> Objective:
+        """The loss of these rows as a function of the memory."""
+        return ReconstructionObjective(rows, self.phase)
+
+    def turns(self, rows: ContextRows) -> int:
+        """How often the steps are taken."""
+        return 1
+
+    def add_parameters(self) -> None:
+        """Register what the writer learns beside the memory's start on the model, without values."""
+
+    def init_parameters(self) -> None:
+        """Give them their first values."""
+
+    def check_trainable(self) -> None:
+        """Refuse to train what would silently get no gradient.
+
+        Raises:
+            ValueError: says what, and what to do.
+        """
+
+    def compile(self, *arguments: Any, **options: Any) -> bool:
+        """Compile what a step spends its time on; `False` where nothing but the base itself is worth it."""
+        return False
+
+    def _split(self, contexts: Contexts, remedy: str, positions_behind: int = 0, **cut: Any) -> ContextRows:
+        """Cut contexts into rows that fit into the base's window; `cut` is passed on to `split_context`."""
+        rows = split_context(contexts.input_ids, contexts.attention_mask, contexts.segment_ids, **cut)
+        decoder = self.phase.decoder
+        needed = rows.input_ids.shape[1] + self.phase.form.prefix_length + positions_behind
+        if decoder.window is not None and needed > decoder.window:
+            raise ValueError(
+                f"The longest context row needs {needed} positions (memory and control tokens included), but the "
+                f"window of {decoder.name} is {decoder.window}. {remedy}"
+            )
+        return rows

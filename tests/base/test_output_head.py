@@ -1,0 +1,44 @@
+"""The loss through the output head, a few positions at a time."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from hf_gradmem.base import output_head
+from hf_gradmem.base.output_head import OutputHead, head_cross_entropy
+from hf_gradmem.writing import rows as context_rows
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """A few positions at a time and groups of few rows, so that the pieces are many."""
+    monkeypatch.setattr(output_head, "_LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(output_head, "_FEWEST_POSITIONS", 4)
+    monkeypatch.setattr(context_rows, "_POSITIONS_AT_ONCE", 20)
+    monkeypatch.setattr(context_rows, "_PADDING_WORTH_A_RUN", 2)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_loss_through_the_head_equals_plain_cross_entropy(with_bias):
+    hidden, weight, bias = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((11, 6), (17, 6), (17,)))
+    targets, weights = torch.randint(17, (11,)), torch.randn(11, dtype=torch.float64)
+    bias = bias if with_bias else None
+    inputs = [tensor for tensor in (hidden, weight, bias) if tensor is not None]
+    expected = functional.cross_entropy(functional.linear(hidden, weight, bias), targets, reduction="none")
+    losses = head_cross_entropy(hidden, OutputHead(weight, bias), targets)
+    torch.testing.assert_close(losses, expected, rtol=1e-13, atol=1e-13)
+    pairs = zip(
+        torch.autograd.grad((losses * weights).sum(), inputs),
+        torch.autograd.grad((expected * weights).sum(), inputs),
+        strict=True,
+    )
+    for actual, plain in pairs:
+        torch.testing.assert_close(actual, plain, rtol=1e-12, atol=1e-13)
+
+
+def test_a_second_derivative_is_refused():
+    hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
+    loss = head_cross_entropy(hidden, OutputHead(weight), torch.tensor([0, 1, 2])).sum()
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(loss, hidden, create_graph=True)

@@ -1,0 +1,185 @@
+"""The model card: what it says, whether the Hub takes it, and whose text stands."""
+
+import json
+import re
+
+import pytest
+import torch
+import yaml
+from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM
+
+from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
+from hf_gradmem.base.cache_size import cache_bytes_per_token, kv_cache_bytes
+from hf_gradmem.checkpoint.model_card import model_card
+from hf_gradmem.checkpoint.run_facts import CardFacts, Result, facts_of_directory
+from hf_gradmem.hub.cards import is_own_card
+from hf_gradmem.tasks import load_task
+from hf_gradmem.training.card import fill_model_card
+from hf_gradmem.training.run import run_training
+from tests.support.small_models import PLAIN, named_base, small_tokenizer, with_memory
+from tests.support.tiny_models import tiny_causal_lm, tiny_config
+from tests.support.tiny_training import stock_trainer, tiny_model, tiny_recipe
+
+BASE, ADAPTER = "me/base", "me/adapter"
+OWN = "---\ntags:\n- mine\n---\n# My own words\n"
+
+
+@pytest.fixture
+def base(hub):
+    tiny_causal_lm("llama", torch.float32).push_to_hub(BASE)
+    small_tokenizer().push_to_hub(BASE)
+    return AutoModelForCausalLM.from_pretrained(BASE)
+
+
+def card_of(hub, repo_id=ADAPTER) -> ModelCard:
+    card = ModelCard(hub.repos[repo_id].files["README.md"].decode())
+    card.validate()
+    return card
+
+
+def code_of(card: ModelCard) -> str:
+    return re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1]
+
+
+def test_card_of_a_push_has_what_the_hub_shows_and_passes_its_check(hub, base):
+    get_gradmem_model(base, GradMemConfig(num_memory_tokens=3, num_control_tokens=2)).push_to_hub(ADAPTER)
+    data = card_of(hub).data
+    assert (data.library_name, data.pipeline_tag, data.base_model) == ("transformers", "text-generation", BASE)
+    assert data.base_model_relation == "adapter"
+    assert {"gradmem", "arxiv:2603.13875"} <= set(data.tags)
+
+
+def test_card_weighs_the_memory_against_the_cache(hub, base):
+    model = get_gradmem_model(base, GradMemConfig(num_memory_tokens=3, num_control_tokens=2))
+    text = model.model_card(ADAPTER).text
+    per_token = kv_cache_bytes(model.decoder, 10) // 10
+    assert "3 vectors × 32 = 96 floats, 384 bytes" in text
+    assert f"{per_token} bytes for each token" in text
+    assert f"{384 / per_token:.3g} tokens" in text
+    assert "7 positions" in text
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "mixtral", "bamba"])
+def test_growth_of_the_cache_is_what_the_base_keeps(model_type):
+    config = tiny_config(model_type).get_text_config()
+    base = tiny_causal_lm(model_type, torch.float32)
+    state = torch.random.get_rng_state()
+    measured = cache_bytes_per_token(config)
+    assert torch.equal(torch.random.get_rng_state(), state)  # a save does not change what is drawn after it
+    model = get_gradmem_model(base, GradMemConfig(**PLAIN))
+    assert measured == (kv_cache_bytes(model.decoder, 24) - kv_cache_bytes(model.decoder, 12)) // 12
+
+
+def test_cache_that_does_not_grow_or_cannot_be_measured_is_left_out():
+    config = GradMemConfig(text_config=tiny_config("mamba"))
+    assert cache_bytes_per_token(config.text_config) is None
+    assert "KV cache" not in model_card(config, ADAPTER).text
+
+
+def test_code_of_the_card_runs_as_it_stands(hub, base, monkeypatch, tmp_path, capsys):
+    get_gradmem_model(base, GradMemConfig(**PLAIN)).push_to_hub(ADAPTER)
+    monkeypatch.chdir(tmp_path)
+    exec(code_of(card_of(hub)), {})
+    assert (tmp_path / "memory" / "memory.safetensors").is_file()
+
+
+def test_users_own_card_is_never_written_over(hub, base, tmp_path):
+    model = with_memory(base, **PLAIN)
+    model.save_pretrained(tmp_path)
+    assert is_own_card((tmp_path / "README.md").read_text())
+    (tmp_path / "README.md").write_text(OWN)
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == OWN
+    model.push_to_hub(ADAPTER)
+    ModelCard(OWN).push_to_hub(ADAPTER)
+    model.push_to_hub(ADAPTER, commit_message="again")
+    assert hub.repos[ADAPTER].files["README.md"].decode() == OWN
+
+
+def test_card_is_brought_up_to_date_at_the_next_save(tmp_path):
+    model = with_memory(named_base(tmp_path / "base"), **PLAIN)
+    model.save_pretrained(tmp_path / "adapter")
+    model.card_facts = CardFacts({"seed": 7}, results=[Result("babi", "qa1", {"exact_match": 0.5, "answer_loss": 1.0})])
+    model.save_pretrained(tmp_path / "adapter")
+    card = ModelCard.load(tmp_path / "adapter" / "README.md")
+    assert "- seed: 7" in card.text
+    assert "| qa1 (validation) | 2 | 0.5000 | 1.0000 |" in card.text
+    (result,) = card.data.eval_results  # losses are in the table alone
+    assert (result.dataset_type, result.dataset_config, result.metric_type) == ("babi", "qa1", "exact_match")
+    assert result.metric_args == {"write_steps": 2}
+    assert card.data.base_model is None  # a directory is nothing to others
+
+
+def test_trainer_that_pushes_writes_this_card_and_an_adapter_that_loads(hub, base, tmp_path):
+    rows = load_task("kv_retrieval", num_contexts=6, num_pairs=2, key_length=1, value_length=1)
+    settings = {"max_steps": 2, "per_device_train_batch_size": 2, "save_steps": 1, "eval_strategy": "steps"}
+    settings |= {"eval_steps": 1, "push_to_hub": True, "hub_model_id": ADAPTER, "seed": 3}
+    trainer = stock_trainer(tmp_path / "run", tiny_model(), rows, **settings)
+    fill_model_card(trainer, task="kv_retrieval")
+    trainer.train()
+    trainer.push_to_hub(license="apache-2.0", dataset_tags="me/pairs", finetuned_from=BASE)
+    card = card_of(hub)
+    assert is_own_card(str(card))
+    for fact in ("outer steps: 2", "seed: 3", "hardware: 1 × CPU", "contexts in each step: 2", "task: kv_retrieval"):
+        assert f"- {fact}" in card.text
+    assert (card.data.license, card.data.datasets) == ("apache-2.0", "me/pairs")
+    assert {result.metric_type for result in card.data.eval_results} == {"exact_match", "token_accuracy"}
+    assert rows[0]["queries"][0] in code_of(card)
+    assert "modeling_gradmem_hub.py" in hub.repos[ADAPTER].files
+    loaded = GradMemForCausalLM.from_pretrained(ADAPTER)
+    assert torch.equal(loaded.memory_init, trainer.model.memory_init)
+
+
+def test_stock_trainer_alone_pushes_an_adapter_that_loads(hub, base, tmp_path):
+    trainer = stock_trainer(tmp_path / "run", tiny_model(), push_to_hub=True, hub_model_id=ADAPTER)
+    trainer.push_to_hub()
+    card_of(hub)
+    assert GradMemForCausalLM.from_pretrained(ADAPTER).config.num_memory_tokens == 2
+
+
+def test_training_from_a_recipe_leaves_a_card_with_recipe_and_results_and_pushes_it(hub, tmp_path):
+    changes = {"eval_sets": {"n2": {"num_contexts": 4, "seed": 1}}, "push_to_hub": True, "hub_model_id": ADAPTER}
+    recipe = tiny_recipe(tmp_path / "run", stages=[{"steps": 1}], **changes)
+    run_training(recipe)
+    card = card_of(hub)
+    published = yaml.safe_load(re.search(r"```yaml\n(.*?)```", card.text, re.DOTALL)[1])
+    here = {"output_dir", "push_to_hub", "hub_model_id"}
+    assert published == {key: value for key, value in recipe.values.items() if key not in here}
+    assert {result.dataset_config for result in card.data.eval_results} == {"n2"}
+    assert (tmp_path / "run" / "README.md").read_text() == str(card)
+    assert f'from_pretrained("{ADAPTER}")' in code_of(card)
+    assert re.search(r'write\(\[\["!', code_of(card))  # an example of the task, in its segments
+
+
+def test_a_token_in_a_recipe_is_refused_since_recipes_are_pushed(tmp_path):
+    with pytest.raises(ValueError, match="Set HF_TOKEN"):
+        tiny_recipe(tmp_path, hub_token="hf_secret")
+
+
+def test_facts_are_read_from_the_files_of_a_run_or_an_evaluation(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    recipe = {"task": "babi", "seed": 1, "stages": [{"steps": 3}, {"steps": 4}], "eval_sets": {"qa1": {}}}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (folder / "results.json").write_text(json.dumps({"steps": 5, "metrics": {"eval_qa1_exact_match": 0.25}}))
+    facts = facts_of_directory(folder)
+    assert facts.training == {"task": "babi", "outer steps": 5, "seed": 1}
+    assert facts.results == [Result("babi", "qa1", {"exact_match": 0.25})]
+    record = {"model": "adapters/mine", "set": "qa2", "context": "memory", "write_steps": 4, "exact_match": 0.5}
+    others = [record | {"context": "prompt"}, record | {"model": "adapters/another"}]
+    report = {"task": "babi", "split": "test", "results": [record | {"num_answers": 8, "f1": None}, *others]}
+    (folder / "results.json").write_text(json.dumps(report))
+    facts = facts_of_directory(folder)
+    assert facts.training["outer steps"] == 7
+    assert facts.results == [Result("babi", "qa2", {"exact_match": 0.5}, "test", 4)]
+    (folder / "results.json").write_text("{")
+    with pytest.raises(ValueError, match=r"mine has an unreadable recipe.yaml or results.json"):
+        facts_of_directory(folder)
+
+
+def test_the_check_refuses_what_the_hub_would(hub):
+    with pytest.raises(ValueError, match="base_model"):
+        ModelCard("---\nbase_model: /home/me/base\n---\n").validate()
+    with pytest.raises(ValueError, match="license"):
+        ModelCard("---\nlicense:\n- mit\n---\n").validate()

@@ -1,0 +1,120 @@
+"""Mistakes: one line, exit code 2, nothing written."""
+
+import contextlib
+import json
+import shutil
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.support.command_line import TEXT, mistake, run, run_process, save_base
+
+
+def test_write_without_a_context_is_a_mistake(base: str, tmp_path: Path) -> None:
+    options = ["--model", base, "--output", tmp_path / "memory"]
+    assert "empty" in mistake(run("write", *options, stdin="\n"))
+    assert "not both" in mistake(run("write", TEXT, "--file", tmp_path / "context.txt", *options))
+    assert "context.txt" in mistake(run("write", "--file", tmp_path / "context.txt", *options))
+    (tmp_path / "latin1.txt").write_bytes("caf\xe9".encode("latin-1"))
+    assert "not UTF-8" in mistake(run("write", "--file", tmp_path / "latin1.txt", *options))
+    assert not (tmp_path / "memory").exists()
+
+
+def test_options_out_of_range_are_mistakes(base: str, tmp_path: Path) -> None:
+    options = ["--model", base, "--output", tmp_path / "memory"]
+    assert "write_steps" in mistake(run("write", TEXT, *options, "--steps", -1))
+    assert "num_memory_tokens" in mistake(run("write", TEXT, *options, "--memory-tokens", 0))
+    assert "window" in mistake(run("write", 300 * "a", *options))
+    assert run("write", TEXT, *options, "--optimizer", "lion").exit_code == 2
+    assert "no device 'cuda:99'" in mistake(run("write", TEXT, *options, "--device", "cuda:99"))
+    assert "no device 'toaster'" in mistake(run("write", TEXT, *options, "--device", "toaster"))
+    (tmp_path / "file").touch()
+    assert "not a directory" in mistake(run("write", TEXT, "--model", base, "--output", tmp_path / "file"))
+    assert not (tmp_path / "memory").exists()
+
+
+def test_a_write_that_diverges_fails_and_saves_nothing(base: str, tmp_path: Path) -> None:
+    result = run(
+        "write", TEXT, "--model", base, "--output", tmp_path / "memory", "--optimizer", "sgd", "--learning-rate", "1e39"
+    )
+    assert result.exit_code == 1
+    assert "NaN" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "memory").exists()
+
+
+def test_a_missing_memory_or_model_is_named(base: str, memory: str, tmp_path: Path) -> None:
+    assert "nowhere" in mistake(run("inspect", tmp_path / "nowhere"))
+    assert "memory.safetensors is missing" in mistake(run("inspect", base))
+    assert "nowhere" in mistake(run("ask", "?", "--memory", memory, "--model", tmp_path / "nowhere"))
+    assert "config.json is missing" in mistake(run("ask", "?", "--memory", memory, "--model", memory))
+
+
+def test_files_that_are_not_what_they_should_be_are_named(base: str, memory: str, tmp_path: Path) -> None:
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    whole = (Path(memory) / "memory.safetensors").read_bytes()
+    (torn / "memory.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert "Was it copied whole?" in mistake(run("inspect", torn))
+    broken = Path(shutil.copytree(base, tmp_path / "broken"))
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    output = tmp_path / "output"
+    assert f"weights of {broken}" in mistake(run("write", TEXT, "--model", broken, "--output", output))
+    (broken / "config.json").write_text("{", encoding="utf-8")
+    assert "config.json" in mistake(run("write", TEXT, "--model", broken, "--output", output))
+
+    for name in ("rows.parquet", "rows.jsonl", "recipe.yaml", "results.json"):
+        (tmp_path / name).write_text("{[ not this", encoding="utf-8")
+    for name in ("rows.parquet", "rows.jsonl"):
+        assert name in mistake(run("write-dataset", tmp_path / name, "--model", base, "--output", output))
+    assert "recipe.yaml" in mistake(run("train", tmp_path / "recipe.yaml"))
+    assert "recipe.yaml" in mistake(run("evaluate", base, "--recipe", tmp_path / "recipe.yaml"))
+    assert "results.json" in mistake(run("plot", tmp_path / "results.json", "--output", tmp_path / "curve.png"))
+    assert "nowhere.json" in mistake(run("plot", tmp_path / "nowhere.json", "--output", tmp_path / "curve.png"))
+    assert not output.exists()
+
+
+def test_a_package_that_is_missing_is_named(memory: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    record = {"model": "m", "set": "s", "context": "memory", "write_steps": 1, "exact_match": 1.0, "arguments": {}}
+    (tmp_path / "results.json").write_text(json.dumps({"results": [record]}), encoding="utf-8")
+    message = mistake(run("plot", tmp_path / "results.json", "--output", tmp_path / "curve.png"))
+    assert "pip install 'hf-gradmem[plots]'" in message
+    assert not (tmp_path / "curve.png").exists()
+
+
+def test_a_memory_of_another_model_is_refused(memory: str, tmp_path: Path) -> None:
+    save_base(tmp_path, seed=1)
+    assert "was written for" in mistake(run("ask", "?", "--memory", memory, "--model", tmp_path))
+    assert "was written for" in mistake(run("inspect", memory, "--model", tmp_path))
+
+
+@pytest.mark.parametrize(("offline", "attempts"), [("1", 0), ("0", 1)])
+def test_an_unknown_name_costs_one_attempt_to_reach_the_hub_and_none_offline(
+    offline: str, attempts: int, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        tried = []
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):  # closed, at the end
+                while True:
+                    connection, _ = hub.accept()
+                    tried.append(connection.close())
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        places = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{hub.getsockname()[1]}"}
+        arguments = ["write", TEXT, "--model", "nobody/nothing", "--output", tmp_path / "memory"]
+        result = run_process(*arguments, HF_HUB_OFFLINE=offline, **places)
+        hub.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert len(tried) == attempts
+    assert result.returncode == 2
+    (line,) = result.stderr.splitlines()
+    assert "'nobody/nothing'" in line
+    assert ("switched off" if offline == "1" else "cannot be reached") in line

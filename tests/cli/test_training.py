@@ -1,0 +1,56 @@
+"""`hf-gradmem train` and `hf-gradmem evaluate`."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.command_line import run
+
+RECIPE = """
+task: kv_retrieval
+task_arguments: {num_pairs: 2, key_length: 1, value_length: 1, seed: 0}
+eval_sets: {two: {num_contexts: 3, seed: 1}}
+stages: [{steps: 3}]
+base_config: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1, num_attention_heads: 2}
+train_base: true
+gradmem: {num_memory_tokens: 2, write_steps: 1}
+per_device_train_batch_size: 2
+report_to: none
+disable_tqdm: true
+"""
+
+
+def test_train_then_evaluate_an_adapter(tmp_path: Path) -> None:
+    recipe, adapter = tmp_path / "recipe.yaml", tmp_path / "adapter"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    trained = run("train", recipe, "--override", f"output_dir={adapter}", "--override", "stages.0.steps=2")
+    assert trained.exit_code == 0, trained.stderr
+    assert f"{adapter} (2 steps)" in trained.stdout
+    report = tmp_path / "results.json"
+    evaluated = run("evaluate", adapter, "--recipe", recipe, "--steps", 0, "--steps", 2, "--output", report, "--json")
+    assert evaluated.exit_code == 0, evaluated.stderr
+    assert json.loads(evaluated.stdout) == json.loads(report.read_text(encoding="utf-8"))
+    start, written = json.loads(evaluated.stdout)["results"]
+    assert [record["write_steps"] for record in (start, written)] == [0, 2]
+    assert written["num_answers"] == 6
+    assert written["write_loss"] < start["write_loss"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task=poetry", "poetry"),
+        ("gradmem.write_step=3", "write_steps"),
+        ("nothing", "key=value"),
+        ("stages=[]", "stages"),
+    ],
+)
+def test_a_wrong_recipe_is_one_line_and_nothing_is_written(tmp_path: Path, override: str, message: str) -> None:
+    recipe, adapter = tmp_path / "recipe.yaml", tmp_path / "adapter"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    result = run("train", recipe, "--override", f"output_dir={adapter}", "--override", override)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not adapter.exists()

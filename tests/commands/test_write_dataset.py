@@ -1,0 +1,378 @@
+"""Many memories: written shard by shard, killed and gone on with, shared by processes, looked up by id."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from datasets import Dataset
+from huggingface_hub import DatasetCard
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from hf_gradmem import GradMemConfig, GradMemForCausalLM, GradMemMemory, MemoryStore, get_gradmem_model
+from hf_gradmem.commands.dataset_rows import load_source
+from hf_gradmem.commands.push import push
+from hf_gradmem.commands.write_dataset import write_dataset
+from hf_gradmem.writing.writers.gradient import GradientWriter
+from hf_gradmem_cli import app
+from tests.support import hub_server
+from tests.support.hub_server import running_hub, use_hub
+from tests.support.small_models import named_base, nameless_base, small_tokenizer
+
+CONTEXTS = ["thequickbrown", ["fox", "jumps", "over"], "the", "lazydog", ["a", "b"], "z", "abcdefghijklmnop"]
+IDS = [f"id{index}" for index in range(len(CONTEXTS))]
+OPTIONS = {"shard_size": 2, "batch_size": 2}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory) -> str:
+    directory = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    config = GradMemConfig(num_memory_tokens=3, write_segment_length=6)
+    model = get_gradmem_model(named_base(directory / "base"), config, tokenizer=small_tokenizer())
+    model.save_pretrained(directory / "adapter")
+    return str(directory / "adapter")
+
+
+@pytest.fixture
+def model(adapter) -> GradMemForCausalLM:
+    return AutoModelForCausalLM.from_pretrained(adapter)
+
+
+@pytest.fixture
+def source(tmp_path) -> str:
+    """A file of JSON lines, with contexts both whole and in segments."""
+    path = tmp_path / "contexts.jsonl"
+    rows = [{"id": name, "context": context} for name, context in zip(IDS, CONTEXTS, strict=True)]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return str(path)
+
+
+def assert_same(memory: GradMemMemory, expected: GradMemMemory) -> None:
+    close = {"rtol": 1e-5, "atol": 1e-5, "equal_nan": True}
+    torch.testing.assert_close(memory.embeddings, expected.embeddings, **close)
+    torch.testing.assert_close(memory.write_losses, expected.write_losses, **close)
+    torch.testing.assert_close(memory.final_write_loss, expected.final_write_loss, **close)
+    assert torch.equal(memory.segment_lengths, expected.segment_lengths)
+    assert memory.fingerprint == expected.fingerprint
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+# ------------------------------------------------------------------------------------------------ what is written
+
+
+def test_each_memory_is_what_write_makes_of_its_context_alone(model, source, tmp_path):
+    facts = write_dataset(model, load_source(source), tmp_path / "store", write_steps=3, **OPTIONS)
+    assert (facts["num_rows"], facts["num_shards"], facts["written"]) == (7, 4, 7)
+    shards = [f"data/train-0000{index}-of-00004.parquet" for index in range(4)]
+    assert files(tmp_path / "store") == ["README.md", *shards, "memories.json"]
+    store = MemoryStore.from_pretrained(tmp_path / "store")
+    assert (len(store), store.ids) == (7, IDS)
+    for name, context in zip(IDS, CONTEXTS, strict=True):
+        assert_same(store[name], model.write([context], write_steps=3, measure_final_loss=True))
+    two = store[["id5", "id1"]]
+    assert_same(two[0], store["id5"].cat([store["id5"], store["id1"]])[0])
+    assert torch.equal(two.num_context_tokens, torch.tensor([1, 12]))
+    row = store.dataset[1]
+    assert (row["segment_lengths"], row["num_context_tokens"]) == ([3, 5, 4], 12)
+
+
+def test_samples_that_stopped_keep_their_missing_losses(model, tmp_path):
+    losses = model.write(["thequickbrown", "z"], write_steps=2).write_losses
+    tolerance = float(losses[:, 0].mean())  # one of them is below it from the start
+    write_dataset(
+        model,
+        Dataset.from_dict({"context": ["thequickbrown", "z"]}),
+        tmp_path / "store",
+        tolerance=tolerance,
+        write_steps=2,
+    )
+    store = MemoryStore.from_pretrained(tmp_path / "store")
+    both = store[["0", "1"]]
+    expected = model.write(["thequickbrown", "z"], tolerance=tolerance, write_steps=2, measure_final_loss=True)
+    assert both.write_losses.isnan().any()
+    assert_same(both, GradMemMemory.cat([expected]))
+
+
+def test_memories_of_a_double_precision_base_keep_their_precision(tmp_path):
+    base = nameless_base(dtype=torch.float64)
+    model = get_gradmem_model(base, GradMemConfig(num_memory_tokens=2), tokenizer=small_tokenizer())
+    write_dataset(model, Dataset.from_dict({"context": ["abc"]}), tmp_path / "store")
+    embeddings = MemoryStore.from_pretrained(tmp_path / "store")["0"].embeddings
+    assert torch.equal(embeddings, model.write("abc").embeddings)
+    assert embeddings.dtype == torch.float64
+
+
+@pytest.mark.parametrize("extension", ["csv", "parquet", "jsonl"])
+def test_ids_and_contexts_come_from_any_column_of_any_kind_of_file(model, tmp_path, extension):
+    rows = Dataset.from_dict({"number": [30, 10, 20], "text": ["abc", "defg", "h"], "other": [1.0, 2.0, 3.0]})
+    path = tmp_path / f"rows.{extension}"
+    {"csv": rows.to_csv, "parquet": rows.to_parquet, "jsonl": rows.to_json}[extension](path)
+    loaded = load_source(str(path))
+    write_dataset(model, loaded, tmp_path / "named", context_column="text", id_column="number")
+    write_dataset(model, loaded, tmp_path / "numbered", context_column="text")
+    named, numbered = (MemoryStore.from_pretrained(tmp_path / name) for name in ("named", "numbered"))
+    assert (named.ids, numbered.ids) == (["30", "10", "20"], ["0", "1", "2"])
+    assert_same(named["10"], numbered["1"])
+
+
+# ------------------------------------------------------------------------------------------------ interruptions
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(model, source, tmp_path, monkeypatch):
+    write, calls = GradientWriter.write, []
+
+    def fails_in_the_third_shard(self, rows, memory, descent):
+        calls.append(len(memory))
+        if len(calls) == 3:  # a shard is one batch
+            raise KeyboardInterrupt
+        return write(self, rows, memory, descent)
+
+    monkeypatch.setattr(GradientWriter, "write", fails_in_the_third_shard)
+    rows, store = load_source(source), tmp_path / "store"
+    with pytest.raises(KeyboardInterrupt):
+        write_dataset(model, rows, store, **OPTIONS)
+    done = files(store)
+    assert len(done) == 4  # two shards, facts and card; nothing half-written
+    with pytest.raises(ValueError, match=r"not finished: 2 of 4 .* train-00002-of-00004"):
+        MemoryStore.from_pretrained(store)
+    before = {name: (store / name).stat().st_mtime_ns for name in done}
+    assert write_dataset(model, rows, store, shard_size=2, batch_size=8)["written"] == 3
+    assert {name: (store / name).stat().st_mtime_ns for name in done} == before
+    assert write_dataset(model, rows, store, **OPTIONS)["written"] == 0
+    assert MemoryStore.from_pretrained(store).ids == IDS
+
+
+KILLED = """
+import os, signal, sys
+from datasets import Dataset, disable_progress_bars
+from transformers import AutoModelForCausalLM
+import hf_gradmem
+from hf_gradmem.commands.dataset_rows import load_source
+from hf_gradmem.commands.write_dataset import write_dataset
+from hf_gradmem.writing.writers.gradient import GradientWriter
+
+disable_progress_bars()
+to_parquet = Dataset.to_parquet
+
+def killed_within_the_third_file(self, path):
+    to_parquet(self, path)
+    if "train-00002" in path.name:
+        os.truncate(path, 100)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Dataset.to_parquet = killed_within_the_third_file
+model, source, directory = sys.argv[1:]
+write_dataset(AutoModelForCausalLM.from_pretrained(model), load_source(source), directory, shard_size=2)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGKILL")
+def test_a_killed_run_loses_no_row_and_repeats_none(adapter, model, source, tmp_path):
+    store = tmp_path / "store"
+    environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    killed = subprocess.run([sys.executable, "-c", KILLED, adapter, source, str(store)], env=environment, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert len([name for name in files(store) if re.fullmatch(r"data/train-.*\.parquet", name)]) == 2
+    assert any(name.startswith("data/.") for name in files(store))
+    assert write_dataset(model, load_source(source), store, shard_size=2)["written"] == 3
+    assert not any(name.startswith("data/.") for name in files(store))
+    opened = MemoryStore.from_pretrained(store)
+    assert opened.dataset["id"][:] == IDS
+    for name, context in zip(IDS, CONTEXTS, strict=True):
+        assert_same(opened[name], model.write([context], measure_final_loss=True))
+
+
+@pytest.mark.slow
+def test_processes_share_the_shards(adapter, model, source, tmp_path):
+    environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = ["-m", "hf_gradmem_cli", "write-dataset", source, "--model", adapter, "--out", str(tmp_path / "store")]
+    options = ["--shard-size", "2", "--json"]
+    done = subprocess.run([*launch, *command, *options], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["written"] == 4  # of the main process: its two of four shards
+    store = MemoryStore.from_pretrained(tmp_path / "store")
+    assert store.dataset["id"][:] == IDS
+    for name, context in zip(IDS, CONTEXTS, strict=True):
+        assert_same(store[name], model.write([context], measure_final_loss=True))
+
+
+# ------------------------------------------------------------------------------------------------ refusals
+
+
+def test_a_directory_of_another_run_is_refused_by_what_differs(model, tmp_path):
+    rows, store = Dataset.from_dict({"context": ["abc", "de"]}), tmp_path / "store"
+    write_dataset(model, rows, store, model_name="here", source_name="there")
+    assert write_dataset(model, rows, store, model_name="elsewhere", batch_size=1)["written"] == 0
+    with pytest.raises(ValueError, match=r"shard_size was 1000 and is 1"):
+        write_dataset(model, rows, store, shard_size=1)
+    with pytest.raises(ValueError, match=r"write\.write_steps was None and is 5"):
+        write_dataset(model, rows, store, write_steps=5)
+    with pytest.raises(ValueError, match=r"source\.sha256 was"):
+        write_dataset(model, Dataset.from_dict({"context": ["abc", "df"]}), store)
+    with torch.no_grad():
+        model.memory_init.add_(1)  # which READ does not use, so that the fingerprint stays
+    with pytest.raises(ValueError, match=r"begun by another run: write\.weights was"):
+        write_dataset(model, rows, store)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({"context": ["ab", "cd", "ef"], "id": ["x", "y", "x"]}, {}, r"Rows 0 and 2 have the same id 'x'"),
+        ({"context": ["ab", "cd"], "id": ["x", None]}, {}, "Row 1 has no id"),
+        ({"context": ["ab", None]}, {}, "Row 1 .id '1'. has no context"),
+        ({"context": [1, 2]}, {}, "Row 0 .*neither a text"),
+        ({"context": ["ab", "a" * 200], "id": ["x", "long"]}, {}, r"Row 1 .id 'long'. cannot be written.*window"),
+        ({"context": [["ab"], []]}, {}, "Row 1 .*no tokens"),
+        ({"text": ["ab"]}, {}, "no column 'context'. The columns are text"),
+        ({"context": ["ab"]}, {"id_column": "key"}, "no column 'key'"),
+        ({"context": []}, {}, "no rows"),
+        ({"context": ["ab"]}, {"shard_size": 0}, "shard_size must be at least 1"),
+        ({"context": ["ab"]}, {"batch_size": 0}, "batch_size must be at least 1"),
+    ],
+)
+def test_rows_that_cannot_be_written_are_named_before_any_is(model, tmp_path, columns, options, message):
+    model.config.write_segment_length = None
+    with pytest.raises(ValueError, match=message):
+        write_dataset(model, Dataset.from_dict(columns), tmp_path / "store", **options)
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_directory_or_source_of_something_else_is_refused(model, tmp_path):
+    rows = Dataset.from_dict({"context": ["abc"]})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    with pytest.raises(ValueError, match="not empty"):
+        write_dataset(model, rows, tmp_path / "full")
+    with pytest.raises(NotADirectoryError, match=r"thesis\.txt"):
+        write_dataset(model, rows, tmp_path / "full" / "thesis.txt")
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jsonl"):
+        load_source("nowhere.jsonl")
+    with pytest.raises(ValueError, match=r"thesis\.txt is none of \.jsonl"):
+        load_source(str(tmp_path / "full" / "thesis.txt"))
+    (tmp_path / "broken.jsonl").write_text('{"context": ', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"broken\.jsonl cannot be read as json"):
+        load_source(str(tmp_path / "broken.jsonl"))
+
+
+# ------------------------------------------------------------------------------------------------ the store
+
+
+def test_what_is_not_in_a_store_is_said(model, tmp_path):
+    write_dataset(model, Dataset.from_dict({"context": ["abc"], "id": ["only"]}), tmp_path / "store")
+    store = MemoryStore.from_pretrained(tmp_path / "store")
+    assert "only" in store
+    with pytest.raises(KeyError, match=r"'other'.*'only'"):
+        store["other"]
+    with pytest.raises(KeyError, match="No id"):
+        store[[]]
+    with pytest.raises(FileNotFoundError, match=r"memories\.json is missing"):
+        MemoryStore.from_pretrained(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no directory"):
+        MemoryStore.from_pretrained(tmp_path / "nowhere")
+    (tmp_path / "store" / "memories.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match="not of format"):
+        MemoryStore.from_pretrained(tmp_path / "store")
+
+
+def test_any_reader_of_data_sets_can_read_a_store(model, tmp_path):
+    write_dataset(model, Dataset.from_dict({"context": ["abc", "de"]}), tmp_path / "store")
+    assert DatasetCard.load(tmp_path / "store" / "README.md").data.tags == ["gradmem"]
+    read = datasets.load_dataset(str(tmp_path / "store"), split="train")
+    assert read["id"][:] == ["0", "1"]
+    torch.testing.assert_close(torch.tensor(read[0]["embeddings"])[None], model.write("abc").embeddings)
+
+
+def test_a_store_goes_to_the_hub_as_a_data_set_and_comes_back(model, tmp_path, monkeypatch):
+    rows = Dataset.from_dict({"context": ["abc", "de", "f"]})
+    write_dataset(model, rows, tmp_path / "store", shard_size=2, model_name="me/adapter")
+    (tmp_path / "store" / "notes.txt").write_text("not to be shared", encoding="utf-8")
+    store = MemoryStore.from_pretrained(tmp_path / "store")
+    with running_hub() as hub:
+        use_hub(monkeypatch, hub, tmp_path / "home")
+        monkeypatch.setattr(hub_server, "_ROUTES", [*hub_server._ROUTES, *map(of_data_sets, hub_server._ROUTES)])
+        store.push_to_hub("me/memories", private=True)
+        assert sorted(hub.repos["me/memories"].files) == [
+            "README.md",
+            "data/train-00000-of-00002.parquet",
+            "data/train-00001-of-00002.parquet",
+            "memories.json",
+        ]
+        assert hub.repos["me/memories"].private
+        write_dataset(model, rows, tmp_path / "in one", model_name="me/adapter")
+        (pushed,) = push(tmp_path / "in one", "me/memories")
+        assert pushed.repo_id == "me/memories"
+        assert sorted(hub.repos["me/memories"].files)[1:-1] == ["data/train-00000-of-00001.parquet"]
+        fetched = MemoryStore.from_pretrained("me/memories")
+        assert fetched.ids == store.ids
+        assert_same(fetched[["2", "0"]], store[["2", "0"]])
+        with pytest.raises(ValueError, match="opened from the Hub"):
+            fetched.push_to_hub("me/again")
+        with pytest.raises(OSError, match="me/nothing"):
+            MemoryStore.from_pretrained("me/nothing")
+
+
+def of_data_sets(route):
+    methods, pattern, answer = route
+    pattern = pattern.replace("/api/models/", "/api/datasets/")
+    if pattern.startswith("/(?P<repo>"):
+        pattern = "/datasets" + pattern
+    return methods, pattern, answer
+
+
+# ------------------------------------------------------------------------------------------------ the command line
+
+
+def test_the_commands_write_and_ask(adapter, model, source, tmp_path):
+    store = tmp_path / "store"
+    written = run(
+        "write-dataset", source, "--model", adapter, "--out", store, "--shard-size", 3, "--steps", 3, "--json"
+    )
+    assert written.exit_code == 0, written.stderr
+    facts = json.loads(written.stdout)
+    assert (facts["written"], facts["source"]["name"], facts["model"]) == (7, "contexts.jsonl", "adapter")
+    assert written.stderr == ""
+    again = run("write-dataset", source, "--model", adapter, "--out", store, "--shard-size", 3, "--steps", 3)
+    assert "7 in 3 files" in again.stdout
+    asked = ["ask", "fox", "--model", adapter, "--max-new-tokens", 5, "--json"]
+    answer = run(*asked, "--memories", store, "--id", "id3")
+    assert answer.exit_code == 0, answer.stderr
+    model.write("lazydog", write_steps=3).save_pretrained(tmp_path / "memory")
+    alone = run(*asked, "--memory", tmp_path / "memory")
+    assert json.loads(answer.stdout)["answer"] == json.loads(alone.stdout)["answer"]
+    for arguments, message in (
+        (["--memories", store, "--id", "id9"], "'id9'"),
+        (["--memories", store], "--id goes with"),
+        (["--memory", tmp_path, "--id", "id3"], "--id goes with"),
+        ([], "--memory, or as --memories"),
+        (["--memories", tmp_path, "--id", "x"], "memories.json is missing"),
+    ):
+        refused = run(*asked, *arguments)
+        assert refused.exit_code == 2
+        assert message in refused.stderr
+        assert refused.stderr.count("\n") == 1
+    refused = run("write-dataset", source, "--model", adapter, "--out", store, "--shard-size", 2)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "begun by another run" in refused.stderr

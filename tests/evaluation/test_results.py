@@ -1,0 +1,258 @@
+"""Results files, the curves drawn from them, the tokens that a memory holds, and the commands that make all three."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from hf_gradmem.commands.demo import RETRIEVAL_ADAPTER
+from hf_gradmem.evaluation.heat_map import heat_map, save_heat_map
+from hf_gradmem.evaluation.plots import plot_results, save_picture
+from hf_gradmem.evaluation.results import evaluation_sets, load_records, save_results
+from hf_gradmem.evaluation.tokens import TokenLosses, token_texts
+from hf_gradmem.tasks import kv_retrieval
+from hf_gradmem.training.recipe import RecipeArguments
+from hf_gradmem_cli import app
+
+RECIPE = """
+task: kv_retrieval
+task_arguments: {num_pairs: 4, key_length: 1, value_length: 1, end_mark: false, seed: 1}
+eval_sets: {n4: {num_contexts: 4}, n8: {num_contexts: 2, num_pairs: 8}}
+stages: [{steps: 1}]
+base_config: {model_type: llama}
+"""
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    return tmp_path / "recipe.yaml"
+
+
+def record(exact_match: float, **changes) -> dict:
+    conditions = {"model": "a", "writer": "gradient", "num_memory_tokens": 8, "write_steps_trained": 2}
+    conditions |= {"set": "n4", "arguments": {"num_pairs": 4, "seed": 0}, "context": "memory", "write_steps": 2}
+    return conditions | {"exact_match": exact_match} | changes
+
+
+def baseline(exact_match: float, context: str, **changes) -> dict:
+    nothing = dict.fromkeys(("writer", "num_memory_tokens", "write_steps_trained", "write_steps"))
+    return record(exact_match, context=context, **nothing | changes)
+
+
+# ------------------------------------------------------------------------------------------------ evaluate
+
+
+def test_evaluate_measures_sets_sweeps_and_baselines_and_plot_draws_them(recipe: Path, tmp_path: Path) -> None:
+    report, picture = tmp_path / "new" / "results.json", tmp_path / "curve.png"
+    arguments = ("--set", "n4", "--sweep", "num_pairs=2,4", "--steps", 1, "--steps", 2, "--baseline", "none")
+    shown = run("evaluate", RETRIEVAL_ADAPTER, "--recipe", recipe, *arguments, "--output", report)
+    assert shown.exit_code == 0, shown.stderr
+    assert "n4 num_pairs=4" in shown.stdout
+    assert [path.name for path in report.parent.iterdir()] == ["results.json"]
+    records = load_records([report])
+    assert [(entry["arguments"]["num_pairs"], entry["context"], entry["write_steps"]) for entry in records] == [
+        (pairs, *condition) for pairs in (2, 4) for condition in (("memory", 1), ("memory", 2), ("none", None))
+    ]
+    assert all(entry["exact_match"] > 0.9 for entry in records if entry["write_steps"] == 2)
+    assert records[0]["num_answers"] == 8
+    drawn = run("plot", report, "--x", "num_pairs", "--output", picture)
+    assert drawn.exit_code == 0, drawn.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "n16"], "no evaluation set 'n16'"),
+        (["--sweep", "num_pairs"], "argument=value"),
+        (["--sweep", "num_pair=2"], "num_pair"),
+        (["--sweep", "num_pairs=0"], "num_pairs"),
+        (["--override", "eval_sets={}"], "no eval_sets"),
+        (["--override", "task=poetry"], "poetry"),
+        (["--baseline", "rag"], "'rag'"),
+        (["--split", "dev"], "'dev'"),
+        (["--output", "."], "is a directory"),
+        (["--metric", "bleu"], "bleu"),
+        (["--steps", "-1"], "equal to 0"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_a_model_is_loaded(recipe, arguments, message, monkeypatch) -> None:
+    monkeypatch.setattr("hf_gradmem.commands.opening.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    result = run("evaluate", RETRIEVAL_ADAPTER, "--recipe", recipe, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+
+
+def test_sweeps_multiply() -> None:
+    arguments = RecipeArguments(
+        task="kv_retrieval",
+        task_arguments={"seed": 1},
+        eval_sets={"a": {}, "b": {"seed": 2}},
+        stages=[{"steps": 1}],
+        base_config={"model_type": "llama"},
+    )
+    given = arguments.eval_sets, arguments.task_arguments
+    sets = evaluation_sets(*given, ["b"], ["num_pairs=2,[2, 8]", "key_length=1"])
+    assert sets == {
+        "b num_pairs=2 key_length=1": {"seed": 2, "num_pairs": 2, "key_length": 1},
+        "b num_pairs=[2, 8] key_length=1": {"seed": 2, "num_pairs": [2, 8], "key_length": 1},
+    }
+    assert evaluation_sets(*given) == {"a": {"seed": 1}, "b": {"seed": 2}}
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def drawn_lines(figure) -> dict[str, tuple[list, list]]:
+    lines = figure.axes[0].get_lines()
+    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in lines}
+
+
+def test_curves_over_steps_have_a_line_for_each_number_of_pairs_and_level_baselines() -> None:
+    eight = {"arguments": {"num_pairs": 8, "seed": 0}, "set": "n8"}
+    records = [record(0.9, write_steps=4), record(0.5), record(0.3, **eight), record(0.6, write_steps=4, **eight)]
+    records.append(baseline(0.1, "none"))
+    lines = drawn_lines(plot_results(records))
+    assert lines == {
+        "N=4": ([2, 4], [0.5, 0.9]),
+        "N=8": ([2, 4], [0.3, 0.6]),
+        "N=4, no context": ([0, 1], [0.1, 0.1]),
+    }
+
+
+def test_curves_over_pairs_have_a_line_for_each_number_of_steps_and_for_a_baseline() -> None:
+    records = [
+        entry
+        for pairs in (8, 4)
+        for changes in [{"arguments": {"num_pairs": pairs, "seed": 0}}]
+        for entry in (
+            record(1 / pairs, **changes),
+            record(2 / pairs, write_steps=4, **changes),
+            baseline(0.0, "prompt", **changes),
+        )
+    ]
+    assert drawn_lines(plot_results(records, x="num_pairs")) == {
+        "K=2": ([4, 8], [0.25, 0.125]),
+        "K=4": ([4, 8], [0.5, 0.25]),
+        "context in the prompt": ([4, 8], [0.0, 0.0]),
+    }
+
+
+def test_adapters_of_one_size_are_a_mean_in_their_band() -> None:
+    records = [record(0.5, model="a"), record(0.7, model="b"), record(0.9, model="c", num_memory_tokens=16)]
+    records.append(record(0.1, model="d", writer="forward"))
+    figure = plot_results(records, x="num_memory_tokens")
+    lines = drawn_lines(figure)
+    assert lines["writer=gradient"] == ([8, 16], [pytest.approx(0.6), 0.9])
+    assert lines["writer=forward"] == ([8], [0.1])
+    (band,) = figure.axes[0].collections
+    assert sorted({y for x, y in band.get_paths()[0].vertices if x == 8}) == [0.5, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        ("num_pair", "exact_match", "'num_pair'.*num_pairs"),
+        ("write_steps", "f1", "Measured were.*exact_match"),
+    ],
+)
+def test_nothing_to_draw_says_what_there_is(x: str, y: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plot_results([record(0.5)], x, y)
+
+
+def test_a_picture_of_no_known_format_leaves_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no ending of a picture.*png"):
+        save_picture(plot_results([record(0.5)]), tmp_path / "curve.txt")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"sets": {}}', '{"results": []}', '{"results": [1]}'])
+def test_another_file_is_no_results_file(text: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(text, encoding="utf-8")
+    result = run("plot", tmp_path / "results.json", "--output", tmp_path / "curve.png")
+    assert result.exit_code == 2
+    assert "results.json" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_results_file_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        save_results({}, tmp_path / "file" / "results.json")
+
+
+# ------------------------------------------------------------------------------------------------ tokens
+
+
+def test_heat_map_is_deeper_where_the_loss_is_larger_and_dim_where_there_is_none(tmp_path: Path) -> None:
+    losses = TokenLosses(
+        tokens=["<a>", " b\n"],
+        base=torch.tensor([torch.nan, 9.0]),
+        start=torch.tensor([4.0, 8.0]),
+        memory=torch.tensor([0.0, 0.5]),
+    )
+    (_, base), (start_title, start), (memory_title, memory) = heat_map(losses)
+    assert base.plain == start.plain == memory.plain == "<a> b⏎\n"
+    assert [str(span.style) for span in base.spans] == ["dim", "black on rgb(214,39,40)"]
+    assert str(memory.spans[0].style) == "black on rgb(255,255,255)"
+    assert "0 of 2 tokens more likely than not" in start_title
+    assert "2 of 2 tokens" in memory_title
+    save_heat_map([losses], tmp_path / "tokens.html")
+    page = (tmp_path / "tokens.html").read_text(encoding="utf-8")
+    assert '<span title="nothing before it">&lt;a&gt;</span>' in page
+    assert '<span title="8.00 nats" style="background: rgb(214, 39, 40)"> b⏎' in page
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens.html"]
+
+
+def test_token_texts_put_together_are_the_text() -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    of_bytes = Tokenizer(models.BPE(vocab={symbol: index for index, symbol in enumerate(alphabet)}, merges=[]))
+    of_bytes.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    of_bytes.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=of_bytes)
+    text = "Über 7 €: ok, and some more ordinary words.\n\n“é”"
+    texts = token_texts(tokenizer, tokenizer(text).input_ids)
+    assert "".join(texts) == text
+    assert texts[:2] == ["", "Ü"]
+    letters = kv_retrieval.build_tokenizer()
+    assert token_texts(letters, letters("!a:7!").input_ids) == list("!a:7!")
+
+
+def test_inspect_shows_which_tokens_of_a_text_the_memory_holds(tmp_path: Path) -> None:
+    (tmp_path / "context.txt").write_text("!a:7!\n", encoding="utf-8")
+    memory, model = tmp_path / "memory", ("--model", RETRIEVAL_ADAPTER)
+    context = ("--context-file", tmp_path / "context.txt")
+    written = run("write", "--file", tmp_path / "context.txt", *model, "--output", memory)
+    assert written.exit_code == 0, written.stderr
+    shown = run("inspect", memory, *model, *context, "--html", tmp_path / "tokens.html")
+    assert shown.exit_code == 0, shown.stderr
+    assert "from the memory, after WRITE (5 of 5 tokens more likely than not)" in shown.stdout
+    assert (tmp_path / "tokens.html").stat().st_size
+    told = json.loads(run("inspect", memory, *model, *context, "--json").stdout)["token_losses"]
+    assert told["tokens"] == list("!a:7!")
+    assert told["base"][0] is None
+    assert told["memory"][3] < 0.1 < told["start"][3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--html", "tokens.html"], "--context-file"),
+        (["--context-file", "context.txt"], "--model"),
+    ],
+)
+def test_inspect_says_what_token_losses_need(tmp_path: Path, arguments: list[str], message: str) -> None:
+    result = run("inspect", tmp_path, *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr

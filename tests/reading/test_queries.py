@@ -1,0 +1,79 @@
+"""Queries: what is refused, and what the message says."""
+
+import pytest
+import torch
+
+from tests.support.messages import says
+from tests.support.small_models import PLAIN, nameless_base, small_tokenizer, with_memory
+from tests.support.tiny_models import tiny_tokens
+
+CONTEXT, QUERY = tiny_tokens(2, 8, seed=1), tiny_tokens(2, 4, seed=2)
+
+
+@pytest.fixture(scope="module")
+def model():
+    model = with_memory(nameless_base(), **PLAIN)
+    model.tokenizer = small_tokenizer()
+    return model
+
+
+@pytest.fixture(scope="module")
+def memory(model):
+    return model.write(input_ids=CONTEXT)
+
+
+def test_neither_memory_nor_context_or_both(model, memory):
+    for read in (model, model.generate):
+        with pytest.raises(ValueError, match="nothing to read from: give") as caught:
+            read(input_ids=QUERY)
+        assert all(name in str(caught.value) for name in ("context_input_ids", "a memory"))
+        with pytest.raises(ValueError, match="either a memory or context_input_ids, and not both"):
+            read(input_ids=QUERY, memory=memory, context_input_ids=CONTEXT)
+
+
+def test_no_query(model, memory):
+    for read in (model, model.generate):
+        with pytest.raises(ValueError, match=says("nothing to read with", "input_ids")):
+            read(memory=memory)
+
+
+def test_something_other_than_a_memory(model, memory):
+    with pytest.raises(TypeError, match="memory must be a GradMemMemory, got Tensor"):
+        model(input_ids=QUERY, memory=memory.embeddings)
+
+
+@pytest.mark.parametrize(("index", "found"), [([0, 2], "0..2"), ([-1, 0], "-1..0")])
+def test_context_index_out_of_range(model, memory, index, found):
+    for read in (model, model.generate):
+        with pytest.raises(ValueError, match=says(f"context_index must lie in 0..1, got {found}")):
+            read(input_ids=QUERY, memory=memory, context_index=torch.tensor(index))
+
+
+def test_context_index_of_another_length_than_the_queries(model, memory):
+    with pytest.raises(ValueError, match=says("one entry for each", "(3,)", "(2,)")):
+        model(input_ids=QUERY, memory=memory, context_index=torch.tensor([0, 1, 0]))
+
+
+def test_as_many_queries_as_nothing_else(model, memory):
+    with pytest.raises(ValueError, match=says("2 memories for 3 rows", "context_index")):
+        model(input_ids=tiny_tokens(3, 4), memory=memory)
+
+
+@pytest.mark.parametrize("name", ["labels", "attention_mask"])
+@pytest.mark.parametrize("shape", [(2, 3), (2, 1, 4), (1, 4)])
+def test_labels_or_mask_of_another_shape_than_the_query(model, memory, name, shape):
+    expected = says(f"{name} must have the shape of its input_ids, (2, 4), got {shape}")
+    with pytest.raises(ValueError, match=expected):
+        model(input_ids=QUERY, memory=memory, **{name: torch.ones(shape, dtype=torch.long)})
+
+
+def test_several_queries_on_each_memory_in_generate(model, memory):
+    with pytest.raises(ValueError, match=says("flat prompts", "(2, 2, 4)", "context_index")):
+        model.generate(input_ids=tiny_tokens(4, 4).view(2, 2, 4), memory=memory)
+
+
+@pytest.mark.parametrize("max_length", [3, 4])
+def test_max_length_that_leaves_no_room(model, memory, max_length):
+    expected = says(f"max_length={max_length} leaves no room after a prompt of 4 tokens", "max_new_tokens")
+    with pytest.raises(ValueError, match=expected):
+        model.generate(input_ids=QUERY, memory=memory, max_length=max_length)

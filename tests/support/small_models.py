@@ -1,0 +1,60 @@
+"""Bases, adapters and tokenizers of the tests about files: as small as they can be, with every option on."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
+from tests.support.tiny_models import FIRST_ORDINARY_TOKEN, VOCAB_SIZE, tiny_causal_lm
+
+EVERY_OPTION = {
+    "num_memory_tokens": 3,
+    "write_steps": 2,
+    "num_control_tokens": 2,
+    "memory_projection": True,
+    "write_head": True,
+    "learn_write_learning_rate": "per_token",
+    "write_lora": {"r": 2, "target_modules": ["q_proj"]},
+    "read_lora": {"r": 2, "target_modules": ["v_proj"]},
+}
+PLAIN = {"num_memory_tokens": 3, "write_steps": 2}
+
+
+def named_base(directory: Path, model_type: str = "llama", seed: int = 0, **arguments) -> PreTrainedModel:
+    """A base that was loaded from a directory, and so has a name."""
+    if not directory.exists():
+        tiny_causal_lm(model_type, torch.float32, seed).save_pretrained(directory)
+    return AutoModelForCausalLM.from_pretrained(directory, **arguments)
+
+
+def nameless_base(tied: bool = False, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    base = tiny_causal_lm("llama", dtype)
+    if tied:
+        base.config.tie_word_embeddings = True
+        base.tie_weights()
+    return base
+
+
+def with_memory(base: PreTrainedModel, **options) -> GradMemForCausalLM:
+    """A GradMem model, every parameter beside the base moved away from where it started; the same at each call."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        model = get_gradmem_model(base, GradMemConfig(**options))
+        for name, parameter in model.named_parameters():
+            if not name.startswith("base_model.") or "lora_" in name:
+                parameter.add_(0.1 * torch.randn(parameter.shape, dtype=torch.float64).to(parameter))
+    return model
+
+
+def small_tokenizer(offset: int = 0) -> PreTrainedTokenizerFast:
+    """One id for each lower-case letter; `offset` tells tokenizers apart."""
+    letters = {chr(97 + i): FIRST_ORDINARY_TOKEN + offset + i for i in range(26)}
+    vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | letters
+    assert max(vocabulary.values()) < VOCAB_SIZE
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )

@@ -1,0 +1,164 @@
+"""The collator: its tensors against hand-written ones, and against what forward makes of them."""
+
+import warnings
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_gradmem import GradMemConfig, get_gradmem_model
+from hf_gradmem.tasks import load_task
+from hf_gradmem.tasks.collator import DataCollatorForGradMem
+from hf_gradmem.tasks.kv_retrieval import build_tokenizer
+
+TOKENIZER = build_tokenizer()
+PAD, END = TOKENIZER.pad_token_id, TOKENIZER.eos_token_id
+ROWS = [
+    {"context": ["!a:1!", "!b:2!|"], "queries": ["?!b:", "?!a:"], "targets": ["2!|", "1!|"]},
+    {"context": ["!c:33!|"], "queries": ["?!c:"], "targets": ["33!|"]},
+]
+
+
+def ids(text):
+    return TOKENIZER(text, add_special_tokens=False).input_ids
+
+
+def small_model(**options):
+    config = LlamaConfig(
+        vocab_size=len(TOKENIZER),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        initializer_range=0.2,
+        pad_token_id=PAD,
+        bos_token_id=TOKENIZER.bos_token_id,
+        eos_token_id=END,
+    )
+    return get_gradmem_model(LlamaForCausalLM(config).double(), GradMemConfig(num_memory_tokens=3, **options))
+
+
+def test_batch_is_what_one_would_write_by_hand():
+    batch = DataCollatorForGradMem(TOKENIZER)(ROWS)
+    assert batch["context_input_ids"].tolist() == [ids("!a:1!!b:2!|"), ids("!c:33!|") + [PAD] * 4]
+    assert batch["context_attention_mask"].tolist() == [[1] * 11, [1] * 7 + [0] * 4]
+    assert batch["context_segment_ids"].tolist() == [[0] * 5 + [1] * 6, [0] * 11]
+    assert batch["input_ids"].tolist() == [
+        [[*ids("?!b:2!|"), PAD], [*ids("?!a:1!|"), PAD]],
+        [ids("?!c:33!|"), [PAD] * 8],
+    ]
+    assert batch["attention_mask"].tolist() == [[[1] * 7 + [0]] * 2, [[1] * 8, [0] * 8]]
+    assert batch["labels"].tolist() == [
+        [[-100] * 4 + ids("2!|") + [-100], [-100] * 4 + ids("1!|") + [-100]],
+        [[-100] * 4 + ids("33!|"), [-100] * 8],
+    ]
+    assert all(tensor.dtype == torch.long for tensor in batch.values())
+
+
+def test_answer_gets_an_end_token_unless_it_has_one():
+    row = {"context": ["!a:1!"], "queries": ["?!a:"], "targets": ["1!"]}
+    assert DataCollatorForGradMem(TOKENIZER)([row])["input_ids"].tolist() == [[ids("?!a:1!|")]]
+    plain = DataCollatorForGradMem(TOKENIZER, add_end_token=False)([row])
+    assert plain["input_ids"].tolist() == [[ids("?!a:1!")]]
+
+
+def test_context_that_is_one_text_has_no_segments():
+    row = {"context": "!a:1!!b:2!|", "queries": ["?!a:"], "targets": ["1!|"]}
+    assert "context_segment_ids" not in DataCollatorForGradMem(TOKENIZER)([row])
+
+
+def test_query_may_be_empty():
+    row = {"context": ["!a:1!"], "queries": [""], "targets": ["!a:1!"]}
+    batch = DataCollatorForGradMem(TOKENIZER)([row])
+    assert batch["labels"].tolist() == batch["input_ids"].tolist() == [[ids("!a:1!|")]]
+
+
+@pytest.mark.parametrize("segmented", [True, False])
+def test_forward_makes_the_same_of_a_ragged_batch_as_of_its_rows(segmented):
+    model = small_model()
+    rows = [{**row, "context": row["context"] if segmented else "".join(row["context"])} for row in ROWS]
+    collator = DataCollatorForGradMem(TOKENIZER)
+    with torch.no_grad():
+        output = model(**collator(rows))
+        alone = [model(**collator([row])) for row in rows]
+    labels = [3 + 3, 4]
+    expected = sum(count * single.read_loss for count, single in zip(labels, alone, strict=True)) / sum(labels)
+    torch.testing.assert_close(output.read_loss, expected, rtol=1e-9, atol=1e-9)
+    for index, single in enumerate(alone):
+        torch.testing.assert_close(output.write_losses[index], single.write_losses[0], rtol=1e-9, atol=1e-9)
+        _, queries, length, _ = single.logits.shape
+        torch.testing.assert_close(output.logits[index, :queries, :length], single.logits[0], rtol=1e-9, atol=1e-9)
+
+
+def test_fixed_shape_changes_nothing_but_the_shape():
+    model = small_model()
+    limits = {"max_context_length": 20, "max_query_length": 12, "queries_per_context": 3}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batch = DataCollatorForGradMem(TOKENIZER, **limits, padding="max_length")(ROWS)
+    assert batch["context_input_ids"].shape == (2, 20)
+    assert batch["labels"].shape == (2, 3, 12)
+    with torch.no_grad():
+        loss = model(**DataCollatorForGradMem(TOKENIZER)(ROWS)).loss
+        torch.testing.assert_close(model(**batch).loss, loss, rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_cut_is_said_once_and_counted():
+    collator = DataCollatorForGradMem(TOKENIZER, max_context_length=7, max_query_length=7, queries_per_context=1)
+    with pytest.warns(UserWarning, match="2 contexts: 1 contexts, 1 queries, 1 left out.*max_query_length=7"):
+        batch = collator(ROWS)
+    assert batch["context_input_ids"].tolist() == [ids("!a:1!!b"), ids("!c:33!|")]
+    assert batch["input_ids"].tolist() == [[ids("?!b:2!|")], [ids("!c:33!|")]]
+    assert batch["labels"].tolist() == [[[-100] * 4 + ids("2!|")], [[-100] * 3 + ids("33!|")]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        collator(ROWS)
+    assert collator.truncated == {"contexts": 2, "queries": 2, "left out": 2}
+
+
+def test_curriculum_asks_for_write_steps():
+    collator = DataCollatorForGradMem(TOKENIZER)
+    batch = collator([{**row, "write_steps": 3} for row in ROWS])
+    assert batch["write_steps"] == 3
+    with torch.no_grad():
+        assert small_model()(**batch).write_losses.shape == (2, 3)
+    with pytest.raises(ValueError, match=r"same write_steps, got \[1, 2\]"):
+        collator([{**ROWS[0], "write_steps": 1}, {**ROWS[1], "write_steps": 2}])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": ["", "1!|"]}, r"target of query '\?!b:' in row 1 of the batch is empty"),
+        ({"context": [""]}, "context of row 1 of the batch is empty"),
+        ({"context": []}, "context of row 1 of the batch is empty"),
+        ({"queries": ["?!a:"]}, "1 queries and 2 targets"),
+        ({"context": None}, "row 1 of the batch has no column 'context'.*remove_unused_columns=False"),
+    ],
+)
+def test_row_that_cannot_be_trained_on_is_named(change, message):
+    bad = {name: value for name, value in (ROWS[0] | change).items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        DataCollatorForGradMem(TOKENIZER)([ROWS[1], bad])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"max_query_length": 0}, "max_query_length .* 0"),
+        ({"padding": "left"}, "padding .* 'left'"),
+        ({"padding": "max_length", "max_query_length": 5}, "needs max_context_length, queries_per_context"),
+    ],
+)
+def test_limits_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DataCollatorForGradMem(TOKENIZER, **arguments)
+
+
+def test_streamed_rows_collate_like_stored_ones():
+    stored = load_task("kv_retrieval", num_contexts=3)
+    streamed = list(load_task("kv_retrieval", streaming=True, num_contexts=3))
+    collator = DataCollatorForGradMem(TOKENIZER)
+    first, second = collator([stored[index] for index in range(3)]), collator(streamed)
+    assert all(torch.equal(first[name], second[name]) for name in first)

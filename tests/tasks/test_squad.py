@@ -1,0 +1,103 @@
+"""SQuAD: rows against hand-written expectations, and what it refuses."""
+
+import json
+
+import pytest
+
+from hf_gradmem.tasks import load_task
+from hf_gradmem.tasks.sentences import split_sentences
+
+PARAGRAPH = (
+    'Dr. Smith came in 1973. He met J. R. Jones, who said "Go!" loudly. It cost $3.50 in the U.S. market. The end.'
+)
+
+
+def squad_question(text, answers):
+    return {
+        "id": text,
+        "question": text,
+        "answers": [{"text": answer, "answer_start": PARAGRAPH.index(answer)} for answer in answers],
+    }
+
+
+SQUAD = {
+    "version": "1.1",
+    "data": [
+        {
+            "title": "A",
+            "paragraphs": [
+                {
+                    "context": PARAGRAPH,
+                    "qas": [
+                        squad_question("When?", ["1973", "in 1973", "1973"]),
+                        squad_question("Who came?", ["Dr. Smith"]),
+                        squad_question("What did it cost?", ["$3.50"]),
+                        squad_question("Across?", ["loudly. It cost"]),
+                    ],
+                }
+            ],
+        }
+    ],
+}
+
+
+def test_sentences_cover_the_text_and_stop_at_no_abbreviation():
+    spans = split_sentences(PARAGRAPH)
+    assert [PARAGRAPH[start:end] for start, end in spans] == [
+        "Dr. Smith came in 1973.",
+        ' He met J. R. Jones, who said "Go!" loudly.',
+        " It cost $3.50 in the U.S. market.",
+        " The end.",
+    ]
+    assert split_sentences("No mark at all") == [(0, 14)]
+    assert split_sentences("One. Two. ") == [(0, 4), (4, 10)]
+
+
+def test_squad_keeps_the_questions_of_a_paragraph_and_all_references_together(tmp_path):
+    (tmp_path / "dev.json").write_text(json.dumps(SQUAD), encoding="utf-8")
+    rows = load_task("squad", "test", path=tmp_path / "dev.json")
+    assert len(rows) == 1
+    assert "".join(rows[0]["context"]) == PARAGRAPH
+    assert rows[0]["queries"] == ["When?", "Who came?", "What did it cost?", "Across?"]
+    assert rows[0]["targets"] == [" 1973", " Dr. Smith", " $3.50", " loudly. It cost"]
+    assert rows[0]["answers"][0] == ["1973", "in 1973"]
+
+
+def test_short_squad_keeps_the_sentences_that_hold_the_answer(tmp_path):
+    (tmp_path / "dev.json").write_text(json.dumps(SQUAD), encoding="utf-8")
+    rows = load_task("squad", "test", path=tmp_path / "dev.json", short=True)
+    assert [(row["context"], row["queries"]) for row in rows] == [
+        (["Dr. Smith came in 1973."], ["When?", "Who came?"]),
+        (["It cost $3.50 in the U.S. market."], ["What did it cost?"]),
+        (['He met J. R. Jones, who said "Go!" loudly.', " It cost $3.50 in the U.S. market."], ["Across?"]),
+    ]
+
+
+def test_squad_reads_the_list_of_paragraphs(tmp_path):
+    data = [{"context": PARAGRAPH, "qas": [{"question": "When?", "answer": "1973"}]}]
+    (tmp_path / "train.json").write_text(json.dumps(data), encoding="utf-8")
+    rows = load_task("squad", "test", path=tmp_path / "train.json", short=True)
+    assert list(rows) == [
+        {
+            "context": ["Dr. Smith came in 1973."],
+            "queries": ["When?"],
+            "targets": [" 1973"],
+            "answers": [["1973"]],
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("{", "not JSON"),
+        ('[{"text": "a"}]', "not SQuAD's format: KeyError.*context"),
+        ('[{"context": "a b.", "qas": [{"question": "q", "answer": "c"}]}]', "'c' to 'q'"),
+        ('[{"context": "a b.", "qas": [{"question": "q", "answer": ""}]}]', "'q' .* no answer"),
+        ("[]", "no question"),
+    ],
+)
+def test_squad_refuses_another_format(data, message, tmp_path):
+    (tmp_path / "data.json").write_text(data, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load_task("squad", "test", path=tmp_path / "data.json")

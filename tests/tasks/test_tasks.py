@@ -1,0 +1,39 @@
+"""What holds for every task: unknown names, missing sources, rows that cannot be trained on."""
+
+import pytest
+
+from hf_gradmem.tasks import check_row, load_task
+
+
+def test_unknown_task_is_named():
+    with pytest.raises(ValueError, match=r"no task 'kv'.*kv_retrieval, babi, squad, text"):
+        load_task("kv")
+
+
+@pytest.mark.parametrize("name", ["babi", "squad", "text"])
+def test_task_needs_a_source_that_exists(name, tmp_path):
+    with pytest.raises(ValueError, match="either path or hub_name"):
+        load_task(name)
+    with pytest.raises(OSError, match=r"nothing\.txt"):
+        load_task(name, path=tmp_path / "nothing.txt")
+    with pytest.raises(ValueError, match="has no stream"):
+        load_task(name, streaming=True, path=tmp_path / "nothing.txt")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": [""]}, "target of query 'q'"),
+        ({"context": []}, "context of row 3 is empty"),
+        ({"context": ["", ""]}, "context of row 3 is empty"),
+        ({"queries": ["q", "r"]}, "2 queries and 1 targets"),
+        ({"queries": [], "targets": []}, "0 queries"),
+        ({"queries": "q"}, "lists of texts"),
+        ({"targets": None}, "no column 'targets'"),
+    ],
+)
+def test_row_that_cannot_be_trained_on_is_refused(change, message):
+    row = {"context": ["c"], "queries": ["q"], "targets": ["t"]} | change
+    row = {name: value for name, value in row.items() if value is not None}
+    with pytest.raises(ValueError, match=message):
+        check_row(row, "row 3")

@@ -1,0 +1,138 @@
+"""The model: which bases it takes, how it is cast and resized, what trains in it."""
+
+import peft
+import pytest
+import torch
+from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
+from tests.support.comparing import assert_equal_states, base_state, beside_base
+from tests.support.messages import says
+from tests.support.small_models import EVERY_OPTION, PLAIN, named_base, nameless_base, with_memory
+from tests.support.tiny_models import VOCAB_SIZE, tiny_causal_lm, tiny_tokens
+
+CONTEXT, QUERY = tiny_tokens(2, 8, seed=1), tiny_tokens(2, 4, seed=2)
+
+
+# ------------------------------------------------------------------------------------------------ what trains
+
+
+def test_training_what_gets_no_gradient():
+    model = with_memory(nameless_base(), **PLAIN, meta_gradient="none")
+    with pytest.raises(ValueError, match=says('meta_gradient="none"', "nothing trains here", '"exact"')):
+        model(context_input_ids=CONTEXT, input_ids=QUERY, labels=QUERY)
+
+
+# ------------------------------------------------------------------------------------------------ bases
+
+
+class TakesNoEmbeddings(PreTrainedModel):
+    config_class = LlamaConfig
+    _supports_sdpa = True
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = LlamaForCausalLM(config)
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.model(input_ids=input_ids, attention_mask=attention_mask)
+
+
+def test_decoder_that_takes_no_embeddings():
+    base = TakesNoEmbeddings(tiny_causal_lm("llama").config)
+    with pytest.raises(TypeError, match=says("TakesNoEmbeddings takes no inputs_embeds")):
+        get_gradmem_model(base)
+
+
+def test_peft_model_as_a_base():
+    base = peft.get_peft_model(nameless_base(), peft.LoraConfig(target_modules=["q_proj"]))
+    with pytest.raises(TypeError, match=says("transformers.PreTrainedModel", "got PeftModel", "merge_and_unload()")):
+        get_gradmem_model(base)
+
+
+def test_module_that_is_no_pretrained_model():
+    with pytest.raises(TypeError, match=says("transformers.PreTrainedModel", "got Linear")):
+        get_gradmem_model(torch.nn.Linear(2, 2))
+
+
+def test_configuration_without_a_base():
+    with pytest.raises(ValueError, match=says("text_config is empty and no base_model was given", "get_gradmem_model")):
+        GradMemForCausalLM(GradMemConfig())
+
+
+@pytest.mark.parametrize("model_type", ["cohere", "gemma2"])
+def test_write_head_on_logits_that_are_more_than_a_linear_head(model_type):
+    base = tiny_causal_lm(model_type)
+    with pytest.raises(ValueError, match=says("write_head=True", type(base).__name__, "Use write_head=False")):
+        get_gradmem_model(base, GradMemConfig(write_head=True))
+
+
+def test_lora_that_finds_nothing_in_the_base():
+    with pytest.raises(ValueError, match=says("write_lora=", "no_such", "does not fit LlamaForCausalLM")):
+        get_gradmem_model(nameless_base(), GradMemConfig(write_lora={"r": 2, "target_modules": ["no_such"]}))
+
+
+# ------------------------------------------------------------------------------------------------ precision
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_casting_to_half_precision_casts_the_base_alone(base, dtype):
+    model = with_memory(base, **EVERY_OPTION)
+    before = beside_base(model)
+    model.memory_init.grad = torch.ones_like(model.memory_init)
+    assert model.to(dtype).dtype == dtype
+    assert {value.dtype for value in base_state(model).values()} == {dtype}
+    assert_equal_states(beside_base(model), before)
+    assert model.memory_init.grad.dtype == torch.float32
+    model.float()
+    assert_equal_states(beside_base(model), before)
+    assert {value.dtype for value in base_state(model).values()} == {torch.float32}
+
+
+def test_casting_to_double_casts_everything_and_half_precision_takes_it_back(base):
+    model = with_memory(base, **EVERY_OPTION).double()
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float64}
+    model.half()
+    assert {value.dtype for value in beside_base(model).values()} == {torch.float32}
+
+
+# ------------------------------------------------------------------------------------------------ vocabulary
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_resized_vocabulary_keeps_its_rows_and_is_saved_with_the_base(tmp_path, tied):
+    nameless_base(tied).save_pretrained(tmp_path / "base")
+    model = with_memory(named_base(tmp_path / "base"), **EVERY_OPTION)
+    old = {
+        "embeddings": model.get_input_embeddings().weight.clone(),
+        "head": model.get_output_embeddings().weight.clone(),
+        "write_head": model.write_head.weight.clone(),
+    }
+    model.resize_token_embeddings(VOCAB_SIZE + 6)
+    new = {
+        "embeddings": model.get_input_embeddings().weight,
+        "head": model.get_output_embeddings().weight,
+        "write_head": model.write_head.weight,
+    }
+    for name, weight in new.items():
+        assert weight.shape[0] == VOCAB_SIZE + 6
+        assert torch.equal(weight[:VOCAB_SIZE], old[name])
+    assert torch.equal(new["write_head"][VOCAB_SIZE:], new["head"][VOCAB_SIZE:])
+    assert not new["embeddings"].requires_grad
+    assert new["write_head"].requires_grad
+    model.save_pretrained(tmp_path / "full")
+    loaded = AutoModel.from_pretrained(tmp_path / "full")
+    assert_equal_states(loaded.state_dict(), model.state_dict())
+    added = torch.tensor([[VOCAB_SIZE + 1, VOCAB_SIZE + 5, 20]])
+    assert torch.equal(model.write(input_ids=added).embeddings, loaded.write(input_ids=added).embeddings)
+
+
+def test_resizing_to_the_same_size_leaves_the_base_to_its_name(base, tmp_path):
+    model = with_memory(base, **PLAIN)
+    model.resize_token_embeddings(VOCAB_SIZE)
+    model.save_pretrained(tmp_path / "adapter")
+    assert not AutoModel.from_pretrained(tmp_path / "adapter").config.includes_base

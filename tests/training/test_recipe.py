@@ -1,0 +1,74 @@
+"""Recipes: what a file may say, and what is refused before training."""
+
+import pytest
+import yaml
+
+from hf_gradmem.training.recipe import load_recipe
+from hf_gradmem.training.run import build_trainer
+from tests.support.tiny_training import TINY, tiny_recipe
+
+
+def test_recipe_file_and_overrides(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(TINY | {"output_dir": str(tmp_path)}) + "adam_epsilon: 1e-9\n", encoding="utf-8")
+    overrides = [
+        "gradmem.write_steps=5",
+        "stages.0.steps=7",
+        "learning_rate=2e-4",
+        "eval_sets.long={num_pairs: 6}",
+        "task_arguments.seed=3",
+    ]
+    recipe = load_recipe(path, overrides)
+    assert recipe.arguments.config.write_steps == 5
+    assert recipe.arguments.curriculum[0].steps == recipe.training.max_steps == 7
+    assert recipe.training.learning_rate == 2e-4
+    assert recipe.training.adam_epsilon == 1e-9
+    assert recipe.arguments.eval_sets == {"long": {"num_pairs": 6}}
+    assert recipe.arguments.task_arguments["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not a readable recipe"),
+        ("- a", "holds list"),
+        ("", "holds NoneType"),
+    ],
+)
+def test_unreadable_recipe_is_named(text, message, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"recipe\.yaml.*{message}"):
+        load_recipe(path)
+    with pytest.raises(OSError, match=r"missing\.yaml"):
+        load_recipe(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task=kv", "no task 'kv'"),
+        ("stages=[]", "needs stages"),
+        ("stages.0.steps=0", "steps of a stage .* 0"),
+        ("stages.1.steps=3", "override 'stages.1.steps=3'"),
+        ("stages.0.pairs=3", "Stage 0 .*pairs"),
+        ("base_model=name", "either a base_model or a base_config"),
+        ("base_config={hidden_size: 3}", "needs a model_type"),
+        ("gradmem.write_stps=3", "nearest is 'write_steps'"),
+        ("max_steps=3", "set by its stages: it is 6, not 3"),
+        ("step_size_learning_rate=0", "step_size_learning_rate .* 0"),
+        ("learning_rat=1", "learning_rat"),
+        ("eval_sets.a=3", "evaluation set 'a'"),
+        ("learning_rate", "key=value"),
+    ],
+)
+def test_wrong_recipe_is_refused_before_training(override, message, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(TINY | {"output_dir": str(tmp_path)}), encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        load_recipe(path, [override])
+
+
+def test_wrong_task_arguments_are_refused_before_training(tmp_path):
+    with pytest.raises(ValueError, match=r"kv_retrieval.*pairs"):
+        build_trainer(tiny_recipe(tmp_path, stages=[{"steps": 2, "task_arguments": {"pairs": 3}}]))

@@ -1,0 +1,256 @@
+"""Training from recipes with the stock Trainer."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import Trainer, TrainerCallback
+
+from hf_gradmem import GradMemForCausalLM
+from hf_gradmem.tasks import load_task
+from hf_gradmem.training.callbacks import log_writes
+from hf_gradmem.training.run import build_trainer, last_checkpoint, run_training
+from tests.support.tiny_training import (
+    TINY,
+    assert_same_weights,
+    on_two_processes,
+    stock_trainer,
+    tiny_model,
+    tiny_recipe,
+    weights,
+)
+
+
+def logged(trainer, name):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+# ------------------------------------------------------------------------------------------------ learning
+
+
+def test_loss_falls_within_twenty_steps(tmp_path):
+    trainer = build_trainer(tiny_recipe(tmp_path, stages=[{"steps": 20}], learning_rate=1e-2))
+    trainer.train()
+    losses = logged(trainer, "loss")
+    assert len(losses) == 20
+    assert losses[-1] < 0.75 * losses[0]
+
+
+def test_log_has_write_losses_memory_norm_and_step_sizes(tmp_path):
+    trainer = build_trainer(tiny_recipe(tmp_path, step_size_learning_rate=0.1))
+    seen = []
+
+    class Plotter(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(dict(logs))
+
+    trainer.add_callback(Plotter())
+    trainer.train()
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    names = {"write_loss/0", "write_loss/1", "read_loss", "memory_norm", "step_size/0", "step_size/1"}
+    assert all(names <= entry.keys() for entry in entries)
+    assert all(names <= entry.keys() for entry in seen if "loss" in entry)  # plotting callbacks have them too
+    first = entries[0]
+    weight = trainer.model.config.reconstruction_loss_weight
+    assert first["loss"] == pytest.approx(first["read_loss"] + weight * first["write_loss/1"], rel=1e-4)
+    # Adam's first step has the size of its learning rate, whatever the gradient; step sizes live in log space.
+    assert abs(np.log(first["step_size/0"] / 0.04)) == pytest.approx(0.1, rel=0.35)
+    moved = trainer.model.write_log_learning_rate.detach() - np.log(0.04)
+    assert moved.abs().max() > 0.15
+
+
+def test_step_sizes_have_a_learning_rate_of_their_own(tmp_path):
+    trainer = build_trainer(tiny_recipe(tmp_path, step_size_learning_rate=0.1, weight_decay=0.3))
+    model = trainer.model
+    rates = {parameter: group for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert set(rates) == {parameter for parameter in model.parameters() if parameter.requires_grad}
+    assert rates[model.write_log_learning_rate]["lr"] == 0.1
+    assert rates[model.memory_init]["lr"] == 1e-3
+    decayed = {name for name, parameter in model.named_parameters() if rates[parameter]["weight_decay"] == 0.3}
+    layers = [f"base_model.model.layers.0.{part}" for part in ("self_attn", "mlp")]
+    assert decayed == {name for name in dict(model.named_parameters()) if name.startswith(tuple(layers))} | {
+        "write_head.weight"
+    }
+
+
+def test_curriculum_is_followed_to_the_row(tmp_path):
+    stages = [
+        {"steps": 2, "write_steps": 1},
+        {"steps": 3, "task_arguments": {"num_pairs": 4}},
+        {"steps": 1, "write_steps": 3, "task_arguments": {"num_pairs": 3}},
+    ]
+    trainer = build_trainer(tiny_recipe(tmp_path, stages=stages))
+    seen = [(len(batch["context_input_ids"][0]), batch["write_steps"]) for batch in trainer.get_train_dataloader()]
+    assert seen == [(10, 1)] * 2 + [(20, 2)] * 3 + [(15, 3)]
+    trainer.train()
+    assert trainer.state.global_step == 6
+
+
+def test_a_stage_draws_the_steps_of_write_anew_for_each_outer_step(tmp_path):
+    stages = [{"steps": 24, "write_steps": [1, 2, 5]}]
+    trainer = build_trainer(tiny_recipe(tmp_path, stages=stages))
+    drawn = [batch["write_steps"] for batch in trainer.get_train_dataloader()]
+    assert len(drawn) == 24
+    assert set(drawn) == {1, 2, 5}
+    assert drawn == [batch["write_steps"] for batch in trainer.get_train_dataloader()]  # as a resumed run needs
+
+
+def test_a_file_is_repeated_in_new_orders_as_long_as_the_stage_takes(tmp_path):
+    stories = "".join(f"1 Story {index} begins.\n2 Which? \t{index}\t1\n" for index in range(10))
+    (tmp_path / "qa.txt").write_text(stories, encoding="utf-8")
+    recipe = tiny_recipe(tmp_path / "run", task="babi", task_arguments={"path": str(tmp_path / "qa.txt")})
+    rows = [row["targets"][0] for row in build_trainer(recipe).train_dataset]
+    assert len(rows) == 24
+    assert set(rows[:9]) == set(rows[9:18])
+    assert rows[:9] != rows[9:18]
+
+
+def test_running_text_has_no_end_to_learn(tmp_path):
+    """Where a task's targets end, the end is learned; a continuation just stops being given."""
+    (tmp_path / "book.txt").write_text("A sentence of some words. " * 40, encoding="utf-8")
+    tiny = build_trainer(tiny_recipe(tmp_path / "kv"))
+    for part in (tiny.model.base_model, tiny.processing_class):
+        part.save_pretrained(tmp_path / "base")
+    recipe = tiny_recipe(
+        tmp_path / "text",
+        task="text",
+        task_arguments={"path": str(tmp_path / "book.txt")},
+        base_config=None,
+        base_model=str(tmp_path / "base"),
+        train_base=False,
+        eval_sets={},
+        eval_strategy="no",
+    )
+    for trainer, ends in ((tiny, True), (build_trainer(recipe), False)):
+        labels = next(iter(trainer.get_train_dataloader()))["labels"]
+        assert bool((labels == trainer.processing_class.eos_token_id).any()) == ends
+
+
+# ------------------------------------------------------------------------------------------------ same numbers
+
+
+def test_same_seed_gives_the_same_numbers(tmp_path):
+    for name in ("first", "second"):
+        run_training(tiny_recipe(tmp_path / name))
+    run_training(tiny_recipe(tmp_path / "other", seed=1))
+    assert_same_weights(weights(tmp_path / "first"), weights(tmp_path / "second"))
+    other = weights(tmp_path / "other")
+    assert not torch.equal(weights(tmp_path / "first")["memory_init"], other["memory_init"])
+
+
+def test_killed_and_resumed_run_equals_an_unbroken_one(tmp_path, monkeypatch):
+    settings = {
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 3,
+        "stages": [{"steps": 3}, {"steps": 4, "task_arguments": {"num_pairs": 3}}],
+    }
+    run_training(tiny_recipe(tmp_path / "whole", **settings))
+
+    class KilledError(Exception):
+        pass
+
+    class Kill(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 5:
+                raise KilledError
+
+    broken = build_trainer(tiny_recipe(tmp_path / "broken", **settings))
+    broken.add_callback(Kill())
+    with pytest.raises(KilledError):
+        broken.train()
+    (tmp_path / "broken" / "checkpoint-6").mkdir()  # the save that the kill fell into
+    assert last_checkpoint(tmp_path / "broken").endswith("checkpoint-4")
+    taken = []
+    training_step = Trainer.training_step
+
+    def counted_step(*arguments, **options):
+        taken.append(1)
+        return training_step(*arguments, **options)
+
+    monkeypatch.setattr(Trainer, "training_step", counted_step)
+    run_training(tiny_recipe(tmp_path / "broken", **settings))
+    assert len(taken) == 3
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "broken"))
+    states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("whole", "broken")]
+    losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in states]
+    assert len(losses[0]) == 7
+    assert losses[0] == losses[1]
+
+
+def test_checkpoints_of_another_recipe_are_not_gone_on_from(tmp_path):
+    run_training(tiny_recipe(tmp_path, save_strategy="steps", save_steps=2))
+    with pytest.raises(ValueError, match="another recipe; learning_rate changed"):
+        run_training(tiny_recipe(tmp_path, save_strategy="steps", save_steps=2, learning_rate=2e-3))
+
+
+def test_accumulated_batches_count_as_one(tmp_path):
+    plain = {"optim": "sgd", "learning_rate": 0.1, "stages": [{"steps": 3}]}
+    run_training(tiny_recipe(tmp_path / "whole", per_device_train_batch_size=8, **plain))
+    run_training(tiny_recipe(tmp_path / "parts", per_device_train_batch_size=2, gradient_accumulation_steps=4, **plain))
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "parts"), tolerance=1e-6)
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    plain = {"optim": "sgd", "learning_rate": 0.1, "stages": [{"steps": 2}, {"steps": 1, "write_steps": 1}]}
+    plain["task_arguments"] = TINY["task_arguments"] | {"num_pairs": [1, 4]}  # batches of different widths
+    plain["task_arguments"] |= {"queries_per_context": 1}  # as many labels in every batch
+    run_training(tiny_recipe(tmp_path / "one", per_device_train_batch_size=4, **plain))
+    values = TINY | plain | {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 2}
+    on_two_processes("train", json.dumps(values))
+    assert_same_weights(weights(tmp_path / "one"), weights(tmp_path / "two"), tolerance=1e-6)
+
+
+def test_streamed_set_on_two_processes_keeps_queries_with_their_contexts():
+    on_two_processes("stream")
+
+
+# ------------------------------------------------------------------------------------------------ stock Trainer
+
+
+def test_stock_trainer_evaluates_and_predicts_every_row_of_a_ragged_set(tmp_path):
+    rows = load_task("kv_retrieval", num_contexts=5, num_pairs=[1, 4], key_length=1, value_length=1, end_mark=False)
+    trainer = stock_trainer(tmp_path, tiny_model(), rows, per_device_eval_batch_size=2)
+    output = trainer.predict(rows)
+    assert output.predictions.shape == output.label_ids.shape == (5, 4, 8)
+    asked = [len(queries) for queries in rows["queries"]]
+    assert (output.label_ids[..., 4] != -100).sum(1).tolist() == asked
+    metrics = trainer.evaluate()
+    assert metrics["eval_exact_match"] == output.metrics["test_exact_match"]
+    batched = stock_trainer(tmp_path, trainer.model, rows, per_device_eval_batch_size=2, batch_eval_metrics=True)
+    assert batched.evaluate()["eval_token_accuracy"] == metrics["eval_token_accuracy"]
+
+
+def test_stock_trainer_runs_under_bf16_autocast_and_loads_the_best_model(tmp_path):
+    rows = load_task("kv_retrieval", num_contexts=8, num_pairs=2, key_length=1, value_length=1)
+    trainer = stock_trainer(
+        tmp_path,
+        tiny_model(),
+        rows,
+        bf16=True,
+        max_steps=4,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        logging_steps=1,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="eval_loss",
+    )
+    log_writes(trainer)
+    trainer.train()
+    assert all(np.isfinite(loss) for loss in logged(trainer, "loss"))
+    assert len(logged(trainer, "write_loss/1")) == 4
+    best = GradMemForCausalLM.from_pretrained(trainer.state.best_model_checkpoint)
+    for name, tensor in best.state_dict().items():
+        torch.testing.assert_close(trainer.model.state_dict()[name], tensor, rtol=0, atol=0)
+
+
+def test_text_columns_taken_away_by_trainer_are_missed_by_name(tmp_path):
+    rows = load_task("kv_retrieval", num_contexts=2, num_pairs=2)
+    trainer = stock_trainer(tmp_path, tiny_model(), rows, remove_unused_columns=True)
+    with pytest.raises(ValueError, match=r"No columns in the dataset match|remove_unused_columns=False"):
+        trainer.evaluate()
