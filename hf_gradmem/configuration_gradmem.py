@@ -31,8 +31,8 @@ _TRANSFORMERS_KEYWORDS = frozenset(
 )
 
 
-# Every configuration has a value for these, whether a step is taken or not.
-_ALWAYS_SET = ("write_learning_rate",)
+# These say how far and how a step is taken, and stay with an adapter whichever way its steps are differentiated.
+_NEVER_REFUSED = ("write_learning_rate", "checkpoint_write_steps")
 
 
 @strict
@@ -154,11 +154,6 @@ class GradMemConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._check_values()
 
-    @property
-    def prefix_length(self) -> int:
-        """Positions that a memory and its control tokens take before a context or a query."""
-        return self.num_memory_tokens + 2 * self.num_control_tokens
-
     def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
         """`PreTrainedConfig` would keep a misspelt option as an attribute that nothing reads."""
         known = [field.name for field in fields(self)]
@@ -199,7 +194,7 @@ class GradMemConfig(PreTrainedConfig):
         """Refuse a choice that there is not, and an option that would be read by nothing."""
         for kind in KINDS:
             chosen(kind, self)
-        defaults = {entry.name: entry.default for entry in fields(GradMemConfig) if entry.name not in _ALWAYS_SET}
+        defaults = {entry.name: entry.default for entry in fields(GradMemConfig) if entry.name not in _NEVER_REFUSED}
         for name, readers in unread(self, defaults):
             raise ValueError(f"{name}={getattr(self, name)!r} belongs to {readers}. Leave it at {defaults[name]!r}.")
 

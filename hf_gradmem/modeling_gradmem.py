@@ -1,7 +1,6 @@
 """`GradMemForCausalLM`: any Hugging Face decoder with memory tokens that are written by gradient descent.
 
-No algorithm is here. `writing/` turns a context into a memory, `reading/` answers from it, `memory/` says what a memory
-is; this class holds the objects that do so and hands them what the caller gave.
+No algorithm is here: the class holds the objects of `memory/`, `writing/` and `reading/` and hands on what it is given.
 """
 
 import copy
@@ -77,6 +76,8 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         ValueError: an option of the configuration does not fit the base.
     """
 
+    _writer: tuple[tuple, Writer] | None = None  # and the settings that it was made from
+
     def __init__(self, config: GradMemConfig, base_model: PreTrainedModel | None = None) -> None:
         super().__init__(config)
         self.base_model = base_to_wrap(config, base_model)
@@ -84,7 +85,6 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         self.form = variants.build("memory_form", config, self, self.decoder)
         self.write_phase, self.read_phase = (Phase(name, self, self.decoder, self.form) for name in ("write", "read"))
         self.write_head = self.write_log_learning_rate = None
-        self._writer: tuple[tuple, Writer] | None = None
         self.writer.add_parameters()
         for phase, lora in ((self.write_phase, config.write_lora), (self.read_phase, config.read_lora)):
             if lora is not None:
@@ -328,7 +328,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             memory = self._memory_to_read(memory, context_input_ids)
         queries = checked_prompts(input_ids, attention_mask, context_index, len(memory), self.device)
         arguments = {**kwargs, "generation_config": generation_config, "streamer": streamer}
-        if can_generate_from_base(self.read_phase, memory.embeddings):
+        if can_generate_from_base(self.read_phase, memory.embeddings, queries):
             output = generate_from_base(self.read_phase, memory.embeddings, queries, arguments)
             return with_prompts(output, queries.input_ids, new_tokens_from=0)
         return self._generate_from_forward(memory, queries, arguments)

@@ -116,8 +116,8 @@ class GradMemPreTrainedModel(ModelAroundBase):
             self.get_decoder().compile(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is compiled, as of any module: it belongs to this object and cannot be pickled."""
-        return {name: value for name, value in super().__getstate__().items() if name != "_compiled"}
+        """Without the writer, which is made again, and what is compiled in it: that cannot be pickled."""
+        return {name: value for name, value in super().__getstate__().items() if name not in ("_compiled", "_writer")}
 
     # ------------------------------------------------------------------------------------------------ loading
 

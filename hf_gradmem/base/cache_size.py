@@ -24,14 +24,18 @@ def cache_bytes_per_token(text_config: PreTrainedConfig, dtype: str = "float32")
     Returns:
         `None` where the base keeps no cache that grows, or cannot be run without storage.
     """
+    return cached_elements_per_token(text_config) * getattr(torch, dtype).itemsize or None
+
+
+def cached_elements_per_token(text_config: PreTrainedConfig) -> int:
+    """Numbers that the base's cache grows by with each token; 0 where that cannot be told without storage."""
     # A padding token would be looked for in the input, which has no values.
     values = text_config.to_dict() | {"pad_token_id": None}
-    growth = _cached_elements_per_token(json.dumps(values, default=str, sort_keys=True))
-    return growth * getattr(torch, dtype).itemsize or None
+    return _elements_per_token(json.dumps(values, default=str, sort_keys=True))
 
 
 @functools.cache
-def _cached_elements_per_token(text_config: str) -> int:
+def _elements_per_token(text_config: str) -> int:
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
             config = AutoConfig.for_model(**json.loads(text_config))

@@ -114,7 +114,7 @@ class Decoder:
 
     @functools.cached_property
     def generates_from_cache(self) -> bool:
-        """Whether the base's own `generate`, given a cache and embeddings behind it, follows its forward pass."""
+        """Whether the base's own `generate`, given a cache and no padding behind it, follows its forward pass."""
         usable = self.generates_from_embeddings and self.goes_on_from_cache
         return usable and probes.generates(self.base_model, from_cache=True)
 

@@ -83,7 +83,7 @@ def _of_head(
     of_losses: Tensor,
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of the head. They depend on the weight of each loss, so the logits are computed anew."""
+    """Gradients of the head. They depend on the weight of each loss, so the logits are computed again."""
     of_weight = torch.zeros_like(weight, dtype=of_losses.dtype) if needed[1] else None
     of_bias = torch.zeros_like(bias, dtype=of_losses.dtype) if needed[2] else None
     for part in _parts(targets, weight):

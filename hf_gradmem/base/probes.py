@@ -134,11 +134,12 @@ def generates(base_model: PreTrainedModel, from_cache: bool) -> bool:
 
     Args:
         base_model: one that can be run on embeddings.
-        from_cache: with the first positions given as keys and values, and the padding behind them.
+        from_cache: with the first positions given as keys and values, and no padding.
     """
     first = 2 if from_cache else 0
     with probing(base_model) as (ids, mask), plain_generation(base_model):
-        mask[1, first : first + 2] = 0
+        if not from_cache:
+            mask[1, :2] = 0
         inputs = _tokens(base_model, ids[:, first:])._replace(attention_mask=mask[:, first:])
         try:
             if from_cache:

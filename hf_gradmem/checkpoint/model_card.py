@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..base.cache_size import cache_bytes_per_token
 from ..configuration_gradmem import GradMemConfig
 from ..hub.cards import MARK, TAGS
+from ..variants import chosen
 from .base_model import recorded_base
 from .run_facts import CardFacts, Result
 
@@ -38,7 +39,9 @@ def model_card(
     on_hub = base is not None and not os.path.isabs(base)
     context, query = facts.example or ("The ferry to Trieste leaves at 06:45 from gate 7.", "The ferry to Trieste")
     dtype = str(text_config.dtype or torch.float32).removeprefix("torch.")
-    memory_bytes = config.num_memory_tokens * text_config.hidden_size * (8 if dtype == "float64" else _FLOAT_BYTES)
+    form, settings = chosen("memory_form", config)
+    width = form.numbers(text_config, **settings)
+    memory_bytes = width and config.num_memory_tokens * width * (8 if dtype == "float64" else _FLOAT_BYTES)
     return ModelCard.from_template(
         ModelCardData(
             library_name="transformers",
@@ -56,12 +59,13 @@ def model_card(
         base=f"[{base}](https://huggingface.co/{base})" if on_hub else None,
         commit=config.base_model_revision,
         vectors=config.num_memory_tokens,
-        width=text_config.hidden_size,
+        width=width,
+        holds_vectors=form.holds_vectors,
         write=_describe_write(config),
         memory_bytes=memory_bytes,
         cache_bytes=cache_bytes_per_token(text_config, dtype),
         dtype=dtype,
-        positions=config.prefix_length,
+        positions=form.positions(config.num_memory_tokens, config.num_control_tokens),
         context=json.dumps([context] if isinstance(context, list) else context, ensure_ascii=False),
         query=json.dumps(query, ensure_ascii=False),
         training=facts.training,

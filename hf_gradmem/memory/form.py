@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 
 from ..base.decoder import Decoder
@@ -27,9 +28,11 @@ class MemoryForm(ABC):
         decoder: the base.
         num_memory_tokens: positions of a memory, m in the paper.
         num_control_tokens: vectors that it takes on either side.
+        holds_vectors: whether each position is a vector as wide as the decoder's hidden states.
     """
 
     num_control_tokens = 0
+    holds_vectors = False
 
     def __init__(self, module: nn.Module, decoder: Decoder, *, num_memory_tokens: int) -> None:
         self.module, self.decoder, self.num_memory_tokens = module, decoder, num_memory_tokens
@@ -55,7 +58,17 @@ class MemoryForm(ABC):
     @property
     def prefix_length(self) -> int:
         """Positions before a context or a query: those of the memory and of what goes with it."""
-        return self.num_memory_tokens + 2 * self.num_control_tokens
+        return self.positions(self.num_memory_tokens, self.num_control_tokens)
+
+    @staticmethod
+    def positions(num_memory_tokens: int, num_control_tokens: int) -> int:
+        """[`prefix_length`] of a memory of so many tokens, with so many control vectors on either side."""
+        return num_memory_tokens + 2 * num_control_tokens
+
+    @staticmethod
+    def numbers(text_config: PreTrainedConfig) -> int | None:
+        """[`width`] on a base of this configuration, which need not be loaded; `None` where it cannot be told."""
+        return text_config.hidden_size
 
     @property
     def shape(self) -> tuple[int, int]:

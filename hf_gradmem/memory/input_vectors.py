@@ -17,6 +17,8 @@ class InputVectors(MemoryForm):
     The decoder is given `[start; P(M); end]`.
     """
 
+    holds_vectors = True
+
     def __init__(
         self,
         module: nn.Module,

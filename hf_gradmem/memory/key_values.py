@@ -4,7 +4,9 @@ from typing import Literal
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
 
+from ..base.cache_size import cached_elements_per_token
 from ..base.decoder import Decoder
 from ..base.running import DecoderInputs
 from ..base.running import KeyValues as LayerPairs
@@ -37,38 +39,43 @@ class KeyValues(MemoryForm):
         if write not in ("keys_and_values", "values"):
             raise ValueError(f"The memory form 'key_values' has write 'keys_and_values' or 'values', got {write!r}.")
         self.values_alone = write == "values"
-        self._width: int | None = None
+        self._shapes: list[tuple[int, int]] = []
+
+    @staticmethod
+    def positions(num_memory_tokens: int, num_control_tokens: int) -> int:
+        return num_memory_tokens + 1
+
+    @staticmethod
+    def numbers(text_config: PreTrainedConfig, write: str = "keys_and_values") -> int | None:
+        cached = cached_elements_per_token(text_config)
+        return cached // (2 if write == "values" else 1) or None
 
     @property
-    def prefix_length(self) -> int:
-        return self.num_memory_tokens + 1
+    def shapes(self) -> list[tuple[int, int]]:
+        """Heads, and the numbers in each, of the tensors that a memory holds, layer by layer."""
+        if not self._shapes:
+            with torch.no_grad():
+                self._shapes = [(tensor.shape[1], tensor.shape[3]) for tensor in self._held(self._pairs_of_start())]
+        return self._shapes
 
     @property
     def width(self) -> int:
-        if self._width is None:
-            with torch.no_grad():
-                self._width = self.start(1).shape[-1]
-        return self._width
+        return sum(heads * size for heads, size in self.shapes)
 
     def start(self, batch_size: int) -> Tensor:
-        return self._flat(self._pairs_of_start()).expand(batch_size, -1, -1)
+        parts = [tensor.transpose(1, 2).flatten(2) for tensor in self._held(self._pairs_of_start())]
+        return torch.cat(parts, dim=-1).to(self.module.memory_init.dtype).expand(batch_size, -1, -1)
 
     def prefix(self, memory: Tensor, start: Tensor | None, end: Tensor | None) -> DecoderInputs:
-        like = self._pairs_of_start()
-        parts = memory.to(self.decoder.base_model.dtype).split(
-            [tensor[0, :, 0].numel() for tensor in self._held(like)], -1
-        )
-        written = [
-            part.unflatten(-1, (tensor.shape[1], tensor.shape[3])).transpose(1, 2)
-            for part, tensor in zip(parts, self._held(like), strict=True)
-        ]
+        dtype = self.decoder.base_model.dtype
+        parts = memory.to(dtype).split([heads * size for heads, size in self.shapes], dim=-1)
+        written = [part.unflatten(-1, shape).transpose(1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
         if self.values_alone:
-            keys = [keys.expand(len(memory), -1, -1, -1) for keys, _ in like]
-            pairs = tuple(zip(keys, written, strict=True))
+            keys = [keys.expand(len(memory), -1, -1, -1) for keys, _ in self._pairs_of_start()]
         else:
-            pairs = tuple(zip(written[::2], written[1::2], strict=True))
-        behind = self.module.memory_init[-1:].expand(len(memory), -1, -1).to(self.decoder.base_model.dtype)
-        return self.decoder.vectors(behind, past=pairs)
+            keys, written = written[::2], written[1::2]
+        behind = self.module.memory_init[-1:].expand(len(memory), -1, -1).to(dtype)
+        return self.decoder.vectors(behind, past=tuple(zip(keys, written, strict=True)))
 
     def check(self) -> None:
         if not self.decoder.goes_on_from_cache:
@@ -85,8 +92,3 @@ class KeyValues(MemoryForm):
     def _held(self, pairs: LayerPairs) -> list[Tensor]:
         """The tensors that a memory holds, layer by layer."""
         return [tensor for pair in pairs for tensor in (pair[1:] if self.values_alone else pair)]
-
-    def _flat(self, pairs: LayerPairs) -> Tensor:
-        """`(rows, num_memory_tokens, width)` in the precision of the parameters."""
-        parts = [tensor.transpose(1, 2).flatten(2) for tensor in self._held(pairs)]
-        return torch.cat(parts, dim=-1).to(self.module.memory_init.dtype)

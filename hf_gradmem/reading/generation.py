@@ -16,11 +16,17 @@ Tensor = torch.Tensor
 _REPEATING = ("num_beams", "num_return_sequences")  # each of which multiplies the rows
 
 
-def can_generate_from_base(phase: Phase, memory: Tensor) -> bool:
-    """Whether the base's own `generate` follows its forward pass behind memories of this form."""
+def can_generate_from_base(phase: Phase, memory: Tensor, queries: Queries) -> bool:
+    """Whether the base's own `generate` follows its forward pass behind memories of this form.
+
+    Behind a memory in the cache it takes rows of one length alone: padding would stand between the memory and the
+    prompt, and push the memory out of a sliding window.
+    """
     decoder = phase.decoder
     in_cache = phase.prefix(memory[:1]).past is not None
-    return decoder.generates_from_cache if in_cache else decoder.generates_from_embeddings
+    if in_cache:
+        return decoder.generates_from_cache and bool(queries.attention_mask.all())
+    return decoder.generates_from_embeddings
 
 
 def generate_from_base(

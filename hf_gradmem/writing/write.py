@@ -73,7 +73,7 @@ def write_contexts(
                 _check_finite(trace, batch, step_sizes)
                 written.append(_as_memory(writer, trace, of_batch, begin, fingerprint, measure_final_loss))
                 on_batch(len(batch))
-    return GradMemMemory.cat(written)[order.argsort()]
+        return GradMemMemory.cat(written)[order.argsort()]
 
 
 def write_in_forward(

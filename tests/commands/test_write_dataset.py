@@ -170,7 +170,6 @@ from transformers import AutoModelForCausalLM
 import hf_gradmem
 from hf_gradmem.commands.dataset_rows import load_source
 from hf_gradmem.commands.write_dataset import write_dataset
-from hf_gradmem.writing.writers.gradient import GradientWriter
 
 disable_progress_bars()
 to_parquet = Dataset.to_parquet

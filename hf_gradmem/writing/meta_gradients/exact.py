@@ -35,10 +35,6 @@ class Exact(MetaGradient):
             return checkpoint(with_graph, requiring_gradient(memory), use_reentrant=False)
         return recomputed_gradient(objective, with_graph, memory, parameters)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what is compiled, which cannot be pickled."""
-        return vars(self) | {"_loss_and_gradient": loss_and_gradient}
-
     def compile(self, *arguments: Any, **options: Any) -> bool:
         self.phase.decoder.probe()
         self._loss_and_gradient = CompiledLossAndGradient(self.phase.active, *arguments, **options)

@@ -1,4 +1,4 @@
-"""A WRITE step that keeps nothing but its memory and is run anew in the backward pass.
+"""A WRITE step that keeps nothing but its memory and is run again in the backward pass.
 
 The first run needs no second derivative: it is the lean one of test-time WRITE. Only when the step's turn comes in the
 backward pass is it run with the graph of its gradient, and that graph is gone before the step before it is run.

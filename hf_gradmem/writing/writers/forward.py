@@ -24,6 +24,11 @@ class ForwardWriter(Writer):
 
     def __init__(self, phase: Phase, *, write_steps: int, checkpoint_write_steps: bool) -> None:
         super().__init__(phase, write_steps)
+        if not phase.form.holds_vectors:
+            raise ValueError(
+                'writer="forward" reads vectors back from the decoder, and memory_form="key_values" holds none. Use '
+                'memory_form="input_vectors".'
+            )
         self.keeps_graph = not checkpoint_write_steps
 
     def rows(self, contexts: Contexts) -> ContextRows:
