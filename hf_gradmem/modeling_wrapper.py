@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from .base.lora import base_keys
 from .checkpoint import adapter as checkpoint
-from .checkpoint.base_model import load_base, load_base_tokenizer
+from .checkpoint.base_model import load_base, load_base_tokenizer, recorded_base
 from .checkpoint.model_card import model_card
 from .checkpoint.run_facts import CardFacts
 from .configuration_gradmem import GradMemConfig
@@ -67,6 +67,7 @@ class GradMemPreTrainedModel(ModelAroundBase):
     _supports_flex_attn = True
     _supports_attention_backend = True
     form: MemoryForm
+    memory_init: nn.Parameter
     write_phase: Phase
     read_phase: Phase
     writer: Writer
@@ -163,7 +164,9 @@ class GradMemPreTrainedModel(ModelAroundBase):
             adapter.config.name_or_path = adapter.name_or_path
             model = adapter.attach(cls, base_model)
         model.tokenizer, model._place = adapter.tokenizer, adapter.place
-        return (model, info) if kwargs.get("output_loading_info") else model
+        # Transformers' own type leaves the pair out as well.
+        loaded: Any = (model, info) if kwargs.get("output_loading_info") else model
+        return loaded
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -198,7 +201,7 @@ class GradMemPreTrainedModel(ModelAroundBase):
             kwargs: those of `PreTrainedModel.save_pretrained`.
         """
         self.config.includes_base = self._saves_base()
-        self.config.text_config.architectures = [type(self.base_model).__name__]
+        recorded_base(self.config).architectures = [type(self.base_model).__name__]
         self.config.auto_map = dict(checkpoint.AUTO_MAP)
         hub = {name: kwargs.pop(name) for name in checkpoint.PUSH_ARGUMENTS & kwargs.keys()}
         writes = kwargs.get("is_main_process", True)

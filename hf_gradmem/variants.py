@@ -38,7 +38,7 @@ def _keywords(variant: Callable[..., Any]) -> tuple[str, ...]:
     return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
 
 
-def chosen(kind: str, config: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
+def chosen(kind: str, config: Any) -> tuple[Any, dict[str, Any]]:
     """The variant that a configuration chooses, and what the choice says beside its name.
 
     Raises:

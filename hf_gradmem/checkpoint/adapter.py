@@ -178,9 +178,7 @@ def load_config(
     return GradMemConfig.from_dict(values | options)
 
 
-def load_full(
-    load: Callable[..., tuple[PreTrainedModel, dict[str, Any]]], name_or_path: str, arguments: dict[str, Any]
-) -> tuple[PreTrainedModel, dict[str, Any]]:
+def load_full(load: Callable[..., Any], name_or_path: str, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Load a checkpoint that includes its base; what it does not hold is an error, where the stock loader only warns.
 
     Args:

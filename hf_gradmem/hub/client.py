@@ -41,7 +41,6 @@ def push_files(
     *,
     commit_message: str,
     commit_description: str | None = None,
-    private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,

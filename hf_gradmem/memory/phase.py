@@ -32,7 +32,8 @@ class Phase:
         form: of the memory.
     """
 
-    def __init__(self, name: str, module: nn.Module, decoder: Decoder, form: MemoryForm) -> None:
+    # The model is `Any`: its parameters are set and read by name, which no type of a module knows.
+    def __init__(self, name: str, module: Any, decoder: Decoder, form: MemoryForm) -> None:
         self.name, self.module, self.decoder, self.form = name, module, decoder, form
         count = form.num_control_tokens
         for vectors in self.control_vectors:

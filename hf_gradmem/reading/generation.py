@@ -50,8 +50,9 @@ def generate_from_base(
         # `generate` repeats the rows for beams and returned sequences, and leaves a cache that it is given as it is.
         times = max(_setting(arguments, base_model.generation_config, name) or 1 for name in _REPEATING)
         given["past_key_values"].batch_repeat_interleave(times)
+    generate: Any = base_model.generate  # which the type of PreTrainedModel does not have
     with phase.active():
-        return base_model.generate(**given, **arguments)
+        return generate(**given, **arguments)
 
 
 def sorted_prompts(queries: Queries) -> tuple[Tensor, Tensor]:
@@ -68,7 +69,7 @@ def with_prompts(output: Tensor | ModelOutput, prompts: Tensor, new_tokens_from:
         prompts: `(rows, prompt_length)`.
         new_tokens_from: where in a sequence the new tokens begin.
     """
-    sequences = output.sequences if isinstance(output, ModelOutput) else output
+    sequences = output["sequences"] if isinstance(output, ModelOutput) else output
     prompts = prompts.repeat_interleave(len(sequences) // len(prompts), dim=0)
     sequences = torch.cat([prompts, sequences[:, new_tokens_from:]], dim=1)
     if not isinstance(output, ModelOutput):

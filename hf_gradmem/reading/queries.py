@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -39,7 +39,8 @@ def tokenize_queries(
         if tokenizer.chat_template is None:
             raise ValueError(f"The tokenizer of {tokenizer.name_or_path} has no chat template. Use template 'none'.")
         turns = [[{"role": "user", "content": query}] for query in queries]
-        queries = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        texts = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        queries = cast(list[str], texts)  # one for each conversation, as nothing is tokenised
     encoded = [tokenizer(query, add_special_tokens=False).input_ids for query in queries]
     width = max(map(len, encoded), default=0)
     input_ids = [[0] * (width - len(tokens)) + tokens for tokens in encoded]

@@ -30,6 +30,11 @@ class Contexts:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def mask(self) -> Tensor:
+        """`attention_mask`, all ones where there is none."""
+        return torch.ones_like(self.input_ids) if self.attention_mask is None else self.attention_mask
+
     def take(self, rows: Tensor | slice) -> "Contexts":
         """Some of the contexts."""
         mask, segments = (None if part is None else part[rows] for part in (self.attention_mask, self.segment_ids))
@@ -65,10 +70,10 @@ def given_contexts(
     Raises:
         ValueError: neither was given, or both, or a text with what belongs to tokens.
     """
-    if (context is None) == (input_ids is None):
-        raise ValueError("write needs either a text or input_ids, and not both.")
-    if context is None:
+    if context is None and input_ids is not None:
         return Contexts(input_ids, attention_mask, segment_ids)
+    if context is None or input_ids is not None:
+        raise ValueError("write needs either a text or input_ids, and not both.")
     if attention_mask is not None or segment_ids is not None:
         raise ValueError("attention_mask and segment_ids belong to input_ids; a text brings its own.")
     return tokenize(context)

@@ -54,7 +54,7 @@ def write_contexts(
         contexts = contexts.checked(writer.phase.decoder.device)
         step_sizes = writer.step_sizes(write_steps, write_learning_rate)
         # Contexts of about one length share a batch, so that the padding of the longest is not computed for the rest.
-        order = contexts.attention_mask.sum(1).argsort(descending=True, stable=True)
+        order = contexts.mask.sum(1).argsort(descending=True, stable=True)
         batches = order.split(batch_size or len(contexts))
         rows = [writer.rows(contexts.take(batch)) for batch in batches]
         written = []
