@@ -27,13 +27,9 @@ KINDS: dict[str, Mapping[str, Callable[..., Any]]] = {
 _CHOSEN_FIRST = ("memory_form", "writer")  # the others are chosen by options that one of these reads
 
 
+@functools.cache
 def options_of(variant: Callable[..., Any]) -> tuple[str, ...]:
     """Names of the options that a variant reads."""
-    return _keywords(variant)
-
-
-@functools.cache
-def _keywords(variant: Callable[..., Any]) -> tuple[str, ...]:
     parameters = inspect.signature(variant).parameters.values()
     return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
 
