@@ -41,7 +41,7 @@ def read(phase: Phase, memory: Tensor, queries: Queries) -> tuple[Tensor, Tensor
     loss = None
     if queries.labels is not None:
         loss = read_loss(logits, queries.labels, queries.attention_mask, order)
-    aligned = align_with_query(logits, order, queries.input_ids.shape[1])
+    aligned = align_with_query(logits, queries.attention_mask)
     return aligned.reshape(*queries.shape, *aligned.shape[1:]), loss
 
 
