@@ -36,7 +36,7 @@ def align_with_query(logits: Tensor, attention_mask: Tensor) -> Tensor:
     """
     real = attention_mask.bool()
     prefix_length = logits.shape[1] - real.shape[1]
-    if bool((real[:, :1].all() & (real[:, 1:] <= real[:, :-1]).all())):  # they stand there already
+    if bool(real[:, :1].all() & (real[:, 1:] <= real[:, :-1]).all()):  # they stand there already
         return logits[:, prefix_length:]
     return reorder(logits, prefix_length - 1 + real.cumsum(1))
 
