@@ -104,8 +104,9 @@ def _explain(error: BaseException) -> tuple[str, int]:
     """One line on an error, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted.", INTERRUPTED
+    told = str(error).replace("the argument `trust_remote_code=True`", "--trust-remote-code")
     if isinstance(error, ImportError | ValueError | TypeError | OSError):
-        return f"Error: {error}", MISTAKE
+        return f"Error: {told}", MISTAKE
     if isinstance(error, FloatingPointError | MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"Error: {str(error) or 'out of memory'}", FAILURE
     # Nothing that this package raises: the kind of error says more than its message.

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .app import command, shows_progress
-from .options import AsJson, BatchSize, Device, Overrides, Revision, Seed, output_option
+from .options import AsJson, BatchSize, Device, Overrides, Revision, Seed, TrustRemoteCode, output_option
 from .printing import print_json, print_results, report_done
 
 Baselines = Annotated[
@@ -27,6 +27,7 @@ Sweeps = Annotated[
 def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML file: task, base, memory, stages and training arguments.")],
     override: Overrides = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Train an adapter as a recipe says.
@@ -40,7 +41,7 @@ def train(
     from hf_gradmem.training.run import run_training
 
     loaded = load_recipe(recipe, override or ())
-    results = run_training(loaded)
+    results = run_training(loaded, trust_remote_code=trust_remote_code)
     state = PartialState()
     state.wait_for_everyone()
     state.destroy_process_group()  # its threads may abort an interpreter that ends before they do
@@ -79,6 +80,7 @@ def evaluate(
     revision: Revision = None,
     seed: Seed = 0,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Answer a recipe's evaluation sets from memory, and compare with their reference answers.
@@ -101,7 +103,14 @@ def evaluate(
     for model in dict.fromkeys(models):
         report["results"] += evaluate_model(
             model,
-            load_model(model, arguments.gradmem, revision=revision, seed=seed, device=device),
+            load_model(
+                model,
+                arguments.gradmem,
+                revision=revision,
+                seed=seed,
+                device=device,
+                trust_remote_code=trust_remote_code,
+            ),
             rows,
             sets,
             steps or (),

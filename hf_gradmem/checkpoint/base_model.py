@@ -8,7 +8,6 @@ import transformers
 from huggingface_hub.errors import RevisionNotFoundError
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,6 +18,7 @@ from ..configuration_gradmem import GradMemConfig
 from ..hub.client import is_cached, loaded_commit
 from ..hub.errors import HubError, causes, explain
 from .adapter import HUB_ARGUMENTS
+from .tokenizer import open_tokenizer
 
 # These say where and how the adapter itself is found; the base has its own name and revision.
 _ADAPTER_ONLY = (
@@ -247,4 +247,4 @@ def load_base_tokenizer(config: GradMemConfig, hub_arguments: dict[str, Any]) ->
             "This model has no tokenizer: its base has no name to load one from. Pass tokenizer= to "
             "get_gradmem_model, or give input_ids in place of text."
         )
-    return AutoTokenizer.from_pretrained(name, revision=config.base_model_revision, **hub_arguments)
+    return open_tokenizer(name, revision=config.base_model_revision, **hub_arguments)

@@ -7,8 +7,8 @@ def check_loss_is_the_models(arguments: TrainingArguments) -> None:
     """Refuse arguments by which `Trainer` computes a loss of its own.
 
     With label smoothing it takes the labels away, calls the model without them and scores its logits against them
-    unshifted: another loss, which leaves out the reconstruction as well. The model cannot tell such a call from one that
-    asks for logits alone.
+    unshifted: another loss, which leaves out the reconstruction as well. The model cannot tell such a call from one
+    that asks for logits alone.
 
     Raises:
         ValueError: `label_smoothing_factor` is set.
