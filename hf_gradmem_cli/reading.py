@@ -8,7 +8,7 @@ import typer
 from .app import command
 from .inputs import choose, read_context
 from .options import AsJson, Device, Index, Memory, MemoryRevision, Reader, Revision, TrustRemoteCode
-from .printing import print_json, print_memory, print_tokens
+from .printing import print_json, print_memory, print_text, print_tokens
 
 if TYPE_CHECKING:
     from hf_gradmem import GradMemForCausalLM, GradMemMemory
@@ -75,7 +75,7 @@ def ask(
         source = {"memory": memory} if memories is None else {"memories": memories, "id": name}
         print_json({"question": question, "answer": answer, **source, "model": model})
     else:
-        typer.echo(answer)
+        print_text(answer)
 
 
 def _look_up(memories: str, name: str, revision: str | None) -> "GradMemMemory":

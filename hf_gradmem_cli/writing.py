@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from .app import FAILURE, command, manners, shows_progress
 from .inputs import check_directory, read_context
@@ -21,6 +20,7 @@ from .options import (
     Tolerance,
     TrustRemoteCode,
 )
+from .plain import PlainConsole
 from .printing import describe_vectors, print_facts, print_json, print_memory
 
 
@@ -48,7 +48,7 @@ def demo(
     from hf_gradmem.commands.demo import TEXT, run_demo
 
     result = run_demo(
-        Console(quiet=as_json or manners.quiet, highlight=False),
+        PlainConsole(quiet=as_json or manners.quiet),
         text=TEXT if text is None else text,
         model_name=model,
         steps=steps,
