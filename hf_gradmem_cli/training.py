@@ -14,6 +14,10 @@ Baselines = Annotated[
     list[str] | None,
     typer.Option(help="prompt or none: answer by the plain base too, the context in its prompt or nowhere."),
 ]
+Metric = Annotated[
+    Literal["exact_match", "squad", "none"] | None,
+    typer.Option(help="How answers are compared; none measures losses alone. The task's own when absent."),
+]
 Sweeps = Annotated[
     list[str] | None,
     typer.Option(help="argument=value,value,...: measure each set at each of these values of a task argument."),
@@ -70,10 +74,7 @@ def evaluate(
     ] = None,
     sweep: Sweeps = None,
     split: Annotated[str, typer.Option(help="Which part of the task: validation or test.")] = "test",
-    metric: Annotated[
-        Literal["exact_match", "squad", "none"] | None,
-        typer.Option(help="How answers are compared; none measures losses alone. The task's own when absent."),
-    ] = None,
+    metric: Metric = None,
     override: Overrides = None,
     batch_size: BatchSize = 64,
     output: Annotated[Path | None, output_option("Write the results to this JSON file.")] = None,
@@ -100,17 +101,11 @@ def evaluate(
     rows = load_sets(arguments.task, sets, split)
     chosen = task_metric(arguments.task) if metric is None else None if metric == "none" else metric
     report: dict[str, Any] = {"task": arguments.task, "split": split, "metric": chosen, "results": []}
+    how: dict[str, Any] = {"revision": revision, "seed": seed, "device": device, "trust_remote_code": trust_remote_code}
     for model in dict.fromkeys(models):
         report["results"] += evaluate_model(
             model,
-            load_model(
-                model,
-                arguments.gradmem,
-                revision=revision,
-                seed=seed,
-                device=device,
-                trust_remote_code=trust_remote_code,
-            ),
+            load_model(model, arguments.gradmem, **how),
             rows,
             sets,
             steps or (),

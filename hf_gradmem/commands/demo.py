@@ -117,8 +117,7 @@ def run_demo(
         model_name: directory or Hub repository of the base; SmolLM2-135M-Instruct when absent.
         steps: at most so many; the write stops when the text is learned.
         num_memory_tokens: m.
-        seed: of the random vectors that the write starts from.
-        device, trust_remote_code: as in [`load_model`].
+        seed, device, trust_remote_code: as in [`load_model`].
 
     Raises:
         OSError: the model is neither on this machine nor within reach.
