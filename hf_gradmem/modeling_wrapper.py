@@ -154,7 +154,8 @@ class GradMemPreTrainedModel(ModelAroundBase):
         options = {}
         if not isinstance(config, GradMemConfig):
             options = {name: kwargs.pop(name) for name in checkpoint.CONFIG_OPTIONS & kwargs.keys()}
-        adapter = checkpoint.Adapter.open(pretrained_model_name_or_path, hub, options, config)
+        trusted = bool(kwargs.get("trust_remote_code"))
+        adapter = checkpoint.Adapter.open(pretrained_model_name_or_path, hub, options, config, trusted)
         kwargs |= {name: value for name, value in adapter.hub_arguments.items() if name == "revision"}
         if adapter.weights is None:
             load = functools.partial(super().from_pretrained, adapter.name_or_path, *model_args, config=adapter.config)

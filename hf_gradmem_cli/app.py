@@ -16,6 +16,8 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from .plain import plain
+
 FAILURE, MISTAKE, INTERRUPTED = 1, 2, 130
 _EXAMPLE_SEPARATOR = "\n\n"
 
@@ -92,7 +94,7 @@ def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., 
                 raise
             except (KeyboardInterrupt, Exception) as error:
                 if manners.verbose:
-                    traceback.print_exc()
+                    typer.echo(plain(traceback.format_exc()), err=True, nl=False)
                 stop(*_explain(error))
 
         return run
@@ -104,8 +106,9 @@ def _explain(error: BaseException) -> tuple[str, int]:
     """One line on an error, and the exit code."""
     if isinstance(error, KeyboardInterrupt):
         return "Interrupted.", INTERRUPTED
+    told = str(error).replace("the argument `trust_remote_code=True`", "--trust-remote-code")
     if isinstance(error, ImportError | ValueError | TypeError | OSError):
-        return f"Error: {error}", MISTAKE
+        return f"Error: {told}", MISTAKE
     if isinstance(error, FloatingPointError | MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"Error: {str(error) or 'out of memory'}", FAILURE
     # Nothing that this package raises: the kind of error says more than its message.
@@ -114,7 +117,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 def stop(message: str, code: int) -> NoReturn:
     """Leave with one line on stderr."""
-    typer.echo(" ".join(message.split()), err=True)
+    typer.echo(plain(" ".join(message.split())), err=True)
     raise typer.Exit(code)
 
 
@@ -142,7 +145,7 @@ def _libraries_silenced() -> Iterator[None]:
             warnings.simplefilter("ignore")
             if not manners.quiet:
                 warnings.filterwarnings("default", module=r"hf_gradmem\b")
-            warnings.showwarning = lambda message, *_: typer.echo(f"Warning: {message}", err=True)
+            warnings.showwarning = lambda message, *_: typer.echo(plain(f"Warning: {message}"), err=True)
             yield
     finally:
         logging.set_verbosity(verbosity)

@@ -7,7 +7,7 @@ import typer
 
 from .app import command
 from .inputs import check_directory, choose
-from .options import AsJson, Device, Index, Memory, MemoryRevision, OutputDirectory, Reader, Revision
+from .options import AsJson, Device, Index, Memory, MemoryRevision, OutputDirectory, Reader, Revision, TrustRemoteCode
 from .printing import print_json, report_done
 
 
@@ -27,6 +27,7 @@ def export(
     revision: Revision = None,
     memory_revision: MemoryRevision = None,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a memory in a format that is read without this package: the base is all that the reader needs."""
@@ -35,7 +36,7 @@ def export(
 
     check_directory(output)
     chosen = choose(load_memory(memory, revision=memory_revision), index)
-    reader = load_reader(model, chosen, revision=revision, device=device)
+    reader = load_reader(model, chosen, revision=revision, device=device, trust_remote_code=trust_remote_code)
     EXPORTS[to_format](reader.stock_prefix(chosen), output)
     if as_json:
         print_json({"memory": memory, "format": to_format, "output": str(output)})

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from .app import FAILURE, command, manners, shows_progress
 from .inputs import check_directory, read_context
@@ -19,7 +18,9 @@ from .options import (
     Seed,
     Steps,
     Tolerance,
+    TrustRemoteCode,
 )
+from .plain import PlainConsole
 from .printing import describe_vectors, print_facts, print_json, print_memory
 
 
@@ -35,6 +36,7 @@ def demo(
     seed: Seed = 0,
     model: Annotated[str | None, typer.Option(help="Another base than SmolLM2-135M-Instruct.")] = None,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a paragraph into 8 vectors of a small pretrained model, and decode it from them.
@@ -46,13 +48,14 @@ def demo(
     from hf_gradmem.commands.demo import TEXT, run_demo
 
     result = run_demo(
-        Console(quiet=as_json or manners.quiet, highlight=False),
+        PlainConsole(quiet=as_json or manners.quiet),
         text=TEXT if text is None else text,
         model_name=model,
         steps=steps,
         num_memory_tokens=memory_tokens,
         seed=seed,
         device=device,
+        trust_remote_code=trust_remote_code,
     )
     if as_json:
         print_json(result.to_dict())
@@ -80,6 +83,7 @@ def write(
     revision: Revision = None,
     seed: Seed = 0,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a context into a memory and save it.
@@ -95,10 +99,12 @@ def write(
     check_directory(output)
     given: dict[str, Any] = {"num_memory_tokens": memory_tokens, "write_optimizer": optimizer}
     options = {name: value for name, value in given.items() if value is not None}
-    adapter = is_adapter(model, revision=revision)
+    adapter = is_adapter(model, revision=revision, trust_remote_code=trust_remote_code)
     if adapter and options:
         raise ValueError("--memory-tokens and --optimizer are for a base without an adapter; an adapter has its own.")
-    writer = load_model(model, options, revision=revision, seed=seed, device=device)
+    writer = load_model(
+        model, options, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code
+    )
     if tolerance is None and not adapter:
         tolerance = PLAIN_BASE_TOLERANCE
     memory = writer.write(
@@ -140,6 +146,7 @@ def write_dataset(
     revision: Revision = None,
     seed: Seed = 0,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a memory for each row of a data set, to be looked up by id.
@@ -158,13 +165,13 @@ def write_dataset(
     check_directory(output)
     with without_progress_bars():
         rows = load_source(source, split)
-    if tolerance is None and not is_adapter(model, revision=revision):
+    if tolerance is None and not is_adapter(model, revision=revision, trust_remote_code=trust_remote_code):
         tolerance = PLAIN_BASE_TOLERANCE
     state = processes(cpu=True if device == "cpu" else None)
     if device == "auto" and (state.num_processes > 1 or state.device.type == "cpu"):
         device = str(state.device)
     facts = write_rows(
-        load_model(model, revision=revision, seed=seed, device=device),
+        load_model(model, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code),
         rows,
         output,
         context_column=context_column,

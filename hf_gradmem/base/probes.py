@@ -80,12 +80,14 @@ def embeddings_suffice(base_model: PreTrainedModel) -> bool:
 
     Raises:
         TypeError: the base runs on neither.
+        ValueError: its logits are NaN or infinite.
     """
     with probing(base_model) as (ids, mask):
         try:
             from_ids = base_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         except Exception:  # nothing to compare with: the base is run on embeddings and says itself what it lacks
             return True
+        _check_finite(base_model, from_ids)
         _check_logits(base_model, from_ids, ids)
         own_error = None
         try:
@@ -100,6 +102,18 @@ def embeddings_suffice(base_model: PreTrainedModel) -> bool:
             own_error = error
         _check_replacement(base_model, ids, mask, from_ids, own_error)
     return False
+
+
+def _check_finite(base_model: PreTrainedModel, logits: Tensor) -> None:
+    """Blame broken weights on themselves, before a comparison blames them on what is compared."""
+    if logits.isfinite().all():
+        return
+    broken = [name for name, weight in base_model.named_parameters() if not weight.isfinite().all()]
+    where = f"its weight {broken[0]} is, the first of {len(broken)}" if broken else "though none of its weights is"
+    raise ValueError(
+        f"The logits of {type(base_model).__name__} in {base_model.dtype} are NaN or infinite for ordinary tokens, "
+        f"{where}. Load the base again, or in a type with more range."
+    )
 
 
 def _check_logits(base_model: PreTrainedModel, logits: Tensor, ids: Tensor) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
@@ -56,9 +57,14 @@ def generate_from_base(
 
 
 def sorted_prompts(queries: Queries) -> tuple[Tensor, Tensor]:
-    """Prompts and their mask with the padding on the left, where generation goes on from the right."""
-    order = token_order(queries.attention_mask, "left")
-    return reorder(queries.input_ids, order), reorder(queries.attention_mask, order).long()
+    """Prompts and their mask with the padding on the left, where generation goes on from the right.
+
+    There is one position at least, if only of padding: `generate` looks at the last one.
+    """
+    missing = max(1 - queries.input_ids.shape[1], 0)
+    input_ids, mask = (functional.pad(part, (missing, 0)) for part in (queries.input_ids, queries.attention_mask))
+    order = token_order(mask, "left")
+    return reorder(input_ids, order), reorder(mask, order).long()
 
 
 def with_prompts(output: Tensor | ModelOutput, prompts: Tensor, new_tokens_from: int) -> Tensor | ModelOutput:

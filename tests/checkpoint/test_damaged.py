@@ -1,5 +1,7 @@
 """Checkpoints that are not what they should be: what is refused, and what the message says."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -7,7 +9,7 @@ from transformers import AutoModel
 
 from hf_gradmem import GradMemForCausalLM, GradMemMemory, get_gradmem_model
 from tests.support.messages import says
-from tests.support.small_models import EVERY_OPTION, PLAIN, named_base, nameless_base, with_memory
+from tests.support.small_models import EVERY_OPTION, PLAIN, named_base, nameless_base, small_tokenizer, with_memory
 
 
 @pytest.fixture
@@ -20,6 +22,23 @@ LOADERS = {
     "from_pretrained": GradMemForCausalLM.from_pretrained,
     "get_gradmem_model": lambda directory: get_gradmem_model(named_base(directory.parent / "base"), directory),
 }
+
+
+def test_adapter_that_names_itself_as_its_base(adapter):
+    path = adapter / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(values | {"base_model_name_or_path": str(adapter)}), encoding="utf-8")
+    with pytest.raises(ValueError, match=says(f"base_model_name_or_path={str(adapter)!r} is an adapter itself")):
+        GradMemForCausalLM.from_pretrained(adapter)
+
+
+@pytest.mark.parametrize("whose", ["adapter", "base"])
+def test_tokenizer_that_is_none(adapter, whose):
+    directory = adapter.parent / whose
+    small_tokenizer().save_pretrained(directory)
+    (directory / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=says(f"The tokenizer in {directory} cannot be read", "tokenizer.json")):
+        GradMemForCausalLM.from_pretrained(adapter).write("abc")
 
 
 @pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
