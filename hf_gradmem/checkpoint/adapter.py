@@ -203,11 +203,11 @@ def load_full(
             f"The weights in {name_or_path} are not readable safetensors ({error}). Were they copied whole?"
         ) from error
     mismatched = [f"{key} {tuple(found)} for {tuple(built)}" for key, found, built in info["mismatched_keys"]]
-    unexpected = [key for key in info["unexpected_keys"] if not key.startswith("base_model.")]
-    if info["missing_keys"] or unexpected or (mismatched and not tolerant):
+    missing, unexpected = info["missing_keys"], info["unexpected_keys"]
+    if missing or unexpected or (mismatched and not tolerant):
         raise ValueError(
             f"The weights in {name_or_path} are not those that its config.json describes: missing "
-            f"{_few(info['missing_keys'])}; unexpected {_few(unexpected)}; of another shape {_few(mismatched)}."
+            f"{_few(missing)}; unexpected {_few(unexpected)}; of another shape {_few(mismatched)}."
         )
     base = base_keys(model)
     for key, parameter in model.named_parameters():  # the loader makes every weight trainable

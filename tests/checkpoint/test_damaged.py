@@ -1,5 +1,7 @@
 """Checkpoints that are not what they should be: what is refused, and what the message says."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -74,6 +76,15 @@ def test_directory_without_a_configuration(adapter, load):
 def test_directory_of_another_kind_of_model(adapter, load):
     with pytest.raises(ValueError, match=says("model of type 'llama', not 'gradmem'", "get_gradmem_model")):
         load(adapter.parent / "base")
+
+
+def test_full_checkpoint_with_weights_that_its_configuration_does_not_describe(tmp_path):
+    with_memory(nameless_base(), **PLAIN).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["num_hidden_layers"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=says("missing none; unexpected base_model.model.layers.1.", "and 4 more")):
+        GradMemForCausalLM.from_pretrained(tmp_path)
 
 
 def test_attaching_a_checkpoint_that_brings_its_own_base(tmp_path):
