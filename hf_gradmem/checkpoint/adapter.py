@@ -27,6 +27,7 @@ from ..base.lora import base_keys
 from ..configuration_gradmem import GradMemConfig
 from ..files import whole_file
 from ..hub.errors import one_line_errors
+from .whole_save import finish_save
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 PUSH_ARGUMENTS = frozenset({"repo_id", "commit_message", "commit_description", "private", "create_pr", "revision"})
@@ -86,6 +87,7 @@ class Adapter:
             ValueError: it holds another kind of model, or an option is wrong.
         """
         name, hub = os.fspath(name_or_path), dict(hub_arguments or {})
+        finish_save(os.path.join(name, hub.get("subfolder") or ""))
         # Resolved once, so that all files come from one commit.
         if (revision := resolve_revision(name, hub.get("revision"), **_place(hub))) is not None:
             hub["revision"] = revision
