@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from .app import command
-from .inputs import check_directory, choose
+from .inputs import check_output, choose
 from .options import AsJson, Device, Index, Memory, MemoryRevision, OutputDirectory, Reader, Revision, TrustRemoteCode
 from .printing import print_json, report_done
 
@@ -34,7 +34,7 @@ def export(
     from hf_gradmem.commands.opening import load_memory, load_reader
     from hf_gradmem.exports import EXPORTS
 
-    check_directory(output)
+    check_output(output)
     chosen = choose(load_memory(memory, revision=memory_revision), index)
     reader = load_reader(model, chosen, revision=revision, device=device, trust_remote_code=trust_remote_code)
     EXPORTS[to_format](reader.stock_prefix(chosen), output)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .app import FAILURE, command, manners, shows_progress
-from .inputs import check_directory, read_context
+from .inputs import check_output, read_context
 from .options import (
     AsJson,
     BatchSize,
@@ -94,9 +94,10 @@ def write(
     """
     from hf_gradmem.commands.opening import PLAIN_BASE_TOLERANCE, is_adapter, load_model
     from hf_gradmem.evaluation.memory_facts import memory_facts
+    from hf_gradmem.memory.written import MEMORY_FILE
 
     context = read_context(text, file)
-    check_directory(output)
+    check_output(output, MEMORY_FILE)
     given: dict[str, Any] = {"num_memory_tokens": memory_tokens, "write_optimizer": optimizer}
     options = {name: value for name, value in given.items() if value is not None}
     adapter = is_adapter(model, revision=revision, trust_remote_code=trust_remote_code)
@@ -160,9 +161,9 @@ def write_dataset(
     from hf_gradmem.commands.opening import PLAIN_BASE_TOLERANCE, is_adapter, load_model
     from hf_gradmem.commands.write_dataset import processes
     from hf_gradmem.commands.write_dataset import write_dataset as write_rows
-    from hf_gradmem.memory.store import without_progress_bars
+    from hf_gradmem.memory.store import FACTS_FILE, without_progress_bars
 
-    check_directory(output)
+    check_output(output, FACTS_FILE)
     with without_progress_bars():
         rows = load_source(source, split)
     if tolerance is None and not is_adapter(model, revision=revision, trust_remote_code=trust_remote_code):

@@ -28,6 +28,7 @@ from ..configuration_gradmem import GradMemConfig
 from ..files import whole_file
 from ..hub.errors import one_line_errors
 from .tokenizer import open_tokenizer
+from .whole_save import finish_save
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 PUSH_ARGUMENTS = frozenset({"repo_id", "commit_message", "commit_description", "private", "create_pr", "revision"})
@@ -91,6 +92,7 @@ class Adapter:
             ValueError: it holds another kind of model, or an option is wrong.
         """
         name, hub = os.fspath(name_or_path), dict(hub_arguments or {})
+        finish_save(os.path.join(name, hub.get("subfolder") or ""))
         # Resolved once, so that all files come from one commit.
         if (revision := resolve_revision(name, hub.get("revision"), **_place(hub))) is not None:
             hub["revision"] = revision
@@ -208,11 +210,11 @@ def load_full(load: Callable[..., Any], name_or_path: str, arguments: dict[str, 
             f"The weights in {name_or_path} are not readable safetensors ({error}). Were they copied whole?"
         ) from error
     mismatched = [f"{key} {tuple(found)} for {tuple(built)}" for key, found, built in info["mismatched_keys"]]
-    unexpected = [key for key in info["unexpected_keys"] if not key.startswith("base_model.")]
-    if info["missing_keys"] or unexpected or (mismatched and not tolerant):
+    missing, unexpected = info["missing_keys"], info["unexpected_keys"]
+    if missing or unexpected or (mismatched and not tolerant):
         raise ValueError(
             f"The weights in {name_or_path} are not those that its config.json describes: missing "
-            f"{_few(info['missing_keys'])}; unexpected {_few(unexpected)}; of another shape {_few(mismatched)}."
+            f"{_few(missing)}; unexpected {_few(unexpected)}; of another shape {_few(mismatched)}."
         )
     base = base_keys(model)
     for key, parameter in model.named_parameters():  # the loader makes every weight trainable

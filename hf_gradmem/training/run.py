@@ -25,6 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from ..checkpoint.run_facts import RECIPE_FILE, RESULTS_FILE
 from ..checkpoint.tokenizer import open_tokenizer
+from ..files import check_directory
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
 from ..tasks import FEATURES, get_task, load_task
 from ..tasks.collator import DataCollatorForGradMem
@@ -48,10 +49,12 @@ def run_training(recipe: Recipe, *, trust_remote_code: bool = False) -> dict[str
         Steps, seconds, and the metrics of each evaluation set after the last step, as `results.json` holds them.
 
     Raises:
+        OSError: `output_dir` cannot be written to.
         ValueError: the recipe does not fit its task or base, or `output_dir` holds a run of another recipe.
     """
-    trainer = build_trainer(recipe, trust_remote_code=trust_remote_code)
     output = Path(str(recipe.training.output_dir))
+    check_directory(output)
+    trainer = build_trainer(recipe, trust_remote_code=trust_remote_code)
     _keep_recipe(recipe, output)
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
     trainer.save_model()

@@ -95,6 +95,15 @@ def test_directory_of_another_kind_of_model(adapter, load):
         load(adapter.parent / "base")
 
 
+def test_full_checkpoint_with_weights_that_its_configuration_does_not_describe(tmp_path):
+    with_memory(nameless_base(), **PLAIN).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["num_hidden_layers"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=says("missing none; unexpected base_model.model.layers.1.", "and 4 more")):
+        GradMemForCausalLM.from_pretrained(tmp_path)
+
+
 def test_attaching_a_checkpoint_that_brings_its_own_base(tmp_path):
     with_memory(nameless_base(), **PLAIN).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=says("includes its own base", "Load it with from_pretrained")):
