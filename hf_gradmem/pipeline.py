@@ -308,7 +308,7 @@ def _memory(given: Any) -> GradMemMemory:
     """A memory as it is, or loaded from where it was saved."""
     if isinstance(given, GradMemMemory):
         return given
-    if isinstance(given, MemorySource):
+    if isinstance(given, str | os.PathLike):
         return GradMemMemory.from_pretrained(given)
     raise TypeError(
         f"memory must be a GradMemMemory, where one was saved, or a list of them, got a {type(given).__name__}."

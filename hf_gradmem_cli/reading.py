@@ -75,7 +75,7 @@ def ask(
         source = {"memory": memory} if memories is None else {"memories": memories, "id": name}
         print_json({"question": question, "answer": answer, **source, "model": model})
     else:
-        print_text(answer)
+        print_text(str(answer))
 
 
 def _look_up(memories: str, name: str, revision: str | None) -> "GradMemMemory":
