@@ -108,7 +108,7 @@ def test_generation_follows_the_forward_pass(model_type, form):
     model = with_memory(model_type, form)
     memory = model.write(input_ids=tiny_tokens(2, 9))
     prompts = tiny_tokens(2, 5)
-    for mask in (torch.ones((2, 5)), torch.tensor([[0, 0, 1, 1, 1], [1] * 5])):
+    for mask in (torch.ones((2, 5), dtype=torch.long), torch.tensor([[0, 0, 1, 1, 1], [1] * 5])):
         out = model.generate(prompts, attention_mask=mask, memory=memory, max_new_tokens=4, do_sample=False)
         for row, real in enumerate(mask.bool()):
             tokens = torch.cat([prompts[row, real], out[row, 5:]])[None]
