@@ -7,7 +7,7 @@ import typer
 
 from .app import command
 from .inputs import check_directory, choose
-from .options import AsJson, Device, Index, Memory, MemoryRevision, OutputDirectory, Reader, Revision
+from .options import AsJson, Device, Index, Memory, MemoryRevision, OutputDirectory, Reader, Revision, Seed
 from .printing import print_json, report_done
 
 
@@ -26,6 +26,7 @@ def export(
     index: Index = None,
     revision: Revision = None,
     memory_revision: MemoryRevision = None,
+    seed: Seed = 0,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -35,7 +36,7 @@ def export(
 
     check_directory(output)
     chosen = choose(load_memory(memory, revision=memory_revision), index)
-    reader = load_reader(model, chosen, revision=revision, device=device)
+    reader = load_reader(model, chosen, revision=revision, seed=seed, device=device)
     EXPORTS[to_format](reader.stock_prefix(chosen), output)
     if as_json:
         print_json({"memory": memory, "format": to_format, "output": str(output)})

@@ -108,10 +108,17 @@ def _load_base(name: str, revision: str | None) -> tuple[PreTrainedModel, PreTra
 
 
 def load_reader(
-    name: str, memory: GradMemMemory, *, revision: str | None = None, device: str = "auto"
+    name: str, memory: GradMemMemory, *, revision: str | None = None, seed: int = 0, device: str = "auto"
 ) -> GradMemForCausalLM:
-    """Load the model that reads `memory`. Of what a base alone was given to write it, READ needs only the size."""
-    return load_model(name, {"num_memory_tokens": memory.embeddings.shape[1]}, revision=revision, device=device)
+    """Load the model that reads `memory`; a base alone is given the size and the start that wrote it.
+
+    Args:
+        seed: that the base alone wrote the memory with.
+        name, revision, device: as in [`load_model`].
+    """
+    return load_model(
+        name, {"num_memory_tokens": memory.embeddings.shape[1]}, revision=revision, seed=seed, device=device
+    )
 
 
 def load_memory(name: str, *, revision: str | None = None) -> GradMemMemory:
