@@ -22,6 +22,7 @@ from .checkpoint import adapter as checkpoint
 from .checkpoint.base_model import load_base, load_base_tokenizer
 from .checkpoint.model_card import model_card
 from .checkpoint.run_facts import CardFacts
+from .checkpoint.stored_base import differs_from_stored
 from .configuration_gradmem import GradMemConfig
 from .exports import cartridge, prompt_embeds, prompt_tuning
 from .exports.export import StockPrefix, stock_prefix
@@ -72,6 +73,7 @@ class GradMemPreTrainedModel(ModelAroundBase):
     read_phase: Phase
     writer: Writer
     card_facts: CardFacts | None = None
+    _compared: tuple[tuple, bool] | None = None  # a base, and whether it has other weights than its name stands for
     _compiled: tuple[tuple, dict[str, Any]] | None = None  # the arguments of `compile`, once it was called
 
     def __init__(self, config: GradMemConfig) -> None:
@@ -186,8 +188,9 @@ class GradMemPreTrainedModel(ModelAroundBase):
     def save_pretrained(self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save the adapter: configuration, the parameters beside the base, a model card, and the tokenizer if any.
 
-        The base is named, not copied, unless it has no name, its vocabulary was resized, or some weight of it requires
-        a gradient now or did at an earlier save: then the directory is a full checkpoint.
+        The base is named, not copied, unless it has no name, its vocabulary was resized, its weights are not those that
+        its name stands for, or some weight of it requires a gradient now or did at an earlier save: then the directory
+        is a full checkpoint.
 
         A README.md of your own is left as it is. `auto_map` and a file of a few lines let `trust_remote_code=True` load
         the checkpoint where this package is installed but was not imported.
@@ -198,7 +201,7 @@ class GradMemPreTrainedModel(ModelAroundBase):
                 name.
             kwargs: those of `PreTrainedModel.save_pretrained`.
         """
-        self.config.includes_base = self._saves_base()
+        self.config.includes_base = self._saves_base() or self._base_changed()
         self.config.text_config.architectures = [type(self.base_model).__name__]
         self.config.auto_map = dict(checkpoint.AUTO_MAP)
         hub = {name: kwargs.pop(name) for name in checkpoint.PUSH_ARGUMENTS & kwargs.keys()}
@@ -272,6 +275,16 @@ class GradMemPreTrainedModel(ModelAroundBase):
     def _saves_base(self) -> bool:
         return self.config.includes_base or self._trains_base()
 
+    def _base_changed(self) -> bool:
+        """Whether the base has other weights than its name stands for: merged, edited, or changed in their files."""
+        name, revision = self.config.base_model_name_or_path, self.config.base_model_revision
+        if name is None:
+            return False
+        now = name, revision, self._fingerprint.of_base(base_weights(self.base_model))
+        if self._compared is None or self._compared[0] != now:
+            self._compared = now, differs_from_stored(self.base_model, name, revision)
+        return self._compared[1]
+
     @property
     def _keys_to_ignore_on_save(self) -> set[str]:
         """What a save would leave out now: `Trainer` expects exactly these to be missing when it loads a checkpoint."""
@@ -338,7 +351,7 @@ class GradMemPreTrainedModel(ModelAroundBase):
             base_model_name_or_path=self.config.base_model_name_or_path,
             base_model_revision=self.config.base_model_revision,
             reads_with_lora=self.config.read_lora is not None,
-            includes_base=self.config.includes_base,
+            includes_base=self.config.includes_base or self._base_changed(),
         )
 
     def export_prompt_tuning(self, memory: GradMemMemory, save_directory: str | os.PathLike) -> None:
