@@ -9,16 +9,16 @@ layers holds as many numbers as eight input vectors, one of values alone as many
 `benchmarks/results/memory_forms/<arm>.json`, the table to `benchmarks/results/memory_forms.md`.
 """
 
-import argparse
 import json
 import tempfile
 from pathlib import Path
 
-import torch
 from transformers import TrainerCallback
 
 from hf_gradmem.training.recipe import load_recipe
 from hf_gradmem.training.run import build_trainer
+
+from .arms import run_chosen
 
 ROOT = Path(__file__).parent
 RECIPE = ROOT.parent / "model_cards" / "gradmem-kv" / "recipe.yaml"
@@ -104,17 +104,5 @@ def write_table() -> None:
     TABLE.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arms", nargs="*", help=", ".join(ARMS))
-    chosen = parser.parse_args().arms or [name for name in ARMS if not (RESULTS / f"{name}.json").is_file()]
-    torch.set_num_threads(1)
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for name in chosen:
-        result = run_arm(name)
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        write_table()
-
-
 if __name__ == "__main__":
-    main()
+    run_chosen(__doc__, ARMS, RESULTS, run_arm, write_table)

@@ -11,6 +11,8 @@ from transformers.configuration_utils import SubConfigSpec
 from .losses import LOSSES
 from .variants import KINDS, chosen, unread
 
+# In a config.json, the save that the file belongs to: of the directory, and not of the model.
+SAVE_ID = "save_id"
 # Keywords that are not fields of ours but that Transformers itself puts into, or takes out of, a config.json.
 _TRANSFORMERS_KEYWORDS = frozenset(
     {
@@ -196,6 +198,11 @@ class GradMemConfig(PreTrainedConfig):
         defaults = {entry.name: entry.default for entry in fields(GradMemConfig) if entry.name not in _NEVER_REFUSED}
         for name, readers in unread(self, defaults):
             raise ValueError(f"{name}={getattr(self, name)!r} belongs to {readers}. Leave it at {defaults[name]!r}.")
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As usual; which save the values were read from is no part of the configuration."""
+        return super().from_dict({name: value for name, value in config_dict.items() if name != SAVE_ID}, **kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:

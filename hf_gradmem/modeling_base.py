@@ -1,7 +1,7 @@
 """A `PreTrainedModel` that stands in for the one inside it: embeddings, precision, modes and generation settings."""
 
 from collections.abc import Callable, Iterator
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import nn
@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from .base.decoder import Decoder
 from .base.lora import base_keys, lora_modules, lora_only_modules
+from .base.running import embedding_weight
 
 
 class ModelAroundBase(PreTrainedModel):
@@ -29,7 +30,11 @@ class ModelAroundBase(PreTrainedModel):
     @property
     def base_model(self) -> PreTrainedModel:
         """The decoder; `PreTrainedModel.base_model` would look it up by a prefix."""
-        return self._modules["base_model"]
+        return cast(PreTrainedModel, self._modules["base_model"])
+
+    @base_model.setter
+    def base_model(self, value: PreTrainedModel) -> None:
+        """`nn.Module` registers a module that is set before it looks for a property."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -39,7 +44,7 @@ class ModelAroundBase(PreTrainedModel):
     @property
     def device(self) -> torch.device:
         """Where the base takes its input."""
-        return self.base_model.get_input_embeddings().weight.device
+        return embedding_weight(self.base_model).device
 
     @property
     def vocab_size(self) -> int:

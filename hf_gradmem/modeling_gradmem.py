@@ -50,10 +50,10 @@ class GradMemOutput(ModelOutput):
             What was read.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    read_loss: torch.FloatTensor | None = None
-    write_losses: torch.FloatTensor | None = None
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    read_loss: Tensor | None = None
+    write_losses: Tensor | None = None
     memory: GradMemMemory | None = None
 
 
@@ -338,7 +338,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
     ) -> Tensor | ModelOutput:
         """For bases that cannot go on from a memory: slower, since nothing is cached, but right where `forward` is."""
         prompts, mask = sorted_prompts(queries)
-        output = super().generate(
+        output = super().generate(  # type: ignore[misc]  # its type of `self` is one that no class has
             prompts,
             attention_mask=mask,
             memory=memory,

@@ -19,14 +19,15 @@ from transformers import PreTrainedTokenizerBase
 from .base.lora import base_keys, lora_scalings
 from .base.weights import base_weights
 from .checkpoint import adapter as checkpoint
-from .checkpoint.base_model import load_base, load_base_tokenizer
+from .checkpoint.base_model import load_base, load_base_tokenizer, recorded_base
 from .checkpoint.model_card import model_card
 from .checkpoint.run_facts import CardFacts
 from .checkpoint.stored_base import differs_from_stored
+from .checkpoint.whole_save import whole_save
 from .configuration_gradmem import GradMemConfig
 from .exports import cartridge, prompt_embeds, prompt_tuning
 from .exports.export import StockPrefix, stock_prefix
-from .hub.cards import is_own_card, local_id, write_card
+from .hub.cards import is_own_card, keeps_card, local_id, write_card
 from .hub.client import CARD_FILE, folder_files, prepare_repository, push_files, remote_card
 from .memory.fingerprint import Identity, WriterFingerprint, check_memory, shown_name
 from .memory.form import MemoryForm
@@ -69,6 +70,7 @@ class GradMemPreTrainedModel(ModelAroundBase):
     _supports_flex_attn = True
     _supports_attention_backend = True
     form: MemoryForm
+    memory_init: nn.Parameter
     write_phase: Phase
     read_phase: Phase
     writer: Writer
@@ -156,7 +158,8 @@ class GradMemPreTrainedModel(ModelAroundBase):
         options = {}
         if not isinstance(config, GradMemConfig):
             options = {name: kwargs.pop(name) for name in checkpoint.CONFIG_OPTIONS & kwargs.keys()}
-        adapter = checkpoint.Adapter.open(pretrained_model_name_or_path, hub, options, config)
+        trusted = bool(kwargs.get("trust_remote_code"))
+        adapter = checkpoint.Adapter.open(pretrained_model_name_or_path, hub, options, config, trusted)
         kwargs |= {name: value for name, value in adapter.hub_arguments.items() if name == "revision"}
         if adapter.weights is None:
             load = functools.partial(super().from_pretrained, adapter.name_or_path, *model_args, config=adapter.config)
@@ -166,7 +169,9 @@ class GradMemPreTrainedModel(ModelAroundBase):
             adapter.config.name_or_path = adapter.name_or_path
             model = adapter.attach(cls, base_model)
         model.tokenizer, model._place = adapter.tokenizer, adapter.place
-        return (model, info) if kwargs.get("output_loading_info") else model
+        # Transformers' own type leaves the pair out as well.
+        loaded: Any = (model, info) if kwargs.get("output_loading_info") else model
+        return loaded
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -192,32 +197,40 @@ class GradMemPreTrainedModel(ModelAroundBase):
         its name stands for, or some weight of it requires a gradient now or did at an earlier save: then the directory
         is a full checkpoint.
 
-        A README.md of your own is left as it is. `auto_map` and a file of a few lines let `trust_remote_code=True` load
-        the checkpoint where this package is installed but was not imported.
+        All files change together: whatever stops the save, the directory holds an older version whole, or the new one.
+        Files of your own stay, and so does a README.md of your own. `auto_map` and a file of a few lines let
+        `trust_remote_code=True` load the checkpoint where this package is installed but was not imported.
 
         Args:
             save_directory: where to.
             push_to_hub: upload it as well, as `push_to_hub` would, to `repo_id` or a repository of the directory's
                 name.
             kwargs: those of `PreTrainedModel.save_pretrained`.
+
+        Raises:
+            OSError: the directory cannot be written to, or the disk is full.
         """
         self.config.includes_base = self._saves_base() or self._base_changed()
-        self.config.text_config.architectures = [type(self.base_model).__name__]
+        recorded_base(self.config).architectures = [type(self.base_model).__name__]
         self.config.auto_map = dict(checkpoint.AUTO_MAP)
         hub = {name: kwargs.pop(name) for name in checkpoint.PUSH_ARGUMENTS & kwargs.keys()}
-        writes = kwargs.get("is_main_process", True)
+        writes = self.should_save_on_this_rank(kwargs.get("is_main_process", True))
         if not self.config.includes_base:
             # One file of this name, whatever the base's are called: that is where an adapter is looked for.
             kwargs |= {"max_shard_size": sys.maxsize, "variant": None}
-        if self._tokenizer is not None and writes:
-            self._tokenizer.save_pretrained(save_directory)
-        super().save_pretrained(save_directory, **kwargs)
-        if not self.config.includes_base and writes:
-            checkpoint.drop_generation_config(save_directory)
-        if writes:
-            checkpoint.save_remote_code(save_directory)
-            write_card(self.model_card(local_id(save_directory)), save_directory)
-        if push_to_hub and writes:
+        if not writes:
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        with whole_save(save_directory) as folder:
+            if self._tokenizer is not None:
+                self._tokenizer.save_pretrained(folder)
+            super().save_pretrained(folder, **kwargs)
+            if not self.config.includes_base:
+                checkpoint.drop_generation_config(folder)
+            checkpoint.save_remote_code(folder)
+            if not keeps_card(save_directory):
+                write_card(self.model_card(local_id(save_directory)), folder)
+        if push_to_hub:
             repo_id = hub.pop("repo_id", None) or Path(save_directory).name
             self.push_to_hub(repo_id, token=kwargs.get("token"), **hub)
 

@@ -1,5 +1,6 @@
 """The pipeline: questions on contexts, or on memories that were written before."""
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -13,11 +14,13 @@ from .memory.written import GradMemMemory
 from .modeling_gradmem import GradMemForCausalLM
 from .reading.generation import ending_tokens
 from .reading.queries import tokenize_queries
-from .writing.contexts import tokenize_contexts
+from .writing.contexts import texts_in, tokenize_contexts
 
 TASK = "gradmem-text-generation"
 Tensor = torch.Tensor
 _WRITE_OPTIONS = ("write_steps", "write_learning_rate", "tolerance")
+MemorySource = GradMemMemory | str | os.PathLike
+"""A written memory, or where one was saved."""
 _INPUTS = {"context", "memory", "question", "questions"}
 
 
@@ -80,7 +83,7 @@ class GradMemTextGenerationPipeline(Pipeline):
         inputs: dict[str, Any] | Iterable[dict[str, Any]] | None = None,
         *,
         context: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
-        memory: GradMemMemory | Sequence[GradMemMemory] | None = None,
+        memory: MemorySource | Sequence[MemorySource] | None = None,
         question: str | Sequence[str] | None = None,
         questions: Sequence[str] | Sequence[Sequence[str]] | None = None,
         **kwargs: Any,
@@ -93,7 +96,8 @@ class GradMemTextGenerationPipeline(Pipeline):
                 asked for.
             context: as in [`GradMemForCausalLM.write`]: a text; a list of texts is that many contexts, a list of lists
                 contexts in segments.
-            memory: a written memory in place of a context; several, in one or in a list, are a list of contexts.
+            memory: a written memory in place of a context, or the directory, file or Hub repository of one; several, in
+                one or in a list, are a list of contexts.
             question: a question on each context, or a list with one for each.
             questions: several questions on each context, or a list of lists, one list for each. What follows an empty
                 question comes from the memory alone.
@@ -288,18 +292,27 @@ def _requests(inputs: dict[str, Any]) -> tuple[list[_Request], bool]:
 
 def _sources(given: Any, are_memories: bool) -> tuple[list[Any], bool]:
     """Contexts or memories one by one, and whether they came as a list."""
-    if isinstance(given, str):
-        return [given], False
     if are_memories:
-        if isinstance(given, GradMemMemory):
-            return [given[index] for index in range(len(given))], len(given) > 1
-        for item in given:
-            if not isinstance(item, GradMemMemory):
-                raise TypeError(f"memory must be a GradMemMemory or a list of them, got a {type(item).__name__}.")
-        given = [item[index] for item in given for index in range(len(item))]
-    if not len(given):
+        alone = isinstance(given, MemorySource)
+        memories = [_memory(item) for item in ([given] if alone else given)]
+        sources: list[Any] = [memory[index] for memory in memories for index in range(len(memory))]
+        several = not alone or len(sources) > 1
+    else:
+        sources, several = texts_in(given), not isinstance(given, str)
+    if not sources:
         raise ValueError("There is no context: the list is empty.")
-    return list(given), True
+    return sources, several
+
+
+def _memory(given: Any) -> GradMemMemory:
+    """A memory as it is, or loaded from where it was saved."""
+    if isinstance(given, GradMemMemory):
+        return given
+    if isinstance(given, str | os.PathLike):
+        return GradMemMemory.from_pretrained(given)
+    raise TypeError(
+        f"memory must be a GradMemMemory, where one was saved, or a list of them, got a {type(given).__name__}."
+    )
 
 
 def _request(item: dict[str, Any]) -> _Request:

@@ -27,18 +27,14 @@ KINDS: dict[str, Mapping[str, Callable[..., Any]]] = {
 _CHOSEN_FIRST = ("memory_form", "writer")  # the others are chosen by options that one of these reads
 
 
+@functools.cache
 def options_of(variant: Callable[..., Any]) -> tuple[str, ...]:
     """Names of the options that a variant reads."""
-    return _keywords(variant)
-
-
-@functools.cache
-def _keywords(variant: Callable[..., Any]) -> tuple[str, ...]:
     parameters = inspect.signature(variant).parameters.values()
     return tuple(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
 
 
-def chosen(kind: str, config: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
+def chosen(kind: str, config: Any) -> tuple[Any, dict[str, Any]]:
     """The variant that a configuration chooses, and what the choice says beside its name.
 
     Raises:

@@ -5,16 +5,20 @@ command is asked for goes to stdout, everything else to stderr.
 """
 
 import functools
+import os
+import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Annotated, Any, NoReturn
 
 import typer
+
+from .plain import plain
 
 FAILURE, MISTAKE, INTERRUPTED = 1, 2, 130
 _EXAMPLE_SEPARATOR = "\n\n"
@@ -36,18 +40,41 @@ class Manners:
     Attributes:
         quiet: nothing but what was asked for: no report of what was done, no progress, no warning.
         verbose: whatever the libraries underneath have to say, and the stack trace of an error.
+        interrupted: whether the user has interrupted; libraries make other errors of that, or nothing.
     """
 
     quiet: bool = False
     verbose: bool = False
+    interrupted: bool = False
 
 
 manners = Manners()
 
 
 def main() -> None:
-    """Entry point of `hf-gradmem`."""
-    app()
+    """Entry point of `hf-gradmem`. The process ends with 130 if it is interrupted, wherever it is by then."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored, as in the background
+        signal.signal(signal.SIGINT, _interrupt)
+    try:
+        app()
+    finally:
+        if manners.interrupted:
+            _leave()
+        if signal.getsignal(signal.SIGINT) is _interrupt:
+            signal.signal(signal.SIGINT, _leave)  # nothing is left to be unwound
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    manners.interrupted = True
+    raise KeyboardInterrupt
+
+
+def _leave(*_: Any) -> NoReturn:
+    """End now: an interpreter that was interrupted within a library may end in another way."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(INTERRUPTED)
 
 
 def _print_version(asked: bool) -> None:
@@ -92,7 +119,7 @@ def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., 
                 raise
             except (KeyboardInterrupt, Exception) as error:
                 if manners.verbose:
-                    traceback.print_exc()
+                    typer.echo(plain(traceback.format_exc()), err=True, nl=False)
                 stop(*_explain(error))
 
         return run
@@ -102,10 +129,11 @@ def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., 
 
 def _explain(error: BaseException) -> tuple[str, int]:
     """One line on an error, and the exit code."""
-    if isinstance(error, KeyboardInterrupt):
+    if manners.interrupted or isinstance(error, KeyboardInterrupt):
         return "Interrupted.", INTERRUPTED
+    told = str(error).replace("the argument `trust_remote_code=True`", "--trust-remote-code")
     if isinstance(error, ImportError | ValueError | TypeError | OSError):
-        return f"Error: {error}", MISTAKE
+        return f"Error: {told}", MISTAKE
     if isinstance(error, FloatingPointError | MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"Error: {str(error) or 'out of memory'}", FAILURE
     # Nothing that this package raises: the kind of error says more than its message.
@@ -114,7 +142,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
 
 def stop(message: str, code: int) -> NoReturn:
     """Leave with one line on stderr."""
-    typer.echo(" ".join(message.split()), err=True)
+    typer.echo(plain(" ".join(message.split())), err=True)
     raise typer.Exit(code)
 
 
@@ -142,7 +170,7 @@ def _libraries_silenced() -> Iterator[None]:
             warnings.simplefilter("ignore")
             if not manners.quiet:
                 warnings.filterwarnings("default", module=r"hf_gradmem\b")
-            warnings.showwarning = lambda message, *_: typer.echo(f"Warning: {message}", err=True)
+            warnings.showwarning = lambda message, *_: typer.echo(plain(f"Warning: {message}"), err=True)
             yield
     finally:
         logging.set_verbosity(verbosity)

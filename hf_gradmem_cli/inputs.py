@@ -37,7 +37,10 @@ def choose(memory: "GradMemMemory", index: int | None) -> "GradMemMemory":
     return memory[index or 0]
 
 
-def check_directory(output: Path) -> None:
-    """Refuse an `--output` that is a file, before minutes go into what it is to hold."""
-    if output.exists() and not output.is_dir():
-        raise NotADirectoryError(f"--output {output} is a file, not a directory.")
+def check_output(directory: Path, file: str | None = None) -> None:
+    """Refuse an `--output` that cannot be written, or a file in it, before minutes go into what it is to hold."""
+    from hf_gradmem.files import check_directory, check_writable
+
+    check_directory(directory)
+    if file is not None:
+        check_writable(directory / file)

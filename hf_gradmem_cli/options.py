@@ -20,6 +20,10 @@ _READER = "The model that the memory was written with."
 Model = Annotated[str, typer.Option(help=_MODEL)]
 Reader = Annotated[str, typer.Option(help=_READER)]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the model's Hub repository.")]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="Run the Python code that the model's repository brings. Read it first."),
+]
 Memory = Annotated[str, typer.Argument(help="Directory, file or Hub repository of the memory.")]
 MemoryRevision = Annotated[str | None, typer.Option(help="Branch, tag or commit of the memory's Hub repository.")]
 Index = Annotated[int | None, typer.Option(help="Which memory, where there are several.")]

@@ -1,28 +1,39 @@
-"""What is printed on stdout: facts as tables for people, or as JSON for machines."""
+"""What is printed on stdout: facts as tables for people, or as JSON for machines.
+
+All of it may come from files and models of others. So it goes through `plain.py`, and no text of theirs is read as
+markup.
+"""
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from .app import manners
+from .plain import PlainConsole, plain
 
 if TYPE_CHECKING:
     from hf_gradmem.evaluation import TokenLosses
 
 
 def print_json(value: dict[str, Any]) -> None:
-    """One JSON object."""
-    typer.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    """One JSON object, with control characters as its escapes, which a reader turns back."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    typer.echo(re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text))
+
+
+def print_text(text: str) -> None:
+    """A text as it is, but for control characters."""
+    typer.echo(plain(text))
 
 
 def report_done(text: str) -> None:
     """Say what was done, unless nobody wants to hear it."""
     if not manners.quiet:
-        typer.echo(text)
+        print_text(text)
 
 
 def print_facts(rows: list[tuple[str, str | None]]) -> None:
@@ -31,8 +42,8 @@ def print_facts(rows: list[tuple[str, str | None]]) -> None:
     table.add_column(style="bold", no_wrap=True, min_width=21)
     table.add_column(overflow="fold")
     for name, value in rows:
-        table.add_row(name, Text(str(value)))
-    Console(highlight=False).print(table)
+        table.add_row(Text(name), Text(str(value)))
+    PlainConsole().print(table)
 
 
 def describe_vectors(facts: dict[str, Any]) -> str:
@@ -74,7 +85,7 @@ def print_tokens(held: "TokenLosses") -> None:
     """The tokens of a context, coloured by how well the memory holds them."""
     from hf_gradmem.evaluation.heat_map import heat_map
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     for title, text in heat_map(held):
         console.print()
         console.print(title, style="bold", markup=False)
@@ -105,10 +116,11 @@ def _print_records(records: list[dict[str, Any]], measures: tuple[str, ...]) -> 
     for name in columns:
         of_text = name in ("model", "set", "context")
         header = names.get(name, name.replace("_", " "))
-        table.add_column(header, justify="left" if of_text else "right", no_wrap=of_text, overflow="ellipsis")
+        table.add_column(Text(header), justify="left" if of_text else "right", no_wrap=of_text, overflow="ellipsis")
     for record in records:
-        values = (record.get(name) for name in columns)
-        table.add_row(
-            *("" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value) for value in values)
-        )
-    Console(highlight=False).print(table)
+        table.add_row(*(Text(_shown(record.get(name))) for name in columns))
+    PlainConsole().print(table)
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -7,8 +7,8 @@ import typer
 
 from .app import command
 from .inputs import choose, read_context
-from .options import AsJson, Device, Index, Memory, MemoryRevision, Reader, Revision, Seed
-from .printing import print_json, print_memory, print_tokens
+from .options import AsJson, Device, Index, Memory, MemoryRevision, Reader, Revision, Seed, TrustRemoteCode
+from .printing import print_json, print_memory, print_text, print_tokens
 
 if TYPE_CHECKING:
     from hf_gradmem import GradMemForCausalLM, GradMemMemory
@@ -37,6 +37,7 @@ def ask(
     memory_revision: MemoryRevision = None,
     seed: Seed = 0,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Answer a question from a memory: print the model's greedy continuation.
@@ -55,7 +56,9 @@ def ask(
         chosen = choose(load_memory(memory, revision=memory_revision), index)
     elif memories is not None and name is not None:
         chosen = _look_up(memories, name, memory_revision)
-    reader = load_reader(model, chosen, revision=revision, seed=seed, device=device)
+    reader = load_reader(
+        model, chosen, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code
+    )
     tokenizer = reader.tokenizer
     if template == "chat" and tokenizer.chat_template is None:
         raise ValueError(f"The tokenizer of {model} has no chat template. Use --template none.")
@@ -75,7 +78,7 @@ def ask(
         source = {"memory": memory} if memories is None else {"memories": memories, "id": name}
         print_json({"question": question, "answer": answer, **source, "model": model})
     else:
-        typer.echo(answer)
+        print_text(str(answer))
 
 
 def _look_up(memories: str, name: str, revision: str | None) -> "GradMemMemory":
@@ -109,6 +112,7 @@ def inspect(
     memory_revision: MemoryRevision = None,
     seed: Seed = 0,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Show what a memory is and, given its model, what it holds and what it replaces."""
@@ -130,7 +134,9 @@ def inspect(
     facts = {"memory": memory, **memory_facts(loaded)}
     held = None
     if model is not None:
-        reader = load_reader(model, loaded, revision=revision, seed=seed, device=device)
+        reader = load_reader(
+            model, loaded, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code
+        )
         for facts_of_one, decoded in zip(facts["contexts"], decode_memory(reader, loaded), strict=True):
             facts_of_one["decoded"] = decoded
             facts_of_one["kv_cache_bytes"] = kv_cache_bytes(reader.decoder, facts_of_one["tokens"])

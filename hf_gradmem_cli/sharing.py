@@ -6,8 +6,19 @@ from typing import Annotated, Literal
 import typer
 
 from .app import command
-from .inputs import check_directory, choose
-from .options import AsJson, Device, Index, Memory, MemoryRevision, OutputDirectory, Reader, Revision, Seed
+from .inputs import check_output, choose
+from .options import (
+    AsJson,
+    Device,
+    Index,
+    Memory,
+    MemoryRevision,
+    OutputDirectory,
+    Reader,
+    Revision,
+    Seed,
+    TrustRemoteCode,
+)
 from .printing import print_json, report_done
 
 
@@ -28,15 +39,18 @@ def export(
     memory_revision: MemoryRevision = None,
     seed: Seed = 0,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a memory in a format that is read without this package: the base is all that the reader needs."""
     from hf_gradmem.commands.opening import load_memory, load_reader
     from hf_gradmem.exports import EXPORTS
 
-    check_directory(output)
+    check_output(output)
     chosen = choose(load_memory(memory, revision=memory_revision), index)
-    reader = load_reader(model, chosen, revision=revision, seed=seed, device=device)
+    reader = load_reader(
+        model, chosen, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code
+    )
     EXPORTS[to_format](reader.stock_prefix(chosen), output)
     if as_json:
         print_json({"memory": memory, "format": to_format, "output": str(output)})

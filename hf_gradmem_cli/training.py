@@ -7,12 +7,16 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .app import command, shows_progress
-from .options import AsJson, BatchSize, Device, Overrides, Revision, Seed, output_option
+from .options import AsJson, BatchSize, Device, Overrides, Revision, Seed, TrustRemoteCode, output_option
 from .printing import print_json, print_results, report_done
 
 Baselines = Annotated[
     list[str] | None,
     typer.Option(help="prompt or none: answer by the plain base too, the context in its prompt or nowhere."),
+]
+Metric = Annotated[
+    Literal["exact_match", "squad", "none"] | None,
+    typer.Option(help="How answers are compared; none measures losses alone. The task's own when absent."),
 ]
 Sweeps = Annotated[
     list[str] | None,
@@ -27,6 +31,7 @@ Sweeps = Annotated[
 def train(
     recipe: Annotated[Path, typer.Argument(help="A YAML file: task, base, memory, stages and training arguments.")],
     override: Overrides = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Train an adapter as a recipe says.
@@ -40,7 +45,7 @@ def train(
     from hf_gradmem.training.run import run_training
 
     loaded = load_recipe(recipe, override or ())
-    results = run_training(loaded)
+    results = run_training(loaded, trust_remote_code=trust_remote_code)
     state = PartialState()
     state.wait_for_everyone()
     state.destroy_process_group()  # its threads may abort an interpreter that ends before they do
@@ -69,16 +74,14 @@ def evaluate(
     ] = None,
     sweep: Sweeps = None,
     split: Annotated[str, typer.Option(help="Which part of the task: validation or test.")] = "test",
-    metric: Annotated[
-        Literal["exact_match", "squad", "none"] | None,
-        typer.Option(help="How answers are compared; none measures losses alone. The task's own when absent."),
-    ] = None,
+    metric: Metric = None,
     override: Overrides = None,
     batch_size: BatchSize = 64,
     output: Annotated[Path | None, output_option("Write the results to this JSON file.")] = None,
     revision: Revision = None,
     seed: Seed = 0,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Answer a recipe's evaluation sets from memory, and compare with their reference answers.
@@ -98,10 +101,11 @@ def evaluate(
     rows = load_sets(arguments.task, sets, split)
     chosen = task_metric(arguments.task) if metric is None else None if metric == "none" else metric
     report: dict[str, Any] = {"task": arguments.task, "split": split, "metric": chosen, "results": []}
+    how: dict[str, Any] = {"revision": revision, "seed": seed, "device": device, "trust_remote_code": trust_remote_code}
     for model in dict.fromkeys(models):
         report["results"] += evaluate_model(
             model,
-            load_model(model, arguments.gradmem, revision=revision, seed=seed, device=device),
+            load_model(model, arguments.gradmem, **how),
             rows,
             sets,
             steps or (),

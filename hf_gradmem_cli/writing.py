@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 
 from .app import FAILURE, command, manners, shows_progress
-from .inputs import check_directory, read_context
+from .inputs import check_output, read_context
 from .options import (
     AsJson,
     BatchSize,
@@ -19,7 +18,9 @@ from .options import (
     Seed,
     Steps,
     Tolerance,
+    TrustRemoteCode,
 )
+from .plain import PlainConsole
 from .printing import describe_vectors, describe_writer, print_facts, print_json, print_memory
 
 
@@ -35,6 +36,7 @@ def demo(
     seed: Seed = 0,
     model: Annotated[str | None, typer.Option(help="Another base than SmolLM2-135M-Instruct.")] = None,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a paragraph into 8 vectors of a small pretrained model, and decode it from them.
@@ -46,13 +48,14 @@ def demo(
     from hf_gradmem.commands.demo import TEXT, run_demo
 
     result = run_demo(
-        Console(quiet=as_json or manners.quiet, highlight=False),
+        PlainConsole(quiet=as_json or manners.quiet),
         text=TEXT if text is None else text,
         model_name=model,
         steps=steps,
         num_memory_tokens=memory_tokens,
         seed=seed,
         device=device,
+        trust_remote_code=trust_remote_code,
     )
     if as_json:
         print_json(result.to_dict())
@@ -80,6 +83,7 @@ def write(
     revision: Revision = None,
     seed: Seed = 0,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a context into a memory and save it.
@@ -90,15 +94,18 @@ def write(
     """
     from hf_gradmem.commands.opening import PLAIN_BASE_TOLERANCE, is_adapter, load_model
     from hf_gradmem.evaluation.memory_facts import memory_facts
+    from hf_gradmem.memory.written import MEMORY_FILE
 
     context = read_context(text, file)
-    check_directory(output)
+    check_output(output, MEMORY_FILE)
     given: dict[str, Any] = {"num_memory_tokens": memory_tokens, "write_optimizer": optimizer}
     options = {name: value for name, value in given.items() if value is not None}
-    adapter = is_adapter(model, revision=revision)
+    adapter = is_adapter(model, revision=revision, trust_remote_code=trust_remote_code)
     if adapter and options:
         raise ValueError("--memory-tokens and --optimizer are for a base without an adapter; an adapter has its own.")
-    writer = load_model(model, options, revision=revision, seed=seed, device=device)
+    writer = load_model(
+        model, options, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code
+    )
     if tolerance is None and not adapter:
         tolerance = PLAIN_BASE_TOLERANCE
     memory = writer.write(
@@ -140,6 +147,7 @@ def write_dataset(
     revision: Revision = None,
     seed: Seed = 0,
     device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a memory for each row of a data set, to be looked up by id.
@@ -153,18 +161,18 @@ def write_dataset(
     from hf_gradmem.commands.opening import PLAIN_BASE_TOLERANCE, is_adapter, load_model
     from hf_gradmem.commands.write_dataset import processes
     from hf_gradmem.commands.write_dataset import write_dataset as write_rows
-    from hf_gradmem.memory.store import without_progress_bars
+    from hf_gradmem.memory.store import FACTS_FILE, without_progress_bars
 
-    check_directory(output)
+    check_output(output, FACTS_FILE)
     with without_progress_bars():
         rows = load_source(source, split)
-    if tolerance is None and not is_adapter(model, revision=revision):
+    if tolerance is None and not is_adapter(model, revision=revision, trust_remote_code=trust_remote_code):
         tolerance = PLAIN_BASE_TOLERANCE
     state = processes(cpu=True if device == "cpu" else None)
     if device == "auto" and (state.num_processes > 1 or state.device.type == "cpu"):
         device = str(state.device)
     facts = write_rows(
-        load_model(model, revision=revision, seed=seed, device=device),
+        load_model(model, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code),
         rows,
         output,
         context_column=context_column,

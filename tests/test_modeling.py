@@ -3,13 +3,22 @@
 import peft
 import pytest
 import torch
-from transformers import AutoModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModel,
+    GPT2ForSequenceClassification,
+    GPT2Model,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 from tests.support.comparing import assert_equal_states, base_state, beside_base
 from tests.support.messages import says
 from tests.support.small_models import EVERY_OPTION, PLAIN, named_base, nameless_base, with_memory
-from tests.support.tiny_models import VOCAB_SIZE, tiny_causal_lm, tiny_tokens
+from tests.support.tiny_models import VOCAB_SIZE, tiny_causal_lm, tiny_config, tiny_tokens
 
 CONTEXT, QUERY = tiny_tokens(2, 8, seed=1), tiny_tokens(2, 4, seed=2)
 
@@ -46,6 +55,30 @@ def test_decoder_that_takes_no_embeddings():
     base = TakesNoEmbeddings(tiny_causal_lm("llama").config)
     with pytest.raises(TypeError, match=says("TakesNoEmbeddings takes no inputs_embeds")):
         get_gradmem_model(base)
+
+
+@pytest.mark.parametrize(
+    ("model_class", "expected"),
+    [
+        (GPT2Model, "GPT2Model has no language-model head"),
+        (GPT2ForSequenceClassification, "GPT2ForSequenceClassification has no language-model head"),
+        (T5ForConditionalGeneration, "T5ForConditionalGeneration is an encoder with a decoder"),
+    ],
+)
+def test_model_that_is_no_decoder_is_refused_when_it_is_wrapped(model_class, expected):
+    config = tiny_config("gpt2")
+    if model_class is T5ForConditionalGeneration:
+        config = T5Config(vocab_size=80, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    with pytest.raises(TypeError, match=says(expected, "AutoModelForCausalLM")):
+        get_gradmem_model(model_class(config))
+
+
+def test_broken_weights_are_named_and_not_blamed_on_embeddings():
+    base = nameless_base()
+    with torch.no_grad():
+        base.model.layers[1].mlp.up_proj.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=says("LlamaForCausalLM in torch.float32", "NaN", "layers.1.mlp.up_proj")):
+        get_gradmem_model(base, GradMemConfig(**PLAIN)).write(input_ids=CONTEXT)
 
 
 def test_peft_model_as_a_base():

@@ -1,5 +1,7 @@
 """The pipeline: one write for many questions, batches, memories, streams; questions tokenised as in training."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -98,6 +100,23 @@ def test_a_memory_stands_in_for_its_context(model, pipe, writes):
     assert writes == []
 
 
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_path_as_memory_is_a_memory_to_load(model, pipe, writes, tmp_path, kind):
+    memory = model.write(["thequickbrownfox", "lazydog"])
+    memory.save_pretrained(tmp_path / "both")
+    memory[1].save_pretrained(tmp_path / "one")
+    writes.clear()
+    both = pipe(memory=memory, question="who")
+    assert pipe(memory=kind(tmp_path / "both"), question="who") == both
+    assert pipe(memory=[kind(tmp_path / "one"), memory[0]], question="who") == both[::-1]
+    assert pipe({"memory": kind(tmp_path / "one"), "question": "who"}) == both[1]
+    assert writes == []
+    with pytest.raises(ValueError, match="write_steps would do nothing"):
+        pipe(memory=kind(tmp_path / "one"), question="who", write_steps=3)
+    with pytest.raises(OSError, match="nowhere"):
+        pipe(memory=kind(tmp_path / "nowhere"), question="who")
+
+
 def test_a_context_is_written_once_for_all_its_questions(pipe, writes):
     pipe(context=CONTEXTS, questions=QUESTIONS)
     assert writes == [1, 1, 1]
@@ -132,7 +151,8 @@ def test_write_and_generate_take_their_own_options(model, pipe):
     assert full["generated_text"] == "who" + five[0]["generated_text"]
 
 
-def test_what_follows_an_empty_question_comes_from_the_memory_alone(model, pipe):
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_what_follows_an_empty_question_comes_from_the_memory_alone(model, pipe, batch_size):
     memory = model.write("thequickbrownfox")
     tokens = torch.empty((1, 0), dtype=torch.long)
     for _ in range(6):
@@ -140,7 +160,7 @@ def test_what_follows_an_empty_question_comes_from_the_memory_alone(model, pipe)
             inputs_embeds=torch.cat([memory.embeddings, model.decoder.embed(tokens)], dim=1)
         ).logits[:, -1:]
         tokens = torch.cat([tokens, last.argmax(-1)], dim=1)
-    alone, between = pipe(memory=memory, questions=["", "fox"], return_tensors=True, batch_size=2)
+    alone, between = pipe(memory=memory, questions=["", "fox"], return_tensors=True, batch_size=batch_size)
     assert alone == [{"generated_token_ids": tokens[0].tolist()}]
     assert between == pipe(memory=memory, question="fox", return_tensors=True)
 
@@ -271,8 +291,10 @@ def test_what_cannot_be_answered_is_said(pipe, inputs, message):
 
 
 def test_a_memory_that_is_none_and_write_options_with_a_memory_are_said(model, pipe):
-    with pytest.raises(TypeError, match="str"):
-        pipe(memory=["abc"], question="x")
+    with pytest.raises(TypeError, match="got a int"):
+        pipe(memory=[3], question="x")
+    with pytest.raises(TypeError, match="a context is a text or a list of texts"):
+        pipe(context={"abc": "def"}, question="x")
     with pytest.raises(TypeError, match="a question is a text"):
         pipe(context="abc", questions=[["x"], [3]])
     with pytest.raises(TypeError, match="a question is a text"):

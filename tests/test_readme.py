@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("model_cards/*/README.md"))]
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NOT_RUN = re.compile(r"<!-- not run: \S.*-->\s*\Z")
-_PRINTED = re.compile(r"^print\(.*\)(?:  |\n)# (.*)$", re.MULTILINE)
+_PRINTED = re.compile(r"^ *print\(.*\)(?:  |\n)# (.*)$", re.MULTILINE)
+_PRINTS = re.compile(r"^ *print\(", re.MULTILINE)
 _INLINE = re.compile(r"`(hf-gradmem [^`]+)`")
 _LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 # Run in the directory of the Python blocks; the others train, upload, or take minutes and have tests of their own.
@@ -121,6 +122,12 @@ def test_python_blocks_run_in_order_and_print_what_they_say(
             exec(compile("\n" * (block.line - 1) + code, named(document), "exec"), namespace)
         if block.expected:
             assert printed.getvalue().strip().splitlines() == block.expected, place
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=named)
+def test_what_is_printed_stands_where_it_is_printed(document: Path) -> None:
+    silent = [block.line for block in blocks(document, "python") if _PRINTS.search(block.code) and not block.expected]
+    assert silent == [], "blocks that print, at these lines, and do not say what"
 
 
 def commands_in_text(document: Path) -> list[list[str]]:

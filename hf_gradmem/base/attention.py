@@ -26,14 +26,14 @@ def twice_differentiable(base_model: PreTrainedModel) -> Iterator[None]:
     recomputed = layers_recomputed(base_model)
     if replace:
         base_model.set_attn_implementation("eager")
-    for module in recomputed:
-        module.gradient_checkpointing = False
+    for module in recomputed:  # the type of `nn.Module` knows no attributes but tensors and modules
+        module.gradient_checkpointing = False  # type: ignore[assignment]
     try:
         with sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         for module in recomputed:
-            module.gradient_checkpointing = True
+            module.gradient_checkpointing = True  # type: ignore[assignment]
         if replace:
             base_model.set_attn_implementation(chosen)
 

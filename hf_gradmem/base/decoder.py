@@ -7,7 +7,7 @@ from transformers import PreTrainedModel
 
 from . import probes
 from .output_head import OutputHead
-from .running import DecoderInputs, KeyValues, run
+from .running import DecoderInputs, KeyValues, embedding_weight, run
 
 Tensor = torch.Tensor
 
@@ -37,11 +37,11 @@ class Decoder:
     @property
     def device(self) -> torch.device:
         """Where the base takes its input."""
-        return self.base_model.get_input_embeddings().weight.device
+        return embedding_weight(self.base_model).device
 
     @property
     def vocab_size(self) -> int:
-        return self.base_model.get_input_embeddings().weight.shape[0]
+        return embedding_weight(self.base_model).shape[0]
 
     @property
     def window(self) -> int | None:

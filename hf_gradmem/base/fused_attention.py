@@ -116,12 +116,12 @@ class _Attention(torch.autograd.Function):
 class _AttentionBackward(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, of_output: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
-        *tensors, is_causal, scale = inputs
-        ctx.save_for_backward(of_output, *tensors)
+        query, key, value, mask, is_causal, scale = inputs
+        ctx.save_for_backward(of_output, query, key, value, mask)
         ctx.settings = is_causal, scale
         with torch.enable_grad(), _in_own_precision(of_output):
-            leaves = [tensor.detach().requires_grad_() for tensor in tensors[:3]]
-            output = _kernel(*leaves, tensors[3], is_causal, scale)
+            leaves = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
+            output = _kernel(leaves[0], leaves[1], leaves[2], mask, is_causal, scale)
             return torch.autograd.grad(output, leaves, of_output)
 
     @staticmethod
@@ -138,7 +138,7 @@ def _second_backward(
     key: Tensor,
     value: Tensor,
     of_output: Tensor,
-    adjoints: tuple[Tensor, Tensor, Tensor],
+    adjoints: tuple[Tensor, ...],
     mask: Tensor | None,
     is_causal: bool,
     scale: float,

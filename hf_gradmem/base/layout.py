@@ -24,12 +24,21 @@ def reorder(values: Tensor, order: Tensor) -> Tensor:
     return values.gather(1, index)
 
 
-def align_with_query(logits: Tensor, order: Tensor, query_length: int) -> Tensor:
-    """Logits in the query's own layout `(rows, query_length, vocab)`: position i predicts token i + 1."""
-    identity = torch.arange(order.shape[1], device=order.device)
-    if not torch.equal(order, identity.expand_as(order)):
-        logits = reorder(logits, order.argsort(dim=1))
-    return logits[:, logits.shape[1] - query_length :]
+def align_with_query(logits: Tensor, attention_mask: Tensor) -> Tensor:
+    """Logits in the query's own layout: position i predicts token i + 1, or the first one where none came before.
+
+    Args:
+        logits: `(rows, prefix_length + query_length, vocab)`, memory first, padding last.
+        attention_mask: `(rows, query_length)` of the query.
+
+    Returns:
+        `(rows, query_length, vocab)`. Behind the last token of a row, padding has no meaning.
+    """
+    real = attention_mask.bool()
+    prefix_length = logits.shape[1] - real.shape[1]
+    if bool(real[:, :1].all() & (real[:, 1:] <= real[:, :-1]).all()):  # they stand there already
+        return logits[:, prefix_length:]
+    return reorder(logits, prefix_length - 1 + real.cumsum(1))
 
 
 def packed_layout(segment_starts: Tensor, prefix_length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -38,11 +38,12 @@ def inject_lora(base_model: PreTrainedModel, arguments: dict[str, Any], phase: s
         layer.enable_adapters(False)
     for module in lora_modules(base_model).values():
         for part in module.modules():
-            part._is_hf_initialized = True  # by PEFT: B = 0
+            # By PEFT: B = 0. The type of `nn.Module` knows no attributes but tensors and modules.
+            part._is_hf_initialized = True  # type: ignore[assignment]
         module.to(dtype).requires_grad_(True)
 
 
-def _lora_layers(base_model: nn.Module) -> list[BaseTunerLayer]:
+def _lora_layers(base_model: nn.Module) -> list[Any]:  # a BaseTunerLayer is a module, but PEFT's type does not say so
     return [module for module in base_model.modules() if isinstance(module, BaseTunerLayer)]
 
 
@@ -110,7 +111,7 @@ def _is_set(layer: BaseTunerLayer, phase: str) -> bool:
     return not layer.disable_adapters and list(layer.active_adapters) == [phase]
 
 
-def _switch(layers: list[BaseTunerLayer], phase: str | None) -> None:
+def _switch(layers: list[Any], phase: str | None) -> None:
     """PEFT's own toggles, without their side effect: they rewrite `requires_grad`, which silences LoRA's gradient."""
     for layer in layers:
         trainable = {parameter: parameter.requires_grad for parameter in layer.parameters()}
@@ -127,5 +128,5 @@ def base_keys(model: nn.Module) -> set[str]:
     Args:
         model: with the base as `base_model`.
     """
-    lora = tuple(f"base_model.{name}." for name in lora_modules(model.base_model))
+    lora = tuple(f"base_model.{name}." for name in lora_modules(model.get_submodule("base_model")))
     return {key for key in model.state_dict() if key.startswith("base_model.") and not (lora and key.startswith(lora))}

@@ -71,21 +71,21 @@ class _HeadCrossEntropy(torch.autograd.Function):
         of_hidden, *saved = ctx.saved_tensors
         if of_hidden is not None:
             of_hidden = (of_hidden * of_losses[:, None]).to(of_hidden.dtype)
-        of_weight, of_bias = _of_head(*saved, of_losses, ctx.needs_input_grad) if saved else (None, None)
+        of_weight, of_bias = _of_head(of_losses, ctx.needs_input_grad, *saved) if saved else (None, None)
         return of_hidden, of_weight, of_bias, None
 
 
 def _of_head(
+    of_losses: Tensor,
+    needed: tuple[bool, ...],
     hidden: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     targets: Tensor,
-    of_losses: Tensor,
-    needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of the head. They depend on the weight of each loss, so the logits are computed again."""
     of_weight = torch.zeros_like(weight, dtype=of_losses.dtype) if needed[1] else None
-    of_bias = torch.zeros_like(bias, dtype=of_losses.dtype) if needed[2] else None
+    of_bias = torch.zeros_like(bias, dtype=of_losses.dtype) if bias is not None and needed[2] else None
     for part in _parts(targets, weight):
         _, exponentials, total = _softmax_parts(OutputHead(weight, bias)(hidden[part]), targets[part])
         of_logits = exponentials.mul_(of_losses[part, None] / total)
@@ -96,7 +96,7 @@ def _of_head(
             of_bias += of_logits.sum(0)
     return (
         None if of_weight is None else of_weight.to(weight.dtype),
-        None if of_bias is None else of_bias.to(bias.dtype),
+        None if bias is None or of_bias is None else of_bias.to(bias.dtype),
     )
 
 

@@ -11,7 +11,15 @@ from transformers import PreTrainedModel
 from .layout import packed_layout
 from .modes import modules_in_eval, plain_generation
 from .output_head import OutputHead
-from .running import DecoderInputs, KeyValues, embeddings_replaced, generation_arguments, run, side_by_side
+from .running import (
+    DecoderInputs,
+    KeyValues,
+    embedding_weight,
+    embeddings_replaced,
+    generation_arguments,
+    run,
+    side_by_side,
+)
 
 Tensor = torch.Tensor
 
@@ -37,7 +45,7 @@ def probing(base_model: PreTrainedModel) -> Iterator[tuple[Tensor, Tensor]]:
 
     Autocast is off: it would keep the casts made here, without their graph, for what follows.
     """
-    device = base_model.get_input_embeddings().weight.device
+    device = embedding_weight(base_model).device
     ids = torch.tensor(ordinary_tokens(base_model, 12), device=device).view(2, 6)
     with torch.no_grad(), torch.autocast(device.type, enabled=False), modules_in_eval(base_model):
         yield ids, torch.ones_like(ids)
@@ -46,7 +54,7 @@ def probing(base_model: PreTrainedModel) -> Iterator[tuple[Tensor, Tensor]]:
 def ordinary_tokens(base_model: PreTrainedModel, count: int) -> list[int]:
     """Ids spread over the vocabulary, none of which the base's configuration gives a meaning of its own."""
     special = set(_special_ids(base_model.config.to_dict()))
-    vocabulary = base_model.get_input_embeddings().weight.shape[0]
+    vocabulary = embedding_weight(base_model).shape[0]
     ordinary = [token for token in range(vocabulary) if token not in special] or [0]
     return [ordinary[(2 * index + 1) * len(ordinary) // (2 * count)] for index in range(count)]
 
@@ -72,12 +80,14 @@ def embeddings_suffice(base_model: PreTrainedModel) -> bool:
 
     Raises:
         TypeError: the base runs on neither.
+        ValueError: its logits are NaN or infinite.
     """
     with probing(base_model) as (ids, mask):
         try:
             from_ids = base_model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         except Exception:  # nothing to compare with: the base is run on embeddings and says itself what it lacks
             return True
+        _check_finite(base_model, from_ids)
         _check_logits(base_model, from_ids, ids)
         own_error = None
         try:
@@ -92,6 +102,18 @@ def embeddings_suffice(base_model: PreTrainedModel) -> bool:
             own_error = error
         _check_replacement(base_model, ids, mask, from_ids, own_error)
     return False
+
+
+def _check_finite(base_model: PreTrainedModel, logits: Tensor) -> None:
+    """Blame broken weights on themselves, before a comparison blames them on what is compared."""
+    if logits.isfinite().all():
+        return
+    broken = [name for name, weight in base_model.named_parameters() if not weight.isfinite().all()]
+    where = f"its weight {broken[0]} is, the first of {len(broken)}" if broken else "though none of its weights is"
+    raise ValueError(
+        f"The logits of {type(base_model).__name__} in {base_model.dtype} are NaN or infinite for ordinary tokens, "
+        f"{where}. Load the base again, or in a type with more range."
+    )
 
 
 def _check_logits(base_model: PreTrainedModel, logits: Tensor, ids: Tensor) -> None:
@@ -144,7 +166,8 @@ def generates(base_model: PreTrainedModel, from_cache: bool) -> bool:
         try:
             if from_cache:
                 inputs = inputs._replace(past=cached(base_model, _tokens(base_model, ids[:, :first]), True))
-            output = base_model.generate(
+            generate: Any = base_model.generate  # which the type of PreTrainedModel does not have
+            output = generate(
                 **generation_arguments(inputs),
                 max_new_tokens=_NEW_TOKENS,
                 return_dict_in_generate=True,
@@ -175,7 +198,9 @@ def cached(base_model: PreTrainedModel, inputs: DecoderInputs, on_embeddings: bo
         with embeddings_replaced(base_model, inputs.embeddings):
             output = decoder(input_ids=inputs.input_ids, **arguments)
     layers = getattr(getattr(output, "past_key_values", None), "layers", ())
-    pairs = tuple((getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers)
+    pairs: tuple[tuple[Any, Any], ...] = tuple(
+        (getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers
+    )
     expected = inputs.embeddings.shape[:2]
     for tensor in (tensor for pair in pairs for tensor in pair):
         if tensor is None or tensor.dim() != 4 or (tensor.shape[0], tensor.shape[2]) != expected:

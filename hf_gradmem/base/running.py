@@ -58,8 +58,12 @@ class DecoderInputs(NamedTuple):
 
 def side_by_side(parts: Sequence[DecoderInputs]) -> DecoderInputs:
     """The positions of each part behind those of the one before; the first may have a cache in front."""
-    embeddings, attention_mask, input_ids = (torch.cat([part[index] for part in parts], dim=1) for index in range(3))
-    return DecoderInputs(embeddings, attention_mask, input_ids, past=parts[0].past)
+    return DecoderInputs(
+        embeddings=torch.cat([part.embeddings for part in parts], dim=1),
+        attention_mask=torch.cat([part.attention_mask for part in parts], dim=1),
+        input_ids=torch.cat([part.input_ids for part in parts], dim=1),
+        past=parts[0].past,
+    )
 
 
 def run(base_model: PreTrainedModel, module: nn.Module, inputs: DecoderInputs, on_embeddings: bool) -> Any:
@@ -100,6 +104,12 @@ def generation_arguments(inputs: DecoderInputs) -> dict[str, Any]:
         "attention_mask": torch.cat([mask.new_ones(cached), mask], dim=1),
         "past_key_values": cache_of(inputs.past),
     }
+
+
+def embedding_weight(base_model: PreTrainedModel) -> Tensor:
+    """The base's token embedding, `(vocabulary, hidden_size)`."""
+    embeddings: Any = base_model.get_input_embeddings()  # a module, of which no type says that it has a weight
+    return embeddings.weight
 
 
 def cache_of(past: KeyValues) -> DynamicCache:

@@ -14,7 +14,7 @@ from typing import Any, Self, TypeVar
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
@@ -27,6 +27,8 @@ from ..base.lora import base_keys
 from ..configuration_gradmem import GradMemConfig
 from ..files import whole_file
 from ..hub.errors import one_line_errors
+from .tokenizer import open_tokenizer
+from .whole_save import finish_save
 
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 PUSH_ARGUMENTS = frozenset({"repo_id", "commit_message", "commit_description", "private", "create_pr", "revision"})
@@ -59,11 +61,13 @@ class Adapter:
         name_or_path: directory or Hub repository.
         config: its configuration, or the one that was given in its place; a copy, free to be changed.
         hub_arguments: those of [`HUB_ARGUMENTS`] that all of its files are fetched with, at one commit.
+        trust_remote_code: whether code of its repository, or of its base's, may be run for a tokenizer.
     """
 
     name_or_path: str
     config: GradMemConfig
     hub_arguments: dict[str, Any]
+    trust_remote_code: bool = False
 
     @classmethod
     def open(
@@ -72,6 +76,7 @@ class Adapter:
         hub_arguments: dict[str, Any] | None = None,
         options: dict[str, Any] | None = None,
         config: GradMemConfig | str | os.PathLike | None = None,
+        trust_remote_code: bool = False,
     ) -> Self:
         """Find a checkpoint and read its configuration; weights and tokenizer are left for when they are needed.
 
@@ -80,12 +85,14 @@ class Adapter:
             hub_arguments: where and how to fetch its files.
             options: of [`GradMemConfig`], in place of the checkpoint's.
             config: in place of the checkpoint's: a configuration, which `options` do not change, or where to load one.
+            trust_remote_code: whether code of its repository, or of its base's, may be run for a tokenizer.
 
         Raises:
             OSError: there is no such checkpoint.
             ValueError: it holds another kind of model, or an option is wrong.
         """
         name, hub = os.fspath(name_or_path), dict(hub_arguments or {})
+        finish_save(os.path.join(name, hub.get("subfolder") or ""))
         # Resolved once, so that all files come from one commit.
         if (revision := resolve_revision(name, hub.get("revision"), **_place(hub))) is not None:
             hub["revision"] = revision
@@ -93,12 +100,12 @@ class Adapter:
             config = copy.deepcopy(config)
         else:
             config = load_config(name if config is None else config, hub, options or {})
-        return cls(name, config, hub)
+        return cls(name, config, hub, trust_remote_code)
 
     @property
     def place(self) -> dict[str, Any]:
-        """What holds for other repositories as well: token, cache, and whether the Hub may be asked."""
-        return _place(self.hub_arguments)
+        """What holds for other repositories as well: token, cache, whether the Hub may be asked, and their code run."""
+        return _place(self.hub_arguments) | {"trust_remote_code": self.trust_remote_code}
 
     @functools.cached_property
     def weights(self) -> str | None:
@@ -112,7 +119,7 @@ class Adapter:
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
         """Its own tokenizer; `None` if it has none, and reads with its base's."""
-        return load_tokenizer(self.name_or_path, self.hub_arguments)
+        return load_tokenizer(self.name_or_path, self.hub_arguments, self.trust_remote_code)
 
     def attach(
         self, model_class: Callable[[GradMemConfig, PreTrainedModel], _Model], base_model: PreTrainedModel
@@ -145,7 +152,9 @@ def tied_keys(model: PreTrainedModel) -> set[str]:
     }
 
 
-def load_tokenizer(name_or_path: str | os.PathLike, hub_arguments: dict[str, Any]) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(
+    name_or_path: str | os.PathLike, hub_arguments: dict[str, Any], trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase | None:
     """The tokenizer saved with an adapter, or `None` if it has none of its own."""
     path = cached_file(
         os.fspath(name_or_path),
@@ -154,7 +163,7 @@ def load_tokenizer(name_or_path: str | os.PathLike, hub_arguments: dict[str, Any
         _raise_exceptions_for_connection_errors=False,
         **hub_arguments,
     )
-    return None if path is None else AutoTokenizer.from_pretrained(name_or_path, **hub_arguments)
+    return None if path is None else open_tokenizer(name_or_path, trust_remote_code=trust_remote_code, **hub_arguments)
 
 
 def load_config(
@@ -178,9 +187,7 @@ def load_config(
     return GradMemConfig.from_dict(values | options)
 
 
-def load_full(
-    load: Callable[..., tuple[PreTrainedModel, dict[str, Any]]], name_or_path: str, arguments: dict[str, Any]
-) -> tuple[PreTrainedModel, dict[str, Any]]:
+def load_full(load: Callable[..., Any], name_or_path: str, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Load a checkpoint that includes its base; what it does not hold is an error, where the stock loader only warns.
 
     Args:
@@ -203,11 +210,11 @@ def load_full(
             f"The weights in {name_or_path} are not readable safetensors ({error}). Were they copied whole?"
         ) from error
     mismatched = [f"{key} {tuple(found)} for {tuple(built)}" for key, found, built in info["mismatched_keys"]]
-    unexpected = [key for key in info["unexpected_keys"] if not key.startswith("base_model.")]
-    if info["missing_keys"] or unexpected or (mismatched and not tolerant):
+    missing, unexpected = info["missing_keys"], info["unexpected_keys"]
+    if missing or unexpected or (mismatched and not tolerant):
         raise ValueError(
             f"The weights in {name_or_path} are not those that its config.json describes: missing "
-            f"{_few(info['missing_keys'])}; unexpected {_few(unexpected)}; of another shape {_few(mismatched)}."
+            f"{_few(missing)}; unexpected {_few(unexpected)}; of another shape {_few(mismatched)}."
         )
     base = base_keys(model)
     for key, parameter in model.named_parameters():  # the loader makes every weight trainable

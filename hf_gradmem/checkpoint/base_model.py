@@ -8,7 +8,6 @@ import transformers
 from huggingface_hub.errors import RevisionNotFoundError
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,6 +18,8 @@ from ..base.lora import other_adapters
 from ..configuration_gradmem import GradMemConfig
 from ..hub.client import is_cached, loaded_commit
 from ..hub.errors import HubError, causes, explain
+from .adapter import HUB_ARGUMENTS
+from .tokenizer import open_tokenizer
 
 # These say where and how the adapter itself is found; the base has its own name and revision.
 _ADAPTER_ONLY = (
@@ -39,7 +40,8 @@ def check_base(base_model: PreTrainedModel) -> None:
     """Refuse by name a base that cannot take memory vectors.
 
     Raises:
-        TypeError: it is no model of Transformers, has no single token embedding, or takes no `inputs_embeds`.
+        TypeError: it is no model of Transformers, no decoder with a language-model head, has no single token embedding,
+            or takes no `inputs_embeds`.
         ValueError: it has a PEFT adapter inside, which no checkpoint here would hold.
     """
     name = type(base_model).__name__
@@ -61,6 +63,16 @@ def check_base(base_model: PreTrainedModel) -> None:
         raise TypeError(f"{name} has no single token embedding, so no memory vectors can be put before its tokens.")
     if "inputs_embeds" not in inspect.signature(base_model.forward).parameters:
         raise TypeError(f"{name} takes no inputs_embeds, so no memory vectors can be put before its tokens.")
+    if base_model.config.is_encoder_decoder:
+        raise TypeError(
+            f"{name} is an encoder with a decoder. A memory stands before the tokens of a decoder alone: load one with "
+            "AutoModelForCausalLM."
+        )
+    if not base_model.can_generate() and base_model.get_output_embeddings() is None:
+        raise TypeError(
+            f"{name} has no language-model head, so nothing can be reconstructed with it. Load the base with "
+            "AutoModelForCausalLM."
+        )
     if adapters := other_adapters(base_model, own=("write", "read")):
         raise ValueError(
             f"{name} has a PEFT adapter inside ({', '.join(adapters)}), which would be neither the base's nor the "
@@ -192,6 +204,7 @@ def load_base(config: GradMemConfig, arguments: dict[str, Any]) -> tuple[PreTrai
     if commit is not None:
         arguments["revision"] = commit
     try:
+        _check_no_adapter(name, arguments)
         loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **arguments)
     except OSError as error:
         if commit is not None and any(isinstance(cause, RevisionNotFoundError) for cause in causes(error)):
@@ -207,6 +220,22 @@ def load_base(config: GradMemConfig, arguments: dict[str, Any]) -> tuple[PreTrai
     for fact, recorded, found in _differences(config, base_model):
         raise ValueError(f"{name} has {fact} {found}, but this adapter was made for a base with {recorded}.")
     return base_model, info
+
+
+def _check_no_adapter(name: str, arguments: dict[str, Any]) -> None:
+    """Refuse a base that is an adapter itself, before it is loaded: it may name itself, and never come to an end.
+
+    Raises:
+        OSError: there is no such base.
+        ValueError: it is an adapter.
+    """
+    place = {key: arguments[key] for key in (*HUB_ARGUMENTS, "gguf_file") if key in arguments}
+    values, _ = PreTrainedConfig.get_config_dict(name, **place)
+    if values.get("model_type") == GradMemConfig.model_type:
+        raise ValueError(
+            f"base_model_name_or_path={name!r} is an adapter itself, not a base. Put the base's name into config.json, "
+            "or give it as base_model_name_or_path=."
+        )
 
 
 def load_base_tokenizer(config: GradMemConfig, hub_arguments: dict[str, Any]) -> PreTrainedTokenizerBase:
@@ -226,4 +255,4 @@ def load_base_tokenizer(config: GradMemConfig, hub_arguments: dict[str, Any]) ->
             "This model has no tokenizer: its base has no name to load one from. Pass tokenizer= to "
             "get_gradmem_model, or give input_ids in place of text."
         )
-    return AutoTokenizer.from_pretrained(name, revision=config.base_model_revision, **hub_arguments)
+    return open_tokenizer(name, revision=config.base_model_revision, **hub_arguments)

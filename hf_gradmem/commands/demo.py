@@ -107,6 +107,7 @@ def run_demo(
     num_memory_tokens: int = PLAIN_BASE_OPTIONS["num_memory_tokens"],
     seed: int = 0,
     device: str = "auto",
+    trust_remote_code: bool = False,
 ) -> DemoResult:
     """Write a text, decode the memory, and tell the story on `console` as it happens.
 
@@ -116,8 +117,7 @@ def run_demo(
         model_name: directory or Hub repository of the base; SmolLM2-135M-Instruct when absent.
         steps: at most so many; the write stops when the text is learned.
         num_memory_tokens: m.
-        seed: of the random vectors that the write starts from.
-        device: as in [`load_model`].
+        seed, device, trust_remote_code: as in [`load_model`].
 
     Raises:
         OSError: the model is neither on this machine nor within reach.
@@ -125,7 +125,7 @@ def run_demo(
     """
     name = model_name or find_demo_model(console)
     options = {"num_memory_tokens": num_memory_tokens, "write_steps": steps}
-    model = load_model(name, options, seed=seed, device=device)
+    model = load_model(name, options, seed=seed, device=device, trust_remote_code=trust_remote_code)
     num_tokens = len(model.tokenizer(text, add_special_tokens=False).input_ids)
     unwritten = model.write(text, write_steps=0)
     _tell_start(console, name, text, num_tokens, num_memory_tokens)

@@ -12,12 +12,12 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from ..checkpoint.tokenizer import open_tokenizer
 from ..configuration_gradmem import GradMemConfig
 from ..hub.client import hub_is_reachable
 from ..hub.errors import one_line_errors
@@ -40,13 +40,13 @@ PLAIN_BASE_TOLERANCE = 0.03
 _Loaded = TypeVar("_Loaded")
 
 
-def is_adapter(name: str, *, revision: str | None = None) -> bool:
+def is_adapter(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> bool:
     """Whether a directory or Hub repository holds a GradMem model; otherwise it is a base alone.
 
     Raises:
         OSError: there is no such model.
     """
-    return _load_config(name, revision).model_type == GradMemConfig.model_type
+    return _load_config(name, revision, trust_remote_code).model_type == GradMemConfig.model_type
 
 
 def load_model(
@@ -56,6 +56,7 @@ def load_model(
     revision: str | None = None,
     seed: int = 0,
     device: str = "auto",
+    trust_remote_code: bool = False,
 ) -> GradMemForCausalLM:
     """Load an adapter with its base, or a base alone, which is then given an untrained memory.
 
@@ -68,22 +69,23 @@ def load_model(
         revision: branch, tag or commit of the repository.
         seed: of the random start that the memory of a base alone is written from.
         device: `"auto"` is a CUDA device where there is one.
+        trust_remote_code: whether code of the repository may be run. Nobody is asked.
 
     Raises:
         OSError: there is no such model.
         TypeError: it is not a decoder that takes memory vectors.
-        ValueError: an option is out of range, or there is no such device.
+        ValueError: an option is out of range, there is no such device, or the model needs code of its repository.
     """
     place = _checked_device(device)
-    config = _load_config(name, revision)
+    config = _load_config(name, revision, trust_remote_code)
     if config.model_type == GradMemConfig.model_type:
         # An adapter in a directory may name a base on the Hub.
         here = _is_here(name)
         fetched = config.base_model_name_or_path if here else name
         at = config.base_model_revision if here else revision
-        model = _from_cache_or_hub(fetched, at, lambda: _load_adapter(name, revision))
+        model = _from_cache_or_hub(fetched, at, lambda: _load_adapter(name, revision, trust_remote_code))
         return model.to(place)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
-    base_model, tokenizer = _from_cache_or_hub(name, revision, lambda: _load_base(name, revision))
+    base_model, tokenizer = _from_cache_or_hub(name, revision, lambda: _load_base(name, revision, trust_remote_code))
     options = PLAIN_BASE_OPTIONS | (plain_base_options or {})
     torch.manual_seed(seed)
     config = GradMemConfig(base_model_revision=revision, **options)
@@ -91,34 +93,39 @@ def load_model(
     return model.to(place)  # type: ignore[arg-type] # likewise
 
 
-def _load_adapter(name: str, revision: str | None) -> GradMemForCausalLM:
-    model = GradMemForCausalLM.from_pretrained(_expanded(name), revision=revision)
+def _load_adapter(name: str, revision: str | None, trusted: bool) -> GradMemForCausalLM:
+    model = GradMemForCausalLM.from_pretrained(_expanded(name), revision=revision, trust_remote_code=trusted)
     model.tokenizer = model.tokenizer  # fetched now, with the base, and not at its first use
     return model
 
 
-def _load_base(name: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_base(name: str, revision: str | None, trusted: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        base_model = AutoModelForCausalLM.from_pretrained(_expanded(name), revision=revision)
+        base_model = AutoModelForCausalLM.from_pretrained(_expanded(name), revision=revision, trust_remote_code=trusted)
     except SafetensorError as error:
         raise ValueError(
             f"The weights of {name} are no readable safetensors file ({error}). Were they copied whole?"
         ) from error
-    return base_model, AutoTokenizer.from_pretrained(_expanded(name), revision=revision)
+    return base_model, open_tokenizer(_expanded(name), revision=revision, trust_remote_code=trusted)
 
 
 def load_reader(
-    name: str, memory: GradMemMemory, *, revision: str | None = None, seed: int = 0, device: str = "auto"
+    name: str,
+    memory: GradMemMemory,
+    *,
+    revision: str | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    trust_remote_code: bool = False,
 ) -> GradMemForCausalLM:
     """Load the model that reads `memory`; a base alone is given the size and the start that wrote it.
 
     Args:
         seed: that the base alone wrote the memory with.
-        name, revision, device: as in [`load_model`].
+        name, revision, device, trust_remote_code: as in [`load_model`].
     """
-    return load_model(
-        name, {"num_memory_tokens": memory.embeddings.shape[1]}, revision=revision, seed=seed, device=device
-    )
+    options = {"num_memory_tokens": memory.embeddings.shape[1]}
+    return load_model(name, options, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code)
 
 
 def load_memory(name: str, *, revision: str | None = None) -> GradMemMemory:
@@ -186,9 +193,13 @@ def _offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _load_config(name: str, revision: str | None) -> PreTrainedConfig:
+def _load_config(name: str, revision: str | None, trusted: bool) -> PreTrainedConfig:
     _check_name(name, "config.json", "model")
-    return _from_cache_or_hub(name, revision, lambda: AutoConfig.from_pretrained(_expanded(name), revision=revision))
+
+    def load() -> PreTrainedConfig:
+        return AutoConfig.from_pretrained(_expanded(name), revision=revision, trust_remote_code=trusted)
+
+    return _from_cache_or_hub(name, revision, load)
 
 
 def _check_name(name: str, needed_file: str, kind: str) -> None:

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -15,7 +17,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..base.weights import hash_tensors
-from ..files import whole_file
+from ..files import check_directory, only_writer, whole_file
 from ..hub.client import CARD_FILE
 from ..memory.fingerprint import Identity
 from ..memory.store import (
@@ -102,26 +104,42 @@ class _Job:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
-    def begin(self, model_name: str | None, source_name: str | None) -> None:
-        """Make the directory of a new store, having checked that all rows can be written; or check that it is ours.
+    @contextmanager
+    def begun(self, model_name: str | None, source_name: str | None) -> Iterator[None]:
+        """Write to the store for a span, alone: a new one, all of whose rows can be written, or one that is ours.
 
         Raises:
+            BlockingIOError: another process writes to it.
+            OSError: the directory cannot be written to.
             ValueError: the directory holds something else, or a row cannot be written.
         """
         facts = self._facts(model_name, source_name)
+        check_directory(self.directory)
+        if self._is_new():
+            self._check_contexts()
+            self.directory.mkdir(parents=True, exist_ok=True)
+        with only_writer(self.directory, wait=False):
+            self._begin(facts)
+            yield
+
+    def _is_new(self) -> bool:
         directory = self.directory
-        if directory.exists() and not directory.is_dir():
-            raise NotADirectoryError(f"{directory} is a file, not a directory.")
         if (directory / FACTS_FILE).is_file():
-            _check_same(directory, read_facts(directory), facts)
-            return
+            return False
         if directory.is_dir() and any(not path.name.startswith(".") for path in directory.iterdir()):
             raise ValueError(f"{directory} is not empty, and holds no {FACTS_FILE}. Give a new or an empty directory.")
-        self._check_contexts()
-        with whole_file(directory / FACTS_FILE) as path:
-            path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        with whole_file(directory / CARD_FILE) as path:
-            path.write_text(_CARD.format(**facts, first_id=self.rows.read(range(1))[0][0]), encoding="utf-8")
+        return True
+
+    def _begin(self, facts: dict[str, Any]) -> None:
+        """Write the facts and the card, or what is missing of them; refuse the facts of another run."""
+        directory = self.directory
+        if self._is_new():
+            with whole_file(directory / FACTS_FILE) as path:
+                path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _check_same(directory, read_facts(directory), facts)
+        if not (directory / CARD_FILE).exists():
+            with whole_file(directory / CARD_FILE) as path:
+                path.write_text(_CARD.format(**facts, first_id=self.rows.read(range(1))[0][0]), encoding="utf-8")
 
     def _facts(self, model_name: str | None, source_name: str | None) -> dict[str, Any]:
         """Whose memories these are, and all that they depend on; in the form that JSON gives back."""
@@ -236,7 +254,7 @@ def write_dataset(
         The facts of the store; and `written`, how many memories this process wrote in this call.
 
     Raises:
-        OSError: the directory cannot be written to.
+        OSError: the directory cannot be written to, or another call is writing to it.
         ValueError: a column is missing; an id comes twice; a context is empty or longer than the base's window; the
             directory holds something else, or memories of another model, source or setting.
         FloatingPointError: a loss became NaN or infinite; what was written before is kept.
@@ -251,12 +269,18 @@ def _carry_out(job: _Job, model_name: str | None, source_name: str | None) -> di
     """Do this process's share; returns what [`write_dataset`] does."""
     state = processes(cpu=job.model.device.type == "cpu")
     mistake: Exception | None = None
-    if state.is_main_process:
-        try:
-            job.begin(model_name, source_name)
-        except (ValueError, OSError) as error:
-            mistake = error
-    _stop_all(mistake)
+    with ExitStack() as held:
+        if state.is_main_process:
+            try:
+                held.enter_context(job.begun(model_name, source_name))
+            except (ValueError, OSError) as error:
+                mistake = error
+        _stop_all(mistake)
+        return _write_share(job, state)
+
+
+def _write_share(job: _Job, state: PartialState) -> dict[str, Any]:
+    """Write this process's share of what is missing."""
     facts = read_facts(job.directory)
     missing = job.missing(facts["num_shards"])
     state.wait_for_everyone()  # so that all share the same list

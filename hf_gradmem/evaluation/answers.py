@@ -29,7 +29,7 @@ def answer_queries(
         max_new_tokens: most tokens of an answer.
 
     Raises:
-        ValueError: a query without tokens, or a memory of another model.
+        ValueError: a memory of another model.
     """
     input_ids, mask = tokenize_queries(queries, model.tokenizer)
     ending = ending_tokens(model.tokenizer, model.generation_config)

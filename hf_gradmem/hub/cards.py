@@ -32,9 +32,14 @@ def address_card(text: str, repo_id: str) -> str:
     return re.sub(rf"{_NAMESPACE}/[\w.-]+", repo_id, text) if is_own_card(text) else text
 
 
+def keeps_card(directory: str | os.PathLike) -> bool:
+    """Whether the card in a directory is the user's own."""
+    path = Path(directory) / CARD_FILE
+    return path.exists() and not is_own_card(path.read_text(encoding="utf-8"))
+
+
 def write_card(card: ModelCard, directory: str | os.PathLike) -> None:
     """Write a card into a directory, unless the user's own is there."""
-    path = Path(directory) / CARD_FILE
-    if not path.exists() or is_own_card(path.read_text(encoding="utf-8")):
-        with whole_file(path) as unfinished:
+    if not keeps_card(directory):
+        with whole_file(Path(directory) / CARD_FILE) as unfinished:
             unfinished.write_text(str(card), encoding="utf-8")

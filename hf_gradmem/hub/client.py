@@ -22,8 +22,8 @@ from huggingface_hub.utils import filter_repo_objects
 from .errors import HubError, one_line_errors
 
 CARD_FILE = constants.REPOCARD_NAME
-# Weights of an earlier push, which a loader would prefer to those of this one.
-_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+# Those of an earlier push or save would be preferred by a loader to newer ones of another name.
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 # Trainer's checkpoints and whatever is pickled stay at home.
 _NOT_PUSHED = ["checkpoint-*", "*.bin", "*.pt", "*.pth", ".*", "*/.*"]
 _HUB_TIMEOUT = 3.0  # seconds
@@ -41,7 +41,6 @@ def push_files(
     *,
     commit_message: str,
     commit_description: str | None = None,
-    private: bool | None = None,
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
@@ -62,9 +61,9 @@ def push_files(
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(name, path) for name, path in files.items()
         ]
-        if any(True for _ in filter_repo_objects(files, allow_patterns=list(_WEIGHTS))):
+        if any(True for _ in filter_repo_objects(files, allow_patterns=list(WEIGHTS))):
             there = api.list_repo_files(repo_id, revision=revision)
-            stale = set(filter_repo_objects(there, allow_patterns=list(_WEIGHTS))) - files.keys()
+            stale = set(filter_repo_objects(there, allow_patterns=list(WEIGHTS))) - files.keys()
             operations += [CommitOperationDelete(name) for name in sorted(stale)]
         return api.create_commit(
             repo_id,

@@ -34,7 +34,8 @@ class MemoryForm(ABC):
     num_control_tokens = 0
     holds_vectors = False
 
-    def __init__(self, module: nn.Module, decoder: Decoder, *, num_memory_tokens: int) -> None:
+    # The model is `Any`: its parameters are set and read by name, which no type of a module knows.
+    def __init__(self, module: Any, decoder: Decoder, *, num_memory_tokens: int) -> None:
         self.module, self.decoder, self.num_memory_tokens = module, decoder, num_memory_tokens
         module.memory_projection = None
         module.memory_init = nn.Parameter(torch.empty((num_memory_tokens, self.hidden_size), **self.like))

@@ -1,5 +1,7 @@
 """The paper's form of memory: m vectors that stand in place of token embeddings."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -32,7 +34,7 @@ class InputVectors(MemoryForm):
         self.num_control_tokens = num_control_tokens
         width = self.width
         if memory_projection:
-            module.memory_projection = nn.Linear(width, width, **self.like)
+            self.module.memory_projection = nn.Linear(width, width, **self.like)
 
     @property
     def width(self) -> int:
@@ -57,7 +59,7 @@ class InputVectors(MemoryForm):
         own = {} if projection is None else dict(projection.named_parameters(prefix="memory_projection"))
         return super().extra_tensors() | own
 
-    def init_module(self, module: nn.Module) -> None:
+    def init_module(self, module: Any) -> None:
         if module is self.module.memory_projection:
             init.eye_(module.weight)
             init.zeros_(module.bias)

@@ -32,7 +32,8 @@ class Phase:
         form: of the memory.
     """
 
-    def __init__(self, name: str, module: nn.Module, decoder: Decoder, form: MemoryForm) -> None:
+    # The model is `Any`: its parameters are set and read by name, which no type of a module knows.
+    def __init__(self, name: str, module: Any, decoder: Decoder, form: MemoryForm) -> None:
         self.name, self.module, self.decoder, self.form = name, module, decoder, form
         count = form.num_control_tokens
         for vectors in self.control_vectors:
@@ -151,7 +152,7 @@ class Phase:
 
     def extra_tensors(self) -> dict[str, Tensor]:
         """What the phase uses beside the base, the form's part left out, by the names that checkpoints have for it."""
-        tensors = dict(lora_parameters(self.decoder.base_model, self.name))
+        tensors: dict[str, Tensor] = dict(lora_parameters(self.decoder.base_model, self.name))
         control = {name: getattr(self.module, name) for name in self.control_vectors}
         if self.head is not None:
             tensors[f"{self._head_name}.weight"] = self.head.weight

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import CommitInfo, ModelCard, hf_hub_download
@@ -67,13 +68,13 @@ class GradMemMemory:
         return self.embeddings.shape[0]
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "GradMemMemory":
-        if isinstance(index, Tensor) and index.dim() == 0:
-            index = index.item()
-        if isinstance(index, Integral):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"index {index} is out of range for a memory of {len(self)} contexts")
-            index = [int(index)]
-        return self._map(lambda tensor: tensor[index])
+        rows: Any = index.item() if isinstance(index, Tensor) and index.dim() == 0 else index
+        if isinstance(rows, Integral):
+            row = int(rows)
+            if not -len(self) <= row < len(self):
+                raise IndexError(f"index {rows} is out of range for a memory of {len(self)} contexts")
+            rows = [row]
+        return self._map(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str) -> "GradMemMemory":
         """The same memory on another device. Its precision is the writing model's and stays."""
@@ -92,7 +93,8 @@ class GradMemMemory:
         return replace(self, fingerprint=fingerprint)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "GradMemMemory":
-        return replace(self, **{name: function(tensor) for name, tensor in self._tensors().items()})
+        mapped: dict[str, Any] = {name: function(tensor) for name, tensor in self._tensors().items()}
+        return replace(self, **mapped)
 
     def _tensors(self) -> dict[str, Tensor]:
         values = {
@@ -119,12 +121,12 @@ class GradMemMemory:
         ):
             if len(facts) > 1:
                 raise ValueError(f"Memories with different {name} cannot be joined: {sorted(map(str, facts))}.")
-        measured = all(memory.final_write_loss is not None for memory in memories)
+        measured = [memory.final_write_loss for memory in memories if memory.final_write_loss is not None]
         return cls(
             embeddings=torch.cat([memory.embeddings for memory in memories]),
             write_losses=_cat_ragged([memory.write_losses for memory in memories], torch.nan),
             segment_lengths=_cat_ragged([memory.segment_lengths for memory in memories], 0),
-            final_write_loss=torch.cat([memory.final_write_loss for memory in memories]) if measured else None,
+            final_write_loss=torch.cat(measured) if len(measured) == len(memories) else None,
             fingerprint=memories[0].fingerprint,
             base_name=memories[0].base_name,
         )
@@ -170,7 +172,7 @@ class GradMemMemory:
                             MEMORY_FILE,
                             revision=revision,
                             token=token,
-                            cache_dir=cache_dir,
+                            cache_dir=None if cache_dir is None else os.fspath(cache_dir),
                             local_files_only=local_files_only,
                         )
                     )

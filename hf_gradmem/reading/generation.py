@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
@@ -50,14 +51,20 @@ def generate_from_base(
         # `generate` repeats the rows for beams and returned sequences, and leaves a cache that it is given as it is.
         times = max(_setting(arguments, base_model.generation_config, name) or 1 for name in _REPEATING)
         given["past_key_values"].batch_repeat_interleave(times)
+    generate: Any = base_model.generate  # which the type of PreTrainedModel does not have
     with phase.active():
-        return base_model.generate(**given, **arguments)
+        return generate(**given, **arguments)
 
 
 def sorted_prompts(queries: Queries) -> tuple[Tensor, Tensor]:
-    """Prompts and their mask with the padding on the left, where generation goes on from the right."""
-    order = token_order(queries.attention_mask, "left")
-    return reorder(queries.input_ids, order), reorder(queries.attention_mask, order).long()
+    """Prompts and their mask with the padding on the left, where generation goes on from the right.
+
+    There is one position at least, if only of padding: `generate` looks at the last one.
+    """
+    missing = max(1 - queries.input_ids.shape[1], 0)
+    input_ids, mask = (functional.pad(part, (missing, 0)) for part in (queries.input_ids, queries.attention_mask))
+    order = token_order(mask, "left")
+    return reorder(input_ids, order), reorder(mask, order).long()
 
 
 def with_prompts(output: Tensor | ModelOutput, prompts: Tensor, new_tokens_from: int) -> Tensor | ModelOutput:
@@ -68,7 +75,7 @@ def with_prompts(output: Tensor | ModelOutput, prompts: Tensor, new_tokens_from:
         prompts: `(rows, prompt_length)`.
         new_tokens_from: where in a sequence the new tokens begin.
     """
-    sequences = output.sequences if isinstance(output, ModelOutput) else output
+    sequences = output["sequences"] if isinstance(output, ModelOutput) else output
     prompts = prompts.repeat_interleave(len(sequences) // len(prompts), dim=0)
     sequences = torch.cat([prompts, sequences[:, new_tokens_from:]], dim=1)
     if not isinstance(output, ModelOutput):

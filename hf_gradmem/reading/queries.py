@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..base.token_ids import checked_like, checked_mask, checked_tokens
+from ..base.token_ids import checked_like, checked_mask, checked_tokens, is_whole
 
 Tensor = torch.Tensor
 
@@ -39,7 +39,8 @@ def tokenize_queries(
         if tokenizer.chat_template is None:
             raise ValueError(f"The tokenizer of {tokenizer.name_or_path} has no chat template. Use template 'none'.")
         turns = [[{"role": "user", "content": query}] for query in queries]
-        queries = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        texts = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        queries = cast(list[str], texts)  # one for each conversation, as nothing is tokenised
     encoded = [tokenizer(query, add_special_tokens=False).input_ids for query in queries]
     width = max(map(len, encoded), default=0)
     input_ids = [[0] * (width - len(tokens)) + tokens for tokens in encoded]
@@ -78,7 +79,7 @@ def checked_queries(
     One memory serves any number of flat queries.
 
     Raises:
-        ValueError: the shapes do not match each other or the number of memories.
+        ValueError: the shapes or the kinds of numbers do not match each other or the number of memories.
     """
     if input_ids is None:
         raise ValueError("There is nothing to read with: give the query as input_ids.")
@@ -97,11 +98,10 @@ def checked_queries(
             f"There are {num_memories} memories for {shape[0]} rows of queries. Give one memory, one for each row, or "
             "a context_index."
         )
-    length = input_ids.shape[-1]
     return Queries(
-        input_ids=input_ids.reshape(-1, length),
-        attention_mask=attention_mask.reshape(-1, length),
-        labels=None if labels is None else labels.reshape(-1, length),
+        input_ids=input_ids.flatten(0, -2),
+        attention_mask=attention_mask.flatten(0, -2),
+        labels=None if labels is None else labels.flatten(0, -2),
         memory_index=index,
         shape=shape,
     )
@@ -124,7 +124,10 @@ def checked_prompts(
 
 
 def _checked_index(context_index: Tensor, shape: tuple[int, ...], num_memories: int, device: torch.device) -> Tensor:
-    index = torch.as_tensor(context_index, device=device).clone()
+    index = torch.as_tensor(context_index, device=device)
+    if not is_whole(index):
+        raise ValueError(f"context_index must be whole numbers, which memory each query reads, got {index.dtype}.")
+    index = index.to(torch.long, copy=True)
     if len(shape) != 1 or tuple(index.shape) != shape:
         raise ValueError(
             f"context_index goes with flat queries, one entry for each: it has shape {tuple(index.shape)}, the queries "

@@ -5,7 +5,7 @@ import torch
 from ..base.layout import align_with_query, reorder, token_order
 from ..base.output_head import cross_entropy
 from ..base.running import DecoderInputs, side_by_side
-from ..base.token_ids import IGNORED_LABEL
+from ..base.token_ids import IGNORED_LABEL, check_vocabulary
 from ..memory.phase import Phase
 from .queries import Queries
 
@@ -23,7 +23,11 @@ def read_inputs(phase: Phase, memory: Tensor, queries: Queries, padding_side: st
         memory: `(memories, num_memory_tokens, width)`.
         queries: the rows, each with the memory that it reads.
         padding_side: `"left"` for generation, else `"right"`.
+
+    Raises:
+        ValueError: the base has no such token.
     """
+    check_vocabulary("input_ids", queries.input_ids, phase.decoder.vocab_size)
     prefix = phase.prefix(memory).take(queries.memory_index)
     inputs = side_by_side([prefix, phase.decoder.tokens(queries.input_ids, queries.attention_mask)])
     order = token_order(inputs.attention_mask, padding_side)
@@ -37,7 +41,7 @@ def read(phase: Phase, memory: Tensor, queries: Queries) -> tuple[Tensor, Tensor
     loss = None
     if queries.labels is not None:
         loss = read_loss(logits, queries.labels, queries.attention_mask, order)
-    aligned = align_with_query(logits, order, queries.input_ids.shape[1])
+    aligned = align_with_query(logits, queries.attention_mask)
     return aligned.reshape(*queries.shape, *aligned.shape[1:]), loss
 
 

@@ -25,7 +25,8 @@ class DataCollatorForGradMem:
     and its end token. Rows with fewer queries than others are filled up with queries that are masked throughout. Rows
     with a column `write_steps` add that number to the batch.
 
-    `Trainer` needs `remove_unused_columns=False`, since it would take the text columns away.
+    `Trainer` needs `remove_unused_columns=False`, since it would take the text columns away, and no
+    `label_smoothing_factor`, with which it takes the labels away from the model and computes another loss.
 
     Args:
         tokenizer: applied to each segment, query and target on its own, without special tokens.

@@ -8,6 +8,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..modeling_gradmem import GradMemForCausalLM, GradMemOutput
+from .loss import check_loss_is_the_models
 
 
 def model_within(model: nn.Module | None) -> GradMemForCausalLM:
@@ -85,7 +86,12 @@ class WriteLogCallback(TrainerCallback):
 
 
 def log_writes(trainer: Trainer) -> WriteLogCallback:
-    """Give a trainer a [`WriteLogCallback`], before the callbacks that print and plot, so that they have its values."""
+    """Give a trainer a [`WriteLogCallback`], before the callbacks that print and plot, so that they have its values.
+
+    Raises:
+        ValueError: `label_smoothing_factor` is set, which goes past the model's loss.
+    """
+    check_loss_is_the_models(trainer.args)
     callback = WriteLogCallback()
     trainer.callback_handler.callbacks.insert(0, callback)
     return callback

@@ -12,6 +12,7 @@ from ..checkpoint.run_facts import CardFacts, trainer_results
 from ..hub.cards import local_id, write_card
 from ..modeling_gradmem import GradMemForCausalLM
 from .callbacks import model_within
+from .loss import check_loss_is_the_models
 
 
 class ModelCardCallback(TrainerCallback):
@@ -116,7 +117,11 @@ def fill_model_card(trainer: Trainer, task: str | None = None, recipe: str | Non
 
     Returns:
         The callback, which the trainer has.
+
+    Raises:
+        ValueError: `label_smoothing_factor` is set, which goes past the model's loss.
     """
+    check_loss_is_the_models(trainer.args)
     sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {}
     callback = ModelCardCallback(list(sets), task, recipe, _example([*sets.values(), trainer.eval_dataset]))
     trainer.add_callback(callback)

@@ -13,6 +13,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..configuration_gradmem import GradMemConfig
 from ..tasks import get_task
+from .loss import check_loss_is_the_models
 
 
 @dataclass
@@ -41,6 +42,19 @@ class Stage:
         if isinstance(self.write_steps, list):
             return self.write_steps
         return [default if self.write_steps is None else self.write_steps]
+
+
+_NAMES: dict[Any, str] = {str: "text", list: "list", dict: "mapping of names to values"}
+_NAMES[dict | None] = _NAMES[dict]
+# What a file may hold in place of these is found out before anything looks into it.
+_KINDS: dict[str, Any] = {
+    "task": str,
+    "task_arguments": dict,
+    "eval_sets": dict,
+    "stages": list,
+    "gradmem": dict,
+    "base_config": dict | None,
+}
 
 
 @dataclass
@@ -72,6 +86,9 @@ class RecipeArguments:
     queries_per_context: int | None = field(default=None, metadata={"help": "Most queries on a context in a batch."})
 
     def __post_init__(self) -> None:
+        for name, kind in _KINDS.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} must be a {_NAMES[kind]}, got {getattr(self, name)!r}.")
         get_task(self.task)
         if (self.base_model is None) == (self.base_config is None):
             raise ValueError("A recipe names either a base_model or a base_config to build one from, and not both.")
@@ -144,7 +161,7 @@ def load_recipe(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recip
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no YAML, or a key or value in it is wrong.
+        ValueError: it is no YAML, or a key or value in it is wrong or goes past the model's loss.
     """
     try:
         values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
@@ -159,11 +176,14 @@ def load_recipe(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recip
 
 def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
     """A recipe from its values; see [`load_recipe`]."""
+    stages = values.get("stages")
     training = {
         # Text columns are what the collator takes; metrics are counts, added up batch by batch.
         "remove_unused_columns": False,
         "batch_eval_metrics": True,
-        "max_steps": sum(stage.get("steps", 0) for stage in values.get("stages") or () if isinstance(stage, dict)),
+        "max_steps": sum(stage.get("steps", 0) for stage in stages if isinstance(stage, dict))
+        if isinstance(stages, list)
+        else 0,
         # Each process reads the stream for itself: batches of different widths cannot be sent as one.
         "accelerator_config": {"dispatch_batches": False},
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -182,6 +202,7 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
         arguments, training_arguments = parser.parse_dict(training | values)
     except TypeError as error:
         raise ValueError(f"{source} is not a complete recipe: {error}") from error
+    check_loss_is_the_models(training_arguments)
     return Recipe(arguments, training_arguments, values)
 
 

@@ -14,7 +14,6 @@ from datasets import Dataset, Features, IterableDataset, Value
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
@@ -25,6 +24,8 @@ from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..checkpoint.run_facts import RECIPE_FILE, RESULTS_FILE
+from ..checkpoint.tokenizer import open_tokenizer
+from ..files import check_directory
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
 from ..tasks import FEATURES, get_task, load_task
 from ..tasks.collator import DataCollatorForGradMem
@@ -37,20 +38,23 @@ from .recipe import Recipe, RecipeArguments, Stage
 _OF_THIS_MACHINE = ("output_dir", "push_to_hub", "hub_model_id")
 
 
-def run_training(recipe: Recipe) -> dict[str, Any]:
+def run_training(recipe: Recipe, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """Train a memory as the recipe says, going on from the last checkpoint in its `output_dir` if there is one.
 
     Args:
         recipe: of [`~hf_gradmem.training.recipe.load_recipe`].
+        trust_remote_code: whether code of the base's repository may be run.
 
     Returns:
         Steps, seconds, and the metrics of each evaluation set after the last step, as `results.json` holds them.
 
     Raises:
+        OSError: `output_dir` cannot be written to.
         ValueError: the recipe does not fit its task or base, or `output_dir` holds a run of another recipe.
     """
-    trainer = build_trainer(recipe)
     output = Path(str(recipe.training.output_dir))
+    check_directory(output)
+    trainer = build_trainer(recipe, trust_remote_code=trust_remote_code)
     _keep_recipe(recipe, output)
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
     trainer.save_model()
@@ -67,12 +71,12 @@ def run_training(recipe: Recipe) -> dict[str, Any]:
     return results
 
 
-def build_trainer(recipe: Recipe) -> Trainer:
-    """The `Trainer` of a recipe, ready to train."""
+def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer:
+    """The `Trainer` of a recipe, ready to train; `trust_remote_code` as in [`run_training`]."""
     arguments, training = recipe.arguments, recipe.training
     set_seed(training.seed)
-    tokenizer = build_tokenizer(arguments)
-    model = build_model(arguments, tokenizer)
+    tokenizer = build_tokenizer(arguments, trust_remote_code)
+    model = build_model(arguments, tokenizer, trust_remote_code)
     model.to(training.device)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
     eval_sets = {
         name: load_task(arguments.task, **{"split": "validation"} | arguments.task_arguments | given)
@@ -101,20 +105,24 @@ def build_trainer(recipe: Recipe) -> Trainer:
     return trainer
 
 
-def build_tokenizer(arguments: RecipeArguments) -> PreTrainedTokenizerBase:
+def build_tokenizer(arguments: RecipeArguments, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The base's tokenizer, or the task's own for a base that is built here."""
     if arguments.base_model is not None:
-        return AutoTokenizer.from_pretrained(arguments.base_model)
+        return open_tokenizer(arguments.base_model, trust_remote_code=trust_remote_code)
     build = get_task(arguments.task).build_tokenizer
     if build is None:
         raise ValueError(f"The task {arguments.task!r} has no tokenizer of its own. Name a base_model.")
     return build(**arguments.task_arguments)
 
 
-def build_model(arguments: RecipeArguments, tokenizer: PreTrainedTokenizerBase) -> GradMemForCausalLM:
+def build_model(
+    arguments: RecipeArguments, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False
+) -> GradMemForCausalLM:
     """The base, loaded or built with random weights, with its memory."""
     if arguments.base_model is not None:
-        base_model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(arguments.base_model)
+        base_model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            arguments.base_model, trust_remote_code=trust_remote_code
+        )
     else:
         base_model = _new_base(arguments.base_config or {}, tokenizer)
     model = get_gradmem_model(base_model, arguments.config, tokenizer=tokenizer)

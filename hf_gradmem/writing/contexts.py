@@ -1,16 +1,18 @@
 """Contexts as the caller gives them, texts or tokens, brought into one form and checked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..base.token_ids import checked_like, checked_mask, checked_tokens
+from ..base.token_ids import check_vocabulary, checked_like, checked_mask, checked_tokens
 
 Tensor = torch.Tensor
 Context = str | Sequence[str] | Sequence[Sequence[str]]
 """A text; a list of texts is that many contexts, a list of lists contexts in segments."""
+_A_CONTEXT = "a context is a text or a list of texts (its segments)"
 
 
 @dataclass(frozen=True)
@@ -30,22 +32,34 @@ class Contexts:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def mask(self) -> Tensor:
+        """`attention_mask`, all ones where there is none."""
+        return torch.ones_like(self.input_ids) if self.attention_mask is None else self.attention_mask
+
     def take(self, rows: Tensor | slice) -> "Contexts":
         """Some of the contexts."""
         mask, segments = (None if part is None else part[rows] for part in (self.attention_mask, self.segment_ids))
         return Contexts(self.input_ids[rows], mask, segments)
 
-    def checked(self, device: torch.device) -> "Contexts":
+    def checked(self, device: torch.device, vocab_size: int | None = None) -> "Contexts":
         """The same contexts on `device`, as copies that belong to no `inference_mode`, with a mask.
 
+        Args:
+            device: where to.
+            vocab_size: tokens of the base that they are for. Padding may have any id.
+
         Raises:
-            ValueError: the shapes do not match, or a context is empty.
+            ValueError: the shapes or the kinds of numbers do not match, a context is empty, or the base has no such
+                token.
         """
         input_ids = checked_tokens("context input_ids", self.input_ids, device, dims=(2,))
         attention_mask = checked_mask("context attention_mask", self.attention_mask, input_ids)
         segment_ids = self.segment_ids
         if segment_ids is not None:
             segment_ids = checked_like("context segment_ids", segment_ids, input_ids)
+        if vocab_size is not None:
+            check_vocabulary("context input_ids", input_ids.where(attention_mask, 0), vocab_size)
         empty = (~attention_mask.any(dim=1)).nonzero().flatten().tolist()
         if empty or not len(input_ids):
             which = f"context {empty[0]} of {len(input_ids)} has no tokens" if empty else "no context was given"
@@ -65,13 +79,26 @@ def given_contexts(
     Raises:
         ValueError: neither was given, or both, or a text with what belongs to tokens.
     """
-    if (context is None) == (input_ids is None):
-        raise ValueError("write needs either a text or input_ids, and not both.")
-    if context is None:
+    if context is None and input_ids is not None:
         return Contexts(input_ids, attention_mask, segment_ids)
+    if context is None or input_ids is not None:
+        raise ValueError("write needs either a text or input_ids, and not both.")
     if attention_mask is not None or segment_ids is not None:
         raise ValueError("attention_mask and segment_ids belong to input_ids; a text brings its own.")
     return tokenize(context)
+
+
+def texts_in(texts: Any) -> list[Any]:
+    """A text as a list of one, and a list of texts, or of lists of them, as it is.
+
+    Raises:
+        TypeError: it is neither. The keys of a mapping would be taken for texts, and a set has no order.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, Mapping | Set) or not hasattr(texts, "__iter__"):
+        raise TypeError(f"{_A_CONTEXT}, got a {type(texts).__name__}: {texts!r}.")
+    return list(texts)
 
 
 def tokenize_contexts(
@@ -87,11 +114,10 @@ def tokenize_contexts(
     Raises:
         TypeError: something in there is not a text.
     """
-    contexts = [context] if isinstance(context, str) else list(context)
-    segmented = [[item] if isinstance(item, str) else list(item) for item in contexts]
+    segmented = [texts_in(item) for item in texts_in(context)]
     for item in segmented:
         if not all(isinstance(segment, str) for segment in item):
-            raise TypeError(f"a context is a text or a list of texts (its segments), got {item!r}.")
+            raise TypeError(f"{_A_CONTEXT}, got {item!r}.")
     encoded = [[tokenizer(text, add_special_tokens=False).input_ids for text in item] for item in segmented]
     width = max((sum(map(len, segments)) for segments in encoded), default=0)
     input_ids = torch.zeros((len(encoded), width), dtype=torch.long)

@@ -31,7 +31,8 @@ def pack_segments(rows: ContextRows, prefix_length: int, longest: int) -> Contex
     lengths, contexts = rows.attention_mask.sum(1).tolist(), rows.sample_index.tolist()
     if max(lengths) > longest:
         return rows
-    packed_row, starts, filled, first = [], [], [], []
+    packed_row, starts, first = [], [], []
+    filled: list[int] = []  # tokens in each packed row so far
     for index, (length, context) in enumerate(zip(lengths, contexts, strict=True)):
         if not index or context != contexts[index - 1] or filled[-1] + length > longest:
             filled.append(0)

@@ -95,9 +95,9 @@ class ContextRows:
         """The rows in groups to run one after the other: less padding, and a bound on the positions alive."""
         if several_processes():
             return [self]  # a sharded base needs the same number of runs in every process
-        lengths = self.attention_mask.sum(1)
-        order = lengths.argsort(descending=True, stable=True)
-        lengths = lengths[order].tolist()
+        of_rows = self.attention_mask.sum(1)
+        order = of_rows.argsort(descending=True, stable=True)
+        lengths = of_rows[order].tolist()
         firsts = [0]
         for row, length in enumerate(lengths):
             longest, so_far = lengths[firsts[-1]], row - firsts[-1]

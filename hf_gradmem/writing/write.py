@@ -52,10 +52,10 @@ def write_contexts(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     with torch.inference_mode(False), torch.enable_grad():
-        contexts = contexts.checked(writer.phase.decoder.device)
+        contexts = _checked(writer, contexts)
         step_sizes = writer.step_sizes(write_steps, write_learning_rate)
         # Contexts of about one length share a batch, so that the padding of the longest is not computed for the rest.
-        order = contexts.attention_mask.sum(1).argsort(descending=True, stable=True)
+        order = contexts.mask.sum(1).argsort(descending=True, stable=True)
         batches = order.split(batch_size or len(contexts))
         rows = [writer.rows(contexts.take(batch)) for batch in batches]
         written = []
@@ -103,7 +103,7 @@ def write_in_forward(
         writer.check_trainable()
         advice = f"Set checkpoint_write_steps=True. {IN_TRAINING}" if writer.keeps_graph else IN_TRAINING
     with torch.inference_mode(False), torch.enable_grad(), out_of_memory_explained(advice):
-        rows = writer.rows(contexts.checked(writer.phase.decoder.device))
+        rows = writer.rows(_checked(writer, contexts))
         descent = Descent(writer.step_sizes(write_steps, None), differentiate, keep_last_loss)
         trace = writer.write(rows, _start(writer, rows, None), descent)
     fingerprint, base_name = (None, None) if differentiate else identity()
@@ -115,6 +115,11 @@ def write_in_forward(
         base_name=base_name,
     )
     return trace, memory
+
+
+def _checked(writer: Writer, contexts: Contexts) -> Contexts:
+    decoder = writer.phase.decoder
+    return contexts.checked(decoder.device, decoder.vocab_size)
 
 
 def _start(writer: Writer, rows: ContextRows, begin: GradMemMemory | None) -> Tensor:

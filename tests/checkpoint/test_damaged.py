@@ -1,5 +1,7 @@
 """Checkpoints that are not what they should be: what is refused, and what the message says."""
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -7,7 +9,7 @@ from transformers import AutoModel
 
 from hf_gradmem import GradMemForCausalLM, GradMemMemory, get_gradmem_model
 from tests.support.messages import says
-from tests.support.small_models import EVERY_OPTION, PLAIN, named_base, nameless_base, with_memory
+from tests.support.small_models import EVERY_OPTION, PLAIN, named_base, nameless_base, small_tokenizer, with_memory
 
 
 @pytest.fixture
@@ -20,6 +22,23 @@ LOADERS = {
     "from_pretrained": GradMemForCausalLM.from_pretrained,
     "get_gradmem_model": lambda directory: get_gradmem_model(named_base(directory.parent / "base"), directory),
 }
+
+
+def test_adapter_that_names_itself_as_its_base(adapter):
+    path = adapter / "config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps(values | {"base_model_name_or_path": str(adapter)}), encoding="utf-8")
+    with pytest.raises(ValueError, match=says(f"base_model_name_or_path={str(adapter)!r} is an adapter itself")):
+        GradMemForCausalLM.from_pretrained(adapter)
+
+
+@pytest.mark.parametrize("whose", ["adapter", "base"])
+def test_tokenizer_that_is_none(adapter, whose):
+    directory = adapter.parent / whose
+    small_tokenizer().save_pretrained(directory)
+    (directory / "tokenizer.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ValueError, match=says(f"The tokenizer in {directory} cannot be read", "tokenizer.json")):
+        GradMemForCausalLM.from_pretrained(adapter).write("abc")
 
 
 @pytest.mark.parametrize("load", LOADERS.values(), ids=LOADERS)
@@ -74,6 +93,15 @@ def test_directory_without_a_configuration(adapter, load):
 def test_directory_of_another_kind_of_model(adapter, load):
     with pytest.raises(ValueError, match=says("model of type 'llama', not 'gradmem'", "get_gradmem_model")):
         load(adapter.parent / "base")
+
+
+def test_full_checkpoint_with_weights_that_its_configuration_does_not_describe(tmp_path):
+    with_memory(nameless_base(), **PLAIN).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config["text_config"]["num_hidden_layers"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=says("missing none; unexpected base_model.model.layers.1.", "and 4 more")):
+        GradMemForCausalLM.from_pretrained(tmp_path)
 
 
 def test_attaching_a_checkpoint_that_brings_its_own_base(tmp_path):

@@ -36,6 +36,41 @@ def test_options_out_of_range_are_mistakes(base: str, tmp_path: Path) -> None:
     assert not (tmp_path / "memory").exists()
 
 
+@pytest.mark.parametrize("command", ["write", "write-dataset", "export", "inspect", "evaluate", "plot", "train"])
+def test_an_output_that_cannot_be_written_is_found_out_before_anything_is_loaded(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_late(*_: object, **__: object) -> None:
+        pytest.fail("loaded before the output was looked at")
+
+    for name in ("commands.opening.load_model", "commands.opening.load_memory", "commands.dataset_rows.load_source"):
+        monkeypatch.setattr(f"hf_gradmem.{name}", too_late)
+    for name in ("evaluation.results.load_sets", "evaluation.results.load_records", "training.run.build_trainer"):
+        monkeypatch.setattr(f"hf_gradmem.{name}", too_late)
+    recipe = tmp_path / "recipe.yaml"
+    lines = ["task: kv_retrieval", "base_config: {model_type: llama}", "stages: [{steps: 1}]"]
+    recipe.write_text("\n".join(lines), encoding="utf-8")
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "below"
+    arguments = {
+        "write": [TEXT, "--model", "base", "--output"],
+        "write-dataset": ["rows.jsonl", "--model", "base", "--output"],
+        "export": ["memory", "--model", "base", "--output"],
+        "inspect": ["memory", "--model", "base", "--context-file", recipe, "--html"],
+        "evaluate": ["base", "--recipe", recipe, "--output"],
+        "plot": ["results.json", "--output"],
+        "train": [recipe, "--override"],
+    }[command]
+    given = f"output_dir={place}" if command == "train" else place
+    assert f"{tmp_path / 'file'} is a file" in mistake(run(command, *arguments, given))
+
+
+def test_a_memory_that_a_directory_is_in_the_way_of_is_a_mistake(base: str, tmp_path: Path) -> None:
+    (tmp_path / "memory.safetensors").mkdir()
+    refused = run("write", TEXT, "--model", "nobody", "--output", tmp_path)
+    assert "memory.safetensors is a directory" in mistake(refused)
+
+
 def test_a_write_that_diverges_fails_and_saves_nothing(base: str, tmp_path: Path) -> None:
     result = run(
         "write", TEXT, "--model", base, "--output", tmp_path / "memory", "--optimizer", "sgd", "--learning-rate", "1e39"

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -123,3 +124,85 @@ def test_interrupting_a_write_exits_with_130_and_leaves_nothing(base: str, tmp_p
         process.kill()
     assert (process.returncode, stderr) == (130, "Interrupted.\n")
     assert not (tmp_path / "memory").exists()
+
+
+INTERRUPTED = {
+    "while options are read": """
+        manners = sys.modules["hf_gradmem_cli.app"].manners
+        def interrupted(self, name, value):
+            object.__setattr__(self, name, value)
+            if name == "verbose":
+                os.kill(os.getpid(), signal.SIGINT)
+        type(manners).__setattr__ = interrupted
+    """,
+    "in a library that makes an error of its own of it": """
+        import hf_gradmem.commands.opening as opening
+        def load_memory(*_, **__):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(60)
+            except KeyboardInterrupt:
+                raise ImportError("broken")
+        opening.load_memory = load_memory
+    """,
+    "in a library that swallows it": """
+        import hf_gradmem.commands.opening as opening
+        load_memory = opening.load_memory
+        def swallowing(*arguments, **options):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(60)
+            except KeyboardInterrupt:
+                return load_memory(*arguments, **options)
+        opening.load_memory = swallowing
+    """,
+    "in code that a library runs by the interpreter itself": """
+        import ctypes
+        import hf_gradmem.commands.opening as opening
+        def load_memory(*_, **__):
+            run = ctypes.pythonapi.PyRun_String
+            run.restype, run.argtypes = ctypes.py_object, [ctypes.c_char_p, ctypes.c_int, *2 * [ctypes.py_object]]
+            names = {"os": os, "signal": signal}
+            run(b"os.kill(os.getpid(), signal.SIGINT)\\nwhile True: pass", 257, names, names)
+        opening.load_memory = load_memory
+    """,
+    "while the process ends": """
+        import atexit
+        atexit.register(os.kill, os.getpid(), signal.SIGINT)
+    """,
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+@pytest.mark.parametrize("moment", INTERRUPTED)
+def test_a_process_that_is_interrupted_exits_with_130_whatever_it_is_doing(moment: str, memory: str) -> None:
+    script = "\n".join(
+        [
+            "import os, signal, sys, time",
+            "signal.signal(signal.SIGINT, signal.default_int_handler)",
+            "import hf_gradmem_cli",
+            textwrap.dedent(INTERRUPTED[moment]),
+            "hf_gradmem_cli.main()",
+        ]
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", script, "inspect", memory], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert process.returncode == 130, process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
+def test_a_process_that_is_interrupted_while_the_command_line_is_imported_exits_with_130() -> None:
+    script = """if True:
+        import os, signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        class Interrupting:
+            def find_spec(self, name, *_):
+                if name == "typer":
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Interrupting())
+        import hf_gradmem_cli
+    """
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert (process.returncode, process.stderr) == (130, "")

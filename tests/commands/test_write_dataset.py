@@ -202,6 +202,51 @@ def test_a_killed_run_loses_no_row_and_repeats_none(adapter, model, source, tmp_
         assert_same(opened[name], model.write([context], measure_final_loss=True))
 
 
+def test_a_store_that_stopped_between_facts_and_card_gets_its_card(model, tmp_path):
+    rows, store = Dataset.from_dict({"context": ["abc"]}), tmp_path / "store"
+    write_dataset(model, rows, store)
+    card = (store / "README.md").read_bytes()
+    (store / "README.md").unlink()
+    assert write_dataset(model, rows, store)["written"] == 0
+    assert (store / "README.md").read_bytes() == card
+    (store / "README.md").write_text("My own.\n", encoding="utf-8")
+    write_dataset(model, rows, store)
+    assert (store / "README.md").read_text(encoding="utf-8") == "My own.\n"
+
+
+HOLDING = """
+import sys
+from hf_gradmem.files import only_writer
+
+with only_writer(sys.argv[1], wait=False):
+    print("holding", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="directories have no locks")
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_second_writer_of_a_store_is_refused_until_the_first_is_gone(model, tmp_path, begun):
+    rows, store = Dataset.from_dict({"context": ["abc", "de"]}), tmp_path / "store"
+    store.mkdir()
+    if begun:
+        write_dataset(model, rows, store, shard_size=1)
+        (store / "data" / "train-00001-of-00002.parquet").unlink()
+    before = files(store)
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLDING, str(store)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert first.stdout.readline() == "holding\n"
+        with pytest.raises(BlockingIOError, match=rf"{store} is being written to by another process\. Wait"):
+            write_dataset(model, rows, store, shard_size=1)
+    finally:
+        first.kill()
+        first.communicate()
+    assert files(store) == before
+    assert write_dataset(model, rows, store, shard_size=1)["written"] == (1 if begun else 2)
+
+
 @pytest.mark.slow
 def test_processes_share_the_shards(adapter, model, source, tmp_path):
     environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "ACCELERATE_USE_CPU": "true"}

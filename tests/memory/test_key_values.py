@@ -172,6 +172,17 @@ def test_a_memory_of_the_other_form_is_refused():
         with_memory(form="key_values")(input_ids=tiny_tokens(1, 4), memory=memory)
 
 
+@BOTH
+def test_a_memory_beside_another_start_is_refused(form):
+    """READ uses the start as well: the vector behind the memory is made of it, and the keys of values alone."""
+    model = with_memory(form=form)
+    memory = model.write(input_ids=tiny_tokens(1, 5))
+    with torch.no_grad():
+        model.memory_init[0, 0] += 1
+    with pytest.raises(ValueError, match="memory was written for"):
+        model(input_ids=tiny_tokens(1, 4), memory=memory)
+
+
 def test_the_stock_formats_refuse_it(tmp_path):
     torch.manual_seed(0)
     model = get_gradmem_model(named_base(tmp_path / "base"), GradMemConfig(memory_form="key_values"))

@@ -5,7 +5,7 @@ import torch
 
 from tests.support.messages import says
 from tests.support.small_models import PLAIN, nameless_base, small_tokenizer, with_memory
-from tests.support.tiny_models import tiny_tokens
+from tests.support.tiny_models import VOCAB_SIZE, tiny_tokens
 
 CONTEXT, QUERY = tiny_tokens(2, 8, seed=1), tiny_tokens(2, 4, seed=2)
 
@@ -77,3 +77,38 @@ def test_max_length_that_leaves_no_room(model, memory, max_length):
     expected = says(f"max_length={max_length} leaves no room after a prompt of 4 tokens", "max_new_tokens")
     with pytest.raises(ValueError, match=expected):
         model.generate(input_ids=QUERY, memory=memory, max_length=max_length)
+
+
+@pytest.mark.parametrize("index", [torch.tensor([0.0, 1.0]), torch.tensor([False, True])], ids=["floating", "booleans"])
+def test_context_index_that_is_no_index(model, memory, index):
+    for read in (model, model.generate):
+        with pytest.raises(ValueError, match=says("context_index must be whole numbers", f"got {index.dtype}")):
+            read(input_ids=QUERY, memory=memory, context_index=index)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.uint8, torch.int32])
+def test_ids_labels_and_indices_of_any_whole_numbers_are_taken(model, memory, dtype):
+    index = torch.tensor([1, 0])
+    expected = model(input_ids=QUERY, labels=QUERY, memory=memory, context_index=index)
+    output = model(input_ids=QUERY.to(dtype), labels=QUERY.to(dtype), memory=memory, context_index=index.to(dtype))
+    assert torch.equal(output.logits, expected.logits)
+    assert output.loss == expected.loss
+
+
+def test_labels_of_floating_point(model, memory):
+    with pytest.raises(ValueError, match=says("labels must be whole numbers, got torch.float32")):
+        model(input_ids=QUERY, labels=QUERY.float(), memory=memory)
+
+
+def test_mask_that_is_added_to_scores(model, memory):
+    with pytest.raises(ValueError, match=says("attention_mask must be 1 at tokens and 0", "got torch.float32")):
+        model(input_ids=QUERY, attention_mask=torch.zeros(QUERY.shape), memory=memory)
+
+
+@pytest.mark.parametrize("token", [VOCAB_SIZE, -1])
+def test_token_that_the_base_does_not_have(model, memory, token):
+    query = QUERY.clone()
+    query[0, 1] = token
+    for read in (model, model.generate):
+        with pytest.raises(ValueError, match=says(f"input_ids must lie in 0..{VOCAB_SIZE - 1}", f"{token}")):
+            read(input_ids=query, memory=memory)

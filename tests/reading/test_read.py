@@ -30,6 +30,25 @@ def plain_logits(model: GradMemForCausalLM, memory: torch.Tensor, query: torch.T
     return model.base_model(inputs_embeds=embeds).logits[0, len(memory) - 1 :]
 
 
+@pytest.mark.parametrize("model_type", GENERATING.values(), ids=GENERATING)
+def test_what_follows_no_prompt_comes_from_the_memory_alone(model_type):
+    model = build(model_type)
+    memory = model.write(input_ids=tiny_tokens(2, 9, seed=1))
+    tokens = torch.empty((2, 0), dtype=torch.long)
+    output = model.generate(tokens, memory=memory, max_new_tokens=4, do_sample=False, eos_token_id=None)
+    for _ in range(4):
+        # The next token of each row is the likeliest after memory and tokens so far, padded by one that does not count.
+        query = torch.cat([tokens, tokens.new_full((2, 1), 5)], dim=1)
+        following = torch.stack([plain_logits(model, memory.embeddings[row], query[row])[-2] for row in range(2)])
+        tokens = torch.cat([tokens, following.argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(output, tokens)
+    prompts, mask = tiny_tokens(2, 3), torch.tensor([[0, 0, 0], [1, 1, 1]])
+    beside = model.generate(
+        prompts, attention_mask=mask, memory=memory, max_new_tokens=4, do_sample=False, eos_token_id=None
+    )
+    assert torch.equal(beside[0, 3:], tokens[0])
+
+
 def test_logits_are_aligned_with_the_query_and_the_first_token_is_scored(model):
     query = tiny_tokens(2, 5)
     labels = query.clone()
@@ -58,6 +77,23 @@ def test_padding_of_queries_changes_nothing(model, padding):
     other = model(context_input_ids=context, input_ids=padded, attention_mask=mask, labels=labels)
     torch.testing.assert_close(other.loss, plain.loss, rtol=1e-7, atol=0)
     torch.testing.assert_close(other.logits[:, left : left + 5], plain.logits, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_labels_at_padding_are_not_scored(model, padding):
+    """As where the labels are the input ids, padding and all."""
+    query, context = tiny_tokens(2, 5), tiny_tokens(2, 9, seed=1)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    mask = mask.flip(1) if padding == "left" else mask
+    unscored = query.masked_fill(mask == 0, -100)
+    inputs = {"context_input_ids": context, "input_ids": query, "attention_mask": mask}
+    loss = model(**inputs, labels=query).read_loss
+    torch.testing.assert_close(loss, model(**inputs, labels=unscored).read_loss, rtol=1e-12, atol=0)
+    alone = [
+        model(context_input_ids=context[row : row + 1], input_ids=tokens, labels=tokens).read_loss * tokens.numel()
+        for row, tokens in enumerate(query[row, mask[row].bool()][None] for row in range(2))
+    ]
+    torch.testing.assert_close(loss, sum(alone) / 8, rtol=1e-6, atol=1e-7)
 
 
 def test_several_queries_on_each_context_equal_flat_ones(model):
@@ -232,6 +268,8 @@ def test_lengths_count_the_prompt_and_not_the_memory(generator):
     assert generator.generate(prompt, memory=memory, do_sample=False, max_length=9).shape[1] == 5
     longer = generator.generate(prompt, memory=memory, do_sample=False, max_length=9, min_length=8)
     assert first not in longer[0, 4:7]
+    # A least length that the prompt has already asks for nothing.
+    assert generator.generate(prompt, memory=memory, do_sample=False, max_length=9, min_length=4).shape[1] == 5
 
 
 def test_a_context_in_place_of_a_memory(generator):

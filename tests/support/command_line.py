@@ -37,8 +37,8 @@ def save_base(directory: Path, seed: int) -> None:
     LlamaForCausalLM(config).save_pretrained(directory)
 
 
-def run(*arguments: object, stdin: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+def run(*arguments: object, stdin: str | bytes | None = None, env: dict[str, str | None] | None = None) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin, env=env)
 
 
 def run_process(*arguments: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess:

@@ -60,6 +60,14 @@ def test_unreadable_recipe_is_named(text, message, tmp_path):
         ("learning_rat=1", "learning_rat"),
         ("eval_sets.a=3", "evaluation set 'a'"),
         ("learning_rate", "key=value"),
+        ("eval_sets=[1]", r"eval_sets must be a mapping of names to values, got \[1\]"),
+        ("task_arguments=3", "task_arguments must be a mapping of names to values, got 3"),
+        ("gradmem=[write_steps]", "gradmem must be a mapping"),
+        ("stages=3", "stages must be a list, got 3"),
+        ("stages={steps: 3}", "stages must be a list"),
+        ("task=[kv_retrieval]", "task must be a text"),
+        ("base_config=llama", "base_config must be a mapping"),
+        ("label_smoothing_factor=0.1", "label_smoothing_factor=0.1 makes Trainer compute a loss of its own"),
     ],
 )
 def test_wrong_recipe_is_refused_before_training(override, message, tmp_path):

@@ -14,6 +14,8 @@ from transformers import (
 )
 
 from hf_gradmem import GradMemConfig, get_gradmem_model
+from hf_gradmem.training.callbacks import log_writes
+from hf_gradmem.training.card import fill_model_card
 from tests.support.comparing import all_paths, assert_equal_states, assert_same_results, base_state, beside_base
 from tests.support.small_models import EVERY_OPTION, PLAIN, named_base, nameless_base, with_memory
 from tests.support.tiny_models import tiny_tokens
@@ -173,3 +175,11 @@ def test_training_under_bfloat16_autocast_moves_the_memory_and_stays_in_float32(
     assert model.memory_init.dtype == torch.float32
     assert model.memory_init.isfinite().all()
     assert not torch.equal(model.memory_init, before)
+
+
+@pytest.mark.parametrize("set_up", [log_writes, fill_model_card])
+def test_label_smoothing_is_refused_where_a_trainer_is_set_up(base, tmp_path, set_up):
+    model = with_memory(base, **PLAIN)
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0\.1 makes Trainer compute a loss of its own"):
+        set_up(trainer(model, tmp_path, examples(2), label_smoothing_factor=0.1))
+    set_up(trainer(model, tmp_path, examples(2)))

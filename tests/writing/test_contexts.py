@@ -6,7 +6,7 @@ import torch
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 from tests.support.messages import says
 from tests.support.small_models import PLAIN, nameless_base, small_tokenizer, with_memory
-from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
+from tests.support.tiny_models import VOCAB_SIZE, tiny_causal_lm, tiny_tokens
 from tests.support.writing_text import word_tokenizer
 
 CONTEXT, QUERY = tiny_tokens(2, 8, seed=1), tiny_tokens(2, 4, seed=2)
@@ -100,10 +100,57 @@ def test_mask_of_another_shape_than_its_context(model, name):
         model.write(input_ids=CONTEXT, **{name: torch.ones(2, 7, dtype=torch.long)})
 
 
-@pytest.mark.parametrize("ids", [torch.ones(8, dtype=torch.long), torch.ones(2, 8)], ids=["flat", "floating_point"])
+@pytest.mark.parametrize(
+    "ids",
+    [torch.ones(8, dtype=torch.long), torch.ones(2, 8), torch.ones(2, 8, dtype=torch.bool)],
+    ids=["flat", "floating_point", "booleans"],
+)
 def test_context_that_is_no_batch_of_token_ids(model, ids):
     with pytest.raises(ValueError, match=says("context input_ids must be a tensor of token ids with 2 dim", "got")):
         model.write(input_ids=ids)
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.uint8, torch.int32])
+def test_ids_of_any_whole_numbers_are_taken(model, dtype):
+    expected = model.write(input_ids=CONTEXT, segment_ids=CONTEXT % 2)
+    written = model.write(input_ids=CONTEXT.to(dtype), segment_ids=(CONTEXT % 2).to(dtype))
+    assert torch.equal(written.embeddings, expected.embeddings)
+
+
+@pytest.mark.parametrize("token", [VOCAB_SIZE, -1])
+def test_token_that_the_base_does_not_have(model, token):
+    context = CONTEXT.clone()
+    context[1, 3] = token
+    expected = says(f"context input_ids must lie in 0..{VOCAB_SIZE - 1}", f"{token}", "resize_token_embeddings")
+    with pytest.raises(ValueError, match=expected):
+        model.write(input_ids=context)
+    with pytest.raises(ValueError, match=expected):
+        model(context_input_ids=context, input_ids=QUERY)
+
+
+def test_padding_may_have_any_id(model):
+    context, mask = CONTEXT.clone(), torch.ones_like(CONTEXT)
+    context[0, 5:], mask[0, 5:] = VOCAB_SIZE, 0
+    expected = model.write(input_ids=CONTEXT, attention_mask=mask)
+    assert torch.equal(model.write(input_ids=context, attention_mask=mask).embeddings, expected.embeddings)
+
+
+def test_mask_that_is_added_to_scores(model):
+    additive = torch.zeros(2, 8)
+    additive[0, 5:] = torch.finfo(torch.float32).min
+    with pytest.raises(ValueError, match=says("context attention_mask must be 1 at tokens and 0", "got torch.float32")):
+        model.write(input_ids=CONTEXT, attention_mask=additive)
+
+
+def test_segment_ids_of_floating_point(model):
+    with pytest.raises(ValueError, match=says("context segment_ids must be whole numbers, got torch.float32")):
+        model.write(input_ids=CONTEXT, segment_ids=torch.full((2, 8), torch.nan))
+
+
+@pytest.mark.parametrize("context", [{"abc": "def"}, [{"abc": "def"}], {"abc"}, 3])
+def test_context_that_is_neither_a_text_nor_a_list(model, context):
+    with pytest.raises(TypeError, match=says("a context is a text or a list of texts", "got a")):
+        model.write(context)
 
 
 @pytest.mark.parametrize(

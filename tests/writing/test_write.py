@@ -97,6 +97,25 @@ def test_segments_in_turn_stop_each_at_the_tolerance():
     assert memory.write_losses[0, 3:].isnan().sum() < 6
 
 
+def test_a_segment_that_stopped_counts_no_more_in_the_losses_of_its_context():
+    """A loss of 0 in its place would look as if the context were learned."""
+    model = build(write_segments_in_turn=True, write_steps=6, write_prefix_segments=0)
+    segments = tiny_tokens(1, 9).split([4, 5], dim=1)
+    tolerance = float(model.write(input_ids=segments[0]).write_losses[0, 1]) + 1e-6
+    total = counted = torch.zeros(6, dtype=torch.float64)
+    appended, stopped = None, []
+    for segment in segments:
+        appended = model.write(input_ids=segment, memory=appended, tolerance=tolerance)
+        losses = appended.write_losses[0]
+        stopped.append(losses.isnan())
+        total = total + losses.nan_to_num() * segment.numel()
+        counted = counted + ~losses.isnan() * segment.numel()
+    assert (stopped[0] != stopped[1]).any()  # one goes on where the other has stopped
+    ids = torch.tensor([[0] * 4 + [1] * 5])
+    written = model.write(input_ids=torch.cat(segments, dim=1), segment_ids=ids, tolerance=tolerance).write_losses[0]
+    torch.testing.assert_close(written, total / counted, rtol=1e-9, atol=0, equal_nan=True)
+
+
 def test_a_whole_context_equals_plain_autograd():
     model = build()
     tokens = tiny_tokens(1, 9)

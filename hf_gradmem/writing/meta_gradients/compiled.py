@@ -50,8 +50,8 @@ class CompiledLossAndGradient:
     def __call__(self, objective: Objective, memory: Tensor) -> tuple[Tensor, Tensor]:
         if self._compiled is not None:
             try:
-                self._try_once(objective, memory)
-                return self._run(objective, memory)
+                self._try_once(self._compiled, objective, memory)
+                return self._run(self._compiled, objective, memory)
             except (TorchDynamoException, FailOnRecompileLimitHit, _BackwardPassError) as error:
                 self._compiled = None
                 warnings.warn(
@@ -61,17 +61,17 @@ class CompiledLossAndGradient:
                 )
         return loss_and_gradient(objective, memory)
 
-    def _run(self, objective: Objective, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def _run(self, compiled: LossAndGradient, objective: Objective, memory: Tensor) -> tuple[Tensor, Tensor]:
         with self._conditions(), torch._dynamo.config.patch(trace_autograd_ops=True):
-            return self._compiled(objective, memory.clone(memory_format=torch.contiguous_format))
+            return compiled(objective, memory.clone(memory_format=torch.contiguous_format))
 
-    def _try_once(self, objective: Objective, memory: Tensor) -> None:
+    def _try_once(self, compiled: LossAndGradient, objective: Objective, memory: Tensor) -> None:
         """Run both passes for nothing, once: the backward pass is compiled when it runs, too late to fall back."""
         if self._tried:
             return
         self._tried = True
         with Conditions(memory).again():
-            results = self._run(objective, memory)
+            results = self._run(compiled, objective, memory)
             try:
                 torch.autograd.grad(results, memory, [torch.zeros_like(result) for result in results])
             except Exception as error:  # a compiler's own, of any type

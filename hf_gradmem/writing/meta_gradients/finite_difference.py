@@ -106,7 +106,8 @@ class _DifferencedGradient(torch.autograd.Function):
                 )
             sides.append(gradients[0] / weights[:, None, None])
             for index, gradient in enumerate(gradients):
-                totals[index] = gradient if totals[index] is None else totals[index] + gradient
+                before = totals[index]
+                totals[index] = gradient if before is None else before + gradient
         _warn_if_bent(sides[0], middle, sides[1], slope > 0, ctx.radius)
         return None, None, *totals
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
@@ -14,7 +15,7 @@ class Conditions:
 
     def __init__(self, like: Tensor) -> None:
         self._like, self._device_type = like, like.device.type
-        self._autocast = {
+        self._autocast: dict[str, Any] = {
             "enabled": torch.is_autocast_enabled(self._device_type),
             "dtype": torch.get_autocast_dtype(self._device_type),
             "cache_enabled": torch.is_autocast_cache_enabled(),

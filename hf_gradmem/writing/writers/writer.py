@@ -113,7 +113,7 @@ class Writer(ABC):
 
     def _split(self, contexts: Contexts, remedy: str, positions_behind: int = 0, **cut: Any) -> ContextRows:
         """Cut contexts into rows that fit into the base's window; `cut` is passed on to `split_context`."""
-        rows = split_context(contexts.input_ids, contexts.attention_mask, contexts.segment_ids, **cut)
+        rows = split_context(contexts.input_ids, contexts.mask, contexts.segment_ids, **cut)
         decoder = self.phase.decoder
         needed = rows.input_ids.shape[1] + self.phase.form.prefix_length + positions_behind
         if decoder.window is not None and needed > decoder.window:

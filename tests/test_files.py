@@ -1,0 +1,58 @@
+"""Places that are looked at before anything is written to them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from hf_gradmem.files import check_directory, check_writable, whole_file
+
+
+def listed(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+
+
+@pytest.mark.parametrize("check", [check_writable, check_directory])
+def test_a_place_that_can_be_written_is_left_as_it_was(tmp_path, check):
+    (tmp_path / "there").mkdir()
+    for place in (tmp_path / "new", tmp_path / "there" / "new", tmp_path / "none" / "yet" / "new"):
+        check(place)
+    assert listed(tmp_path) == ["there"]
+
+
+def test_a_file_may_be_written_anew_and_a_directory_written_into(tmp_path):
+    (tmp_path / "file").write_text("old", encoding="utf-8")
+    check_writable(tmp_path / "file")
+    check_directory(tmp_path)
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "old"
+    assert listed(tmp_path) == ["file"]
+
+
+def places_that_cannot_be_written(directory: Path) -> list[Path]:
+    (directory / "file").touch()
+    (directory / "link").symlink_to(directory / "nowhere")
+    places = [directory / "file" / "new", directory / "link" / "new", directory / ("n" * 300)]
+    if Path("/proc/self").is_dir():  # a file system of the kernel's, in which nobody makes files
+        places += [Path("/proc/new"), Path("/proc/new/below")]
+    if os.name != "nt" and os.geteuid() != 0:  # whom no mode keeps out
+        (directory / "sealed").mkdir(mode=0o500)
+        places.append(directory / "sealed" / "new")
+    return places
+
+
+@pytest.mark.parametrize("check", [check_writable, check_directory])
+def test_a_place_that_cannot_be_written_is_found_out(tmp_path, check):
+    for place in places_that_cannot_be_written(tmp_path):
+        with pytest.raises(OSError, match=place.name):
+            check(place)
+
+
+def test_a_file_is_not_a_directory_nor_a_directory_or_a_device_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        check_directory(tmp_path / "file")
+    with pytest.raises(IsADirectoryError):
+        check_writable(tmp_path)
+    with pytest.raises(OSError, match=os.devnull), whole_file(os.devnull):
+        pass
+    assert not Path(os.devnull).is_file()
