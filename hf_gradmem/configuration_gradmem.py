@@ -1,7 +1,6 @@
 """The configuration of a GradMem model: what is written, how, and over which base decoder."""
 
 import difflib
-import secrets
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -110,7 +109,7 @@ class GradMemConfig(PreTrainedConfig):
         includes_base (`bool`, defaults to `False`):
             Whether checkpoints hold the base as well; set when the base has no name or was trained, and stays.
         base_model_id (`str`, *optional*):
-            Stands in for the name of a base that has none, so that its memories are told from another's.
+            In adapters that were saved by earlier versions; nothing reads it.
 
     Raises:
         ValueError: a value is out of range, or an option is unknown (the nearest known one is named).
@@ -212,14 +211,12 @@ class GradMemConfig(PreTrainedConfig):
     def describe_base(self, base_config: PreTrainedConfig, name: str | None) -> None:
         """Record the base that this adapter belongs to.
 
-        A base that has no name cannot be fetched again: checkpoints then include it, and a random id tells its
-        memories from those of another nameless base.
+        A base that has no name cannot be fetched again: checkpoints then include it.
         """
         self.text_config = base_config
         self.base_model_name_or_path = name
         if name is None:
             self.includes_base = True
-            self.base_model_id = secrets.token_hex(8)
 
 
 __all__ = ["GradMemConfig"]

@@ -164,7 +164,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         return write_contexts(
             self.writer,
             contexts,
-            fingerprint=self.fingerprint(),
+            identity=self.identity(),
             start=None if memory is None else self._memory_to_continue(memory, len(contexts)),
             write_steps=write_steps,
             write_learning_rate=write_learning_rate,
@@ -269,7 +269,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             contexts,
             write_steps,
             keep_last_loss=needs_last_loss(LOSSES, self._loss_weights),
-            fingerprint=self.fingerprint,
+            identity=self.identity,
         )
 
     def _memory_to_read(self, memory: GradMemMemory, contexts: Any) -> GradMemMemory:

@@ -16,18 +16,20 @@ from huggingface_hub import CommitInfo, ModelCard
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .base.lora import base_keys
+from .base.lora import base_keys, lora_scalings
+from .base.weights import base_weights
 from .checkpoint import adapter as checkpoint
 from .checkpoint.base_model import load_base, load_base_tokenizer, recorded_base
 from .checkpoint.model_card import model_card
 from .checkpoint.run_facts import CardFacts
+from .checkpoint.stored_base import differs_from_stored
 from .checkpoint.whole_save import whole_save
 from .configuration_gradmem import GradMemConfig
 from .exports import cartridge, prompt_embeds, prompt_tuning
 from .exports.export import StockPrefix, stock_prefix
 from .hub.cards import is_own_card, keeps_card, local_id, write_card
 from .hub.client import CARD_FILE, folder_files, prepare_repository, push_files, remote_card
-from .memory.fingerprint import CachedHash, check_memory
+from .memory.fingerprint import Identity, WriterFingerprint, check_memory, shown_name
 from .memory.form import MemoryForm
 from .memory.phase import Phase
 from .memory.written import GradMemMemory
@@ -73,12 +75,13 @@ class GradMemPreTrainedModel(ModelAroundBase):
     read_phase: Phase
     writer: Writer
     card_facts: CardFacts | None = None
+    _compared: tuple[tuple, bool] | None = None  # a base, and whether it has other weights than its name stands for
     _compiled: tuple[tuple, dict[str, Any]] | None = None  # the arguments of `compile`, once it was called
 
     def __init__(self, config: GradMemConfig) -> None:
         super().__init__(config)
         self._tokenizer: PreTrainedTokenizerBase | None = None
-        self._read_hash = CachedHash()
+        self._fingerprint = WriterFingerprint()
         self._place: dict[str, Any] = {}  # where the adapter was loaded from, for what is fetched later
 
     def resize_token_embeddings(
@@ -190,8 +193,9 @@ class GradMemPreTrainedModel(ModelAroundBase):
     def save_pretrained(self, save_directory: str | os.PathLike, *, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save the adapter: configuration, the parameters beside the base, a model card, and the tokenizer if any.
 
-        The base is named, not copied, unless it has no name, its vocabulary was resized, or some weight of it requires
-        a gradient now or did at an earlier save: then the directory is a full checkpoint.
+        The base is named, not copied, unless it has no name, its vocabulary was resized, its weights are not those that
+        its name stands for, or some weight of it requires a gradient now or did at an earlier save: then the directory
+        is a full checkpoint.
 
         All files change together: whatever stops the save, the directory holds an older version whole, or the new one.
         Files of your own stay, and so does a README.md of your own. `auto_map` and a file of a few lines let
@@ -206,7 +210,7 @@ class GradMemPreTrainedModel(ModelAroundBase):
         Raises:
             OSError: the directory cannot be written to, or the disk is full.
         """
-        self.config.includes_base = self._saves_base()
+        self.config.includes_base = self._saves_base() or self._base_changed()
         recorded_base(self.config).architectures = [type(self.base_model).__name__]
         self.config.auto_map = dict(checkpoint.AUTO_MAP)
         hub = {name: kwargs.pop(name) for name in checkpoint.PUSH_ARGUMENTS & kwargs.keys()}
@@ -284,6 +288,16 @@ class GradMemPreTrainedModel(ModelAroundBase):
     def _saves_base(self) -> bool:
         return self.config.includes_base or self._trains_base()
 
+    def _base_changed(self) -> bool:
+        """Whether the base has other weights than its name stands for: merged, edited, or changed in their files."""
+        name, revision = self.config.base_model_name_or_path, self.config.base_model_revision
+        if name is None:
+            return False
+        now = name, revision, self._fingerprint.of_base(base_weights(self.base_model))
+        if self._compared is None or self._compared[0] != now:
+            self._compared = now, differs_from_stored(self.base_model, name, revision)
+        return self._compared[1]
+
     @property
     def _keys_to_ignore_on_save(self) -> set[str]:
         """What a save would leave out now: `Trainer` expects exactly these to be missing when it loads a checkpoint."""
@@ -298,23 +312,42 @@ class GradMemPreTrainedModel(ModelAroundBase):
     # ------------------------------------------------------------------------------------------------ memories
 
     def fingerprint(self) -> str:
-        """Base, revision, width and a hash of the weights that READ uses beside the base.
+        """A hash of what writes this model's memories: the base's weights, and what WRITE uses beside them.
 
-        A memory means something to these alone.
+        That is the memory's form and start, the projection, and WRITE's control vectors, head and LoRA; not the number
+        or size of its steps, and nothing that READ alone uses. Models of one fingerprint read each other's memories,
+        wherever their bases lie. The base counts at bfloat16 precision, in whatever precision it is loaded.
         """
-        config = self.config
-        name = f"{config.base_model_name_or_path or config.base_model_id}@{config.base_model_revision or 'main'}"
-        extra = self.read_phase.extra_tensors() | self.form.extra_tensors()
-        return f"{name}/{self.form.width}/{self._read_hash(extra)}"
+        return self.identity().fingerprint
+
+    def identity(self, *, thorough: bool = True) -> Identity:
+        """The fingerprint, and the base's name for people to read.
+
+        It is computed once, in about the time of reading all weights, and again when a weight was replaced or edited.
+        PyTorch does not tell of edits through `.data`: those are found in every element beside the base, and in the
+        base by 32 elements of each of its tensors, so that an edit of a few rows alone can pass unseen.
+
+        Args:
+            thorough: otherwise tensors beside the base with more than a million elements are looked at like the base's.
+        """
+        config, phase = self.config, self.write_phase
+        form = config.memory_form if isinstance(config.memory_form, str) else config.memory_form["name"]
+        fingerprint = self._fingerprint(
+            base_weights(self.base_model),
+            self.form.extra_tensors() | phase.extra_tensors(),
+            (form, self.form.shape, lora_scalings(self.base_model, phase.name)),
+            thorough=thorough,
+        )
+        return Identity(fingerprint, shown_name(config.base_model_name_or_path))
 
     def check_memory(self, memory: GradMemMemory) -> None:
         """Refuse what is no memory, or one that this model would not read as it was written.
 
         Raises:
             TypeError: it is not a memory.
-            ValueError: it has another shape, or was written for another base or other weights in READ.
+            ValueError: it has another shape, or was written by another base or other weights in WRITE.
         """
-        check_memory(memory, self.form.shape, self.fingerprint)
+        check_memory(memory, self.form.shape, functools.partial(self.identity, thorough=False))
 
     def stock_prefix(self, memory: GradMemMemory) -> StockPrefix:
         """One memory as the exports take it: `[r_start; P(M_K); r_end]`, if the named base alone reads it so.
@@ -331,7 +364,7 @@ class GradMemPreTrainedModel(ModelAroundBase):
             base_model_name_or_path=self.config.base_model_name_or_path,
             base_model_revision=self.config.base_model_revision,
             reads_with_lora=self.config.read_lora is not None,
-            includes_base=self.config.includes_base,
+            includes_base=self.config.includes_base or self._base_changed(),
         )
 
     def export_prompt_tuning(self, memory: GradMemMemory, save_directory: str | os.PathLike) -> None:

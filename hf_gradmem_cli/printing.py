@@ -51,11 +51,17 @@ def describe_vectors(facts: dict[str, Any]) -> str:
     return f"{facts['num_memory_tokens']} vectors of width {facts['hidden_size']}, {facts['dtype']}"
 
 
+def describe_writer(facts: dict[str, Any]) -> str | None:
+    """The fingerprint of what wrote memories, and the name of its base."""
+    name = facts.get("base_name")
+    return f"{facts['fingerprint']} on {name}" if name and facts["fingerprint"] else facts["fingerprint"]
+
+
 def print_memory(facts: dict[str, Any]) -> None:
     """A table of what `hf_gradmem.evaluation.memory_facts` gives, and what a model adds to it."""
     from hf_gradmem.evaluation.memory_facts import describe_size
 
-    of_all = [("memory", facts["memory"]), ("each", describe_vectors(facts)), ("written for", facts["fingerprint"])]
+    of_all = [("memory", facts["memory"]), ("each", describe_vectors(facts)), ("written by", describe_writer(facts))]
     print_facts(of_all)
     for index, context in enumerate(facts["contexts"]):
         typer.echo()

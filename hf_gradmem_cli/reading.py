@@ -7,7 +7,7 @@ import typer
 
 from .app import command
 from .inputs import choose, read_context
-from .options import AsJson, Device, Index, Memory, MemoryRevision, Reader, Revision, TrustRemoteCode
+from .options import AsJson, Device, Index, Memory, MemoryRevision, Reader, Revision, Seed, TrustRemoteCode
 from .printing import print_json, print_memory, print_text, print_tokens
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def ask(
     index: Index = None,
     revision: Revision = None,
     memory_revision: MemoryRevision = None,
+    seed: Seed = 0,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
@@ -55,7 +56,9 @@ def ask(
         chosen = choose(load_memory(memory, revision=memory_revision), index)
     elif memories is not None and name is not None:
         chosen = _look_up(memories, name, memory_revision)
-    reader = load_reader(model, chosen, revision=revision, device=device, trust_remote_code=trust_remote_code)
+    reader = load_reader(
+        model, chosen, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code
+    )
     tokenizer = reader.tokenizer
     if template == "chat" and tokenizer.chat_template is None:
         raise ValueError(f"The tokenizer of {model} has no chat template. Use --template none.")
@@ -107,6 +110,7 @@ def inspect(
     html: Annotated[Path | None, typer.Option(help="Also write these tokens as a page of HTML.")] = None,
     revision: Revision = None,
     memory_revision: MemoryRevision = None,
+    seed: Seed = 0,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
@@ -130,7 +134,9 @@ def inspect(
     facts = {"memory": memory, **memory_facts(loaded)}
     held = None
     if model is not None:
-        reader = load_reader(model, loaded, revision=revision, device=device, trust_remote_code=trust_remote_code)
+        reader = load_reader(
+            model, loaded, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code
+        )
         for facts_of_one, decoded in zip(facts["contexts"], decode_memory(reader, loaded), strict=True):
             facts_of_one["decoded"] = decoded
             facts_of_one["kv_cache_bytes"] = kv_cache_bytes(reader.decoder, facts_of_one["tokens"])

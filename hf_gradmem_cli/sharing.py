@@ -7,7 +7,18 @@ import typer
 
 from .app import command
 from .inputs import check_output, choose
-from .options import AsJson, Device, Index, Memory, MemoryRevision, OutputDirectory, Reader, Revision, TrustRemoteCode
+from .options import (
+    AsJson,
+    Device,
+    Index,
+    Memory,
+    MemoryRevision,
+    OutputDirectory,
+    Reader,
+    Revision,
+    Seed,
+    TrustRemoteCode,
+)
 from .printing import print_json, report_done
 
 
@@ -26,6 +37,7 @@ def export(
     index: Index = None,
     revision: Revision = None,
     memory_revision: MemoryRevision = None,
+    seed: Seed = 0,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
@@ -36,7 +48,9 @@ def export(
 
     check_output(output)
     chosen = choose(load_memory(memory, revision=memory_revision), index)
-    reader = load_reader(model, chosen, revision=revision, device=device, trust_remote_code=trust_remote_code)
+    reader = load_reader(
+        model, chosen, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code
+    )
     EXPORTS[to_format](reader.stock_prefix(chosen), output)
     if as_json:
         print_json({"memory": memory, "format": to_format, "output": str(output)})

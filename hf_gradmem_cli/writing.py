@@ -21,7 +21,7 @@ from .options import (
     TrustRemoteCode,
 )
 from .plain import PlainConsole
-from .printing import describe_vectors, print_facts, print_json, print_memory
+from .printing import describe_vectors, describe_writer, print_facts, print_json, print_memory
 
 
 @command(
@@ -197,7 +197,7 @@ def _print_store(output: Path, facts: dict[str, Any], as_json: bool) -> None:
         print_json({"memories": str(output), **facts})
     elif not manners.quiet:
         written = f"{output}: {facts['num_rows']} in {facts['num_shards']} files"
-        print_facts([("memories", written), ("each", describe_vectors(facts)), ("written for", facts["fingerprint"])])
+        print_facts([("memories", written), ("each", describe_vectors(facts)), ("written by", describe_writer(facts))])
 
 
 def _last_name(name: str) -> str:

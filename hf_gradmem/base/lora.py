@@ -1,7 +1,7 @@
 """LoRA by phase: weights in the base that one phase switches on, and what is the base's own beside them."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,6 +47,12 @@ def _lora_layers(base_model: nn.Module) -> list[Any]:  # a BaseTunerLayer is a m
     return [module for module in base_model.modules() if isinstance(module, BaseTunerLayer)]
 
 
+def other_adapters(base_model: nn.Module, own: Collection[str]) -> list[str]:
+    """Names of the PEFT adapters in the base beside those of our own."""
+    parts = (getattr(layer, part) for layer in _lora_layers(base_model) for part in layer.adapter_layer_names)
+    return sorted({name for part in parts for name in part} - set(own))
+
+
 def lora_modules(base_model: nn.Module) -> dict[str, nn.Module]:
     """The containers of LoRA weights in the base, by their name in it."""
     return {
@@ -71,6 +77,13 @@ def lora_parameters(base_model: nn.Module, phase: str) -> Iterator[tuple[str, nn
         for part, parameter in module.named_parameters():
             if part.split(".")[0] == phase:
                 yield f"{name}.{part}", parameter
+
+
+def lora_scalings(base_model: nn.Module, phase: str) -> dict[str, float]:
+    """What the LoRA of one phase is multiplied by, by the names of its layers: no weight tells."""
+    modules = base_model.named_modules()
+    layers: dict[str, Any] = {name: layer for name, layer in modules if isinstance(layer, BaseTunerLayer)}
+    return {name: float(layer.scaling[phase]) for name, layer in sorted(layers.items()) if _has(layer, phase)}
 
 
 @contextmanager

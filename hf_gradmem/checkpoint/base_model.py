@@ -14,6 +14,7 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME
 
+from ..base.lora import other_adapters
 from ..configuration_gradmem import GradMemConfig
 from ..hub.client import is_cached, loaded_commit
 from ..hub.errors import HubError, causes, explain
@@ -41,14 +42,15 @@ def check_base(base_model: PreTrainedModel) -> None:
     Raises:
         TypeError: it is no model of Transformers, no decoder with a language-model head, has no single token embedding,
             or takes no `inputs_embeds`.
+        ValueError: it has a PEFT adapter inside, which no checkpoint here would hold.
     """
     name = type(base_model).__name__
     if not isinstance(base_model, PreTrainedModel):
         hint = ""
         if hasattr(base_model, "merge_and_unload"):
             hint = (
-                " Merge its adapter, merge_and_unload(), then save the result and load it as the base: a memory's "
-                "adapter records its base by name alone."
+                " Merge its adapter and give the result a memory: get_gradmem_model(base_model.merge_and_unload(), "
+                "...). It is then saved with the memory's adapter, since its name stands for other weights."
             )
         raise TypeError(
             f"base_model must be a transformers.PreTrainedModel with a language-model head, got {name}.{hint}"
@@ -70,6 +72,12 @@ def check_base(base_model: PreTrainedModel) -> None:
         raise TypeError(
             f"{name} has no language-model head, so nothing can be reconstructed with it. Load the base with "
             "AutoModelForCausalLM."
+        )
+    if adapters := other_adapters(base_model, own=("write", "read")):
+        raise ValueError(
+            f"{name} has a PEFT adapter inside ({', '.join(adapters)}), which would be neither the base's nor the "
+            "memory's and would be lost on saving. Load the base without it, or merge it: "
+            "peft.PeftModel.from_pretrained(base_model, adapter).merge_and_unload() can be given a memory."
         )
 
 

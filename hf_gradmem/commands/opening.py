@@ -114,12 +114,18 @@ def load_reader(
     memory: GradMemMemory,
     *,
     revision: str | None = None,
+    seed: int = 0,
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> GradMemForCausalLM:
-    """Load the model that reads `memory`. Of what a base alone was given to write it, READ needs only the size."""
+    """Load the model that reads `memory`; a base alone is given the size and the start that wrote it.
+
+    Args:
+        seed: that the base alone wrote the memory with.
+        name, revision, device, trust_remote_code: as in [`load_model`].
+    """
     options = {"num_memory_tokens": memory.embeddings.shape[1]}
-    return load_model(name, options, revision=revision, device=device, trust_remote_code=trust_remote_code)
+    return load_model(name, options, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code)
 
 
 def load_memory(name: str, *, revision: str | None = None) -> GradMemMemory:

@@ -16,10 +16,10 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..base.lora import base_keys
+from ..base.weights import hash_tensors
 from ..files import check_directory, only_writer, whole_file
 from ..hub.client import CARD_FILE
-from ..memory.fingerprint import hash_tensors
+from ..memory.fingerprint import Identity
 from ..memory.store import (
     FACTS_FILE,
     FORMAT,
@@ -38,7 +38,16 @@ from .dataset_rows import DatasetRows
 # Processes wait for each other at the start and at the end, where one may have hours more to do than another.
 _PATIENCE = timedelta(days=30)
 # Facts that may differ between a run and the one that goes on with it: names, which say where things lie, not what.
-_NAMES = {"model", "source.name"}
+_NAMES = {"model", "source.name", "base_name"}
+# Options of a model that are told by its fingerprint, or say where a base lies, or are READ's alone.
+_NOT_WRITES = (
+    "text_config",
+    "base_model_name_or_path",
+    "base_model_revision",
+    "base_model_id",
+    "includes_base",
+    "read_lora",
+)
 _CARD = """---
 tags:
 - gradmem
@@ -58,7 +67,7 @@ store = MemoryStore.from_pretrained("this repository")
 memory = store["{first_id}"]
 ```
 
-A memory means something to the base and the weights it was written for alone: `{fingerprint}`.
+Models with the fingerprint of what wrote them read them, and no other: `{fingerprint}`.
 The contexts can be decoded from their memories in part or in whole: treat these as you would treat the texts.
 """
 
@@ -137,13 +146,16 @@ class _Job:
         model, rows = self.model, self.rows
         num_memory_tokens, width = model.form.shape
         settings = {name: getattr(model.config, name) for name in type(model.config).__annotations__}
-        for name in ("text_config", "includes_base"):  # the first is told by the fingerprint, the second only of saving
+        for name in _NOT_WRITES:
             settings.pop(name)
+        fingerprint, base_name = model.identity()
+        rates = model.write_log_learning_rate
         source = {"sha256": rows.check_ids(), "context_column": rows.context_column, "id_column": rows.id_column}
         facts = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "fingerprint": model.fingerprint(),
+            "fingerprint": fingerprint,
+            "base_name": base_name,
             "num_memory_tokens": num_memory_tokens,
             "hidden_size": width,
             "dtype": str(model.memory_init.dtype).removeprefix("torch."),
@@ -153,7 +165,7 @@ class _Job:
             "source": source | {"name": source_name},
             "write": self.options
             | {
-                "weights": _hash_of_writer(model),
+                "learned_step_sizes": None if rates is None else hash_tensors({"write_log_learning_rate": rates}),
                 "base_dtype": str(model.dtype).removeprefix("torch."),
                 "config": settings,
             },
@@ -191,7 +203,7 @@ class _Job:
             memory = write_contexts(
                 self.model.writer,
                 self.model.tokenize(texts),
-                fingerprint=facts["fingerprint"],
+                identity=Identity(facts["fingerprint"], facts["base_name"]),
                 batch_size=self.batch_size,
                 on_batch=bar.update,
                 measure_final_loss=True,
@@ -295,12 +307,6 @@ def _stop_all(mistake: Exception | None) -> None:
         raise mistake
     if message is not None:
         raise ValueError(message)
-
-
-def _hash_of_writer(model: GradMemForCausalLM) -> str:
-    """Of all tensors that WRITE uses, but for a base that is known by its name."""
-    left_out = set() if model.config.includes_base else base_keys(model)
-    return hash_tensors({name: value for name, value in model.state_dict().items() if name not in left_out})
 
 
 def _check_same(directory: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ def memory_facts(memory: GradMemMemory) -> dict[str, Any]:
         "dtype": str(memory.embeddings.dtype).removeprefix("torch."),
         "bytes": tensor_bytes(memory.embeddings),
         "fingerprint": memory.fingerprint,
+        "base_name": memory.base_name,
         "contexts": [_context_facts(memory[index]) for index in range(len(memory))],
     }
 

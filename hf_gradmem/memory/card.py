@@ -15,6 +15,7 @@ def memory_card(
     num_bytes: int,
     num_context_tokens: Sequence[int],
     fingerprint: str | None,
+    base_name: str | None,
     repo_id: str,
 ) -> ModelCard:
     """The card of shared memories: how many, how large, of which model.
@@ -23,7 +24,8 @@ def memory_card(
         shape: `(batch, num_memory_tokens, hidden_size)`, of all memories.
         num_bytes: of all of their vectors.
         num_context_tokens: tokens written into each.
-        fingerprint: of the model that reads them.
+        fingerprint: of what wrote them.
+        base_name: its base, for people to read.
         repo_id: the repository, for the card's title and code.
     """
     count, vectors, width = shape
@@ -35,7 +37,8 @@ def memory_card(
         f"{'each ' * (count != 1)}by gradient descent ([GradMem](https://arxiv.org/abs/2603.13875)): "
         f"{num_bytes:,} bytes.",
         f"- tokens written: {tokens}{', ...' * (count > _SHOWN_LENGTHS)}",
-        f"- written for: `{fingerprint}`. No other model reads them.",
+        f"- written by: `{fingerprint}`{f' on {base_name}' if base_name else ''}. Models of that fingerprint read "
+        "them, and no other.",
         "```python\nfrom hf_gradmem import GradMemMemory\n\n"
         f'memory = GradMemMemory.from_pretrained("{repo_id}")\n```\n',
     ]

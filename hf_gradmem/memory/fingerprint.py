@@ -1,51 +1,88 @@
-"""Which model a memory belongs to: a hash of the weights that read it, and the check before it is read."""
+"""What wrote a memory: the base and all that WRITE uses beside it, as a hash of their content, and the check of it."""
 
-import hashlib
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
+from ..base.weights import CachedHash, hash_tensors, hash_weights
 from .written import GradMemMemory
 
 Tensor = torch.Tensor
 
-
-def hash_tensors(tensors: dict[str, Tensor]) -> str:
-    """A short hash of named tensors, the same at any precision they are held in."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
+# The tensors beside the base of up to this size are looked at whole at each read, which takes less than a millisecond.
+_SMALL = 1 << 20
 
 
-class CachedHash:
-    """[`hash_tensors`] of the tensors that it is called with, computed again only when one of them has changed.
+class Identity(NamedTuple):
+    """What a memory carries of its writer.
 
-    Reading asks for the hash at every call; the weights rarely change between two of them. It keeps no tensor.
+    Attributes:
+        fingerprint: a hash of the base's weights, `-`, and a hash of what WRITE uses beside them.
+        base_name: the base's name for people to read; nothing depends on it.
     """
 
+    fingerprint: str
+    base_name: str | None
+
+    def __str__(self) -> str:
+        return self.fingerprint + (f" (on {self.base_name})" if self.base_name else "")
+
+
+class WriterFingerprint:
+    """The fingerprint of a model as it is when it is asked for; both hashes are kept until something changed."""
+
     def __init__(self) -> None:
-        self._last: tuple[list[tuple[str, int, int]], str] | None = None
+        self._base = CachedHash(hash_weights)
+        self._beside = CachedHash(hash_tensors, whole_up_to=_SMALL)
 
-    def __call__(self, tensors: dict[str, Tensor]) -> str:
-        versions = [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors.items()]
-        if self._last is None or self._last[0] != versions:
-            self._last = versions, hash_tensors(tensors)
-        return self._last[1]
+    def __call__(
+        self,
+        base: Mapping[str, Tensor],
+        beside: Mapping[str, Tensor],
+        settings: Iterable[object],
+        *,
+        thorough: bool = False,
+    ) -> str:
+        """A hash of the base's weights, `-`, and a hash of what WRITE uses beside them.
+
+        Args:
+            base: the base's own weights.
+            beside: what WRITE uses beside them.
+            settings: of the memory's form and of WRITE's LoRA, which no tensor tells.
+            thorough: look at every element beside the base; otherwise an edit of a large tensor through `.data` is
+                found by the elements that are looked at.
+        """
+        return f"{self._base(base)}-{self._beside(beside, tuple(settings), thorough=thorough)}"
+
+    def of_base(self, base: Mapping[str, Tensor]) -> str:
+        """The hash of the base alone, every element looked at."""
+        return self._base(base, thorough=True)
 
 
-def check_memory(memory: GradMemMemory, shape: tuple[int, ...], fingerprint: Callable[[], str]) -> None:
+def shown_name(name: str | os.PathLike | None) -> str | None:
+    """A model's name as others may see it: a Hub repository as it is, of a directory the last part alone."""
+    if name is None:
+        return None
+    name = os.fspath(name)
+    is_repository = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name) and not os.path.isdir(name)
+    return name if is_repository else re.split(r"[\\/]", str(Path(name).absolute()).rstrip("\\/"))[-1] or None
+
+
+def check_memory(memory: GradMemMemory, shape: tuple[int, ...], identity: Callable[[], Identity]) -> None:
     """Refuse what is no memory, or one that a model would not read as it was written.
 
     Args:
         memory: to read, or to go on writing from.
         shape: of one memory of this model, `(num_memory_tokens, hidden_size)`.
-        fingerprint: gives the model's; asked for only where the memory has one.
+        identity: gives the model's; asked for only where the memory has one.
 
     Raises:
         TypeError: it is not a memory.
-        ValueError: it has another shape, or was written for another model.
+        ValueError: it has another shape, or was written by another model.
     """
     if not isinstance(memory, GradMemMemory):
         raise TypeError(f"memory must be a GradMemMemory, got {type(memory).__name__}.")
@@ -55,8 +92,17 @@ def check_memory(memory: GradMemMemory, shape: tuple[int, ...], fingerprint: Cal
             f"memory has {given[0]} vectors of width {given[1]}, but this model reads {shape[0]} of width "
             f"{shape[1]}. It was written by another model."
         )
-    if memory.fingerprint is not None and memory.fingerprint != (own := fingerprint()):
+    if memory.fingerprint is not None and memory.fingerprint != (own := identity()).fingerprint:
         raise ValueError(
-            f"memory was written for {memory.fingerprint}, but this model is {own}: another base, "
-            "or other weights in READ. Read it with the model that wrote it, or write the context again."
+            f"memory was written by {Identity(memory.fingerprint, memory.base_name)}, but this model is {own}: "
+            f"{_difference(memory.fingerprint, own.fingerprint)}. Read it with the model that wrote it, or write the "
+            "context again. If you know that this model reads it, memory.relabelled(model.fingerprint()) says so."
         )
+
+
+def _difference(of_memory: str, of_model: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]+-[0-9a-f]+", of_memory):
+        return "the memory was saved by an earlier version, which named the base in place of hashing what wrote it"
+    if of_memory.split("-")[0] != of_model.split("-")[0]:
+        return "another base, or the same after its weights changed"
+    return "the same base, but another start, projection, head, LoRA or control vectors in WRITE"

@@ -95,8 +95,8 @@ class MemoryForm(ABC):
         """
 
     def extra_tensors(self) -> dict[str, Tensor]:
-        """What READ makes of a memory beside the base, by the names that checkpoints have for it."""
-        return {}
+        """What a memory is made from and read with beside the base, by the names that checkpoints have for it."""
+        return {"memory_init": self.module.memory_init}
 
     def check(self) -> None:
         """Refuse a base that cannot hold this form; called once the base has its weights.

@@ -56,7 +56,8 @@ class InputVectors(MemoryForm):
 
     def extra_tensors(self) -> dict[str, Tensor]:
         projection = self.module.memory_projection
-        return {} if projection is None else dict(projection.named_parameters(prefix="memory_projection"))
+        own = {} if projection is None else dict(projection.named_parameters(prefix="memory_projection"))
+        return super().extra_tensors() | own
 
     def init_module(self, module: Any) -> None:
         if module is self.module.memory_projection:

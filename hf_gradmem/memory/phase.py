@@ -152,6 +152,8 @@ class Phase:
 
     def extra_tensors(self) -> dict[str, Tensor]:
         """What the phase uses beside the base, the form's part left out, by the names that checkpoints have for it."""
-        tensors = dict(lora_parameters(self.decoder.base_model, self.name))
+        tensors: dict[str, Tensor] = dict(lora_parameters(self.decoder.base_model, self.name))
         control = {name: getattr(self.module, name) for name in self.control_vectors}
+        if self.head is not None:
+            tensors[f"{self._head_name}.weight"] = self.head.weight
         return tensors | {name: tensor for name, tensor in control.items() if tensor is not None}

@@ -25,7 +25,8 @@ from .written import GradMemMemory
 FACTS_FILE = "memories.json"
 PUSHED = [FACTS_FILE, CARD_FILE, "data/train-*.parquet"]
 FORMAT = "gradmem-memories"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_READABLE_VERSIONS = (1, FORMAT_VERSION)  # 1 has a fingerprint of another kind, and no base_name
 Tensor = torch.Tensor
 
 
@@ -90,7 +91,7 @@ class MemoryStore:
 
     Attributes:
         dataset (`datasets.Dataset`): a row for each memory, mapped from disk.
-        facts (`dict`): `memories.json`: fingerprint, model, shape, and how the memories were written.
+        facts (`dict`): `memories.json`: fingerprint, base_name, model, shape, and how the memories were written.
         directory (`pathlib.Path`, *optional*): where the store lies, unless it came from the Hub.
     """
 
@@ -164,7 +165,7 @@ class MemoryStore:
 
     @property
     def fingerprint(self) -> str:
-        """The base and the weights with which the memories are read."""
+        """Of what wrote the memories, by content: [`GradMemMemory.fingerprint`] of each."""
         return self.facts["fingerprint"]
 
     def __getitem__(self, name: str | Sequence[str]) -> GradMemMemory:
@@ -191,6 +192,7 @@ class MemoryStore:
             segment_lengths=torch.tensor([rows["segment_lengths"][index]]),
             final_write_loss=torch.tensor([rows["final_write_loss"][index]]),
             fingerprint=self.fingerprint,
+            base_name=self.facts.get("base_name"),
         )
 
     @property
@@ -251,7 +253,7 @@ def _checked_facts(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}).") from error
     found = (facts.get("format"), facts.get("format_version")) if isinstance(facts, dict) else None
-    if found != (FORMAT, FORMAT_VERSION):
+    if found not in [(FORMAT, version) for version in _READABLE_VERSIONS]:
         raise ValueError(f"{path} is not of format {(FORMAT, FORMAT_VERSION)}, but {found}.")
     return facts
 

@@ -22,7 +22,8 @@ from .card import is_memory_card, memory_card
 
 MEMORY_FILE = "memory.safetensors"
 _FORMAT = "gradmem-memory"
-_FORMAT_VERSION = "1"
+_FORMAT_VERSION = "2"
+_READABLE_VERSIONS = ("1", _FORMAT_VERSION)  # "1" has a fingerprint of another kind, and no name beside it
 Tensor = torch.Tensor
 
 
@@ -40,8 +41,10 @@ class GradMemMemory:
         final_write_loss (`torch.Tensor` of shape `(batch,)`, *optional*):
             Loss after the last step, if it was measured.
         fingerprint (`str`, *optional*):
-            The base and the weights with which the memory is read. `None` while a training step is still
-            differentiating through it.
+            Of what wrote the memory, by content: the base's weights and what WRITE uses beside them. Models with the
+            same fingerprint read it. `None` while a training step is still differentiating through it.
+        base_name (`str`, *optional*):
+            The base's name for people to read; nothing depends on it.
     """
 
     embeddings: Tensor
@@ -49,6 +52,7 @@ class GradMemMemory:
     segment_lengths: Tensor
     final_write_loss: Tensor | None = None
     fingerprint: str | None = None
+    base_name: str | None = None
 
     @property
     def num_context_tokens(self) -> Tensor:
@@ -76,6 +80,17 @@ class GradMemMemory:
         """The same memory on another device. Its precision is the writing model's and stays."""
         device = torch.device(device)
         return self._map(lambda tensor: tensor.to(device))
+
+    def relabelled(self, fingerprint: str | None) -> "GradMemMemory":
+        """The same memory under another fingerprint: on your word that the model which has it reads these numbers.
+
+        For weights that differ and are known to do the same, such as a base in float16 or a quantised copy of it, and
+        for files that were saved before a fingerprint was a hash of the writer.
+
+        Args:
+            fingerprint: `model.fingerprint()` of the model that is to read it.
+        """
+        return replace(self, fingerprint=fingerprint)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "GradMemMemory":
         mapped: dict[str, Any] = {name: function(tensor) for name, tensor in self._tensors().items()}
@@ -113,11 +128,13 @@ class GradMemMemory:
             segment_lengths=_cat_ragged([memory.segment_lengths for memory in memories], 0),
             final_write_loss=torch.cat(measured) if len(measured) == len(memories) else None,
             fingerprint=memories[0].fingerprint,
+            base_name=memories[0].base_name,
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `memory.safetensors`, the tensors with the facts in its header, into a directory."""
-        header = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "fingerprint": json.dumps(self.fingerprint)}
+        facts = {name: json.dumps(getattr(self, name)) for name in ("fingerprint", "base_name")}
+        header = {"format": _FORMAT, "format_version": _FORMAT_VERSION} | facts
         save_tensors(self._tensors(), Path(save_directory) / MEMORY_FILE, header)
 
     @classmethod
@@ -173,11 +190,11 @@ class GradMemMemory:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
         except SafetensorError as error:
             raise ValueError(f"{path} is not a readable safetensors file ({error}). Was it copied whole?") from error
-        if header.get("format") != _FORMAT or header.get("format_version") != _FORMAT_VERSION:
+        if header.get("format") != _FORMAT or header.get("format_version") not in _READABLE_VERSIONS:
             raise ValueError(
                 f"{path} is not a memory of format {_FORMAT} {_FORMAT_VERSION}: its header says {header or 'nothing'}."
             )
-        known = {field.name: field.default for field in fields(cls) if field.name != "fingerprint"}
+        known = {field.name: field.default for field in fields(cls) if field.name not in ("fingerprint", "base_name")}
         missing = [name for name, default in known.items() if default is MISSING and name not in tensors]
         unknown = sorted(tensors.keys() - known.keys())
         if missing or unknown or "fingerprint" not in header:
@@ -186,7 +203,8 @@ class GradMemMemory:
                 f"{path} is not a whole memory: it lacks {', '.join(missing) or 'nothing'} and has "
                 f"{', '.join(unknown) or 'nothing'} too many."
             )
-        return cls(**tensors, fingerprint=json.loads(header["fingerprint"]))
+        facts = {name: json.loads(header.get(name, "null")) for name in ("fingerprint", "base_name")}
+        return cls(**tensors, **facts)
 
     def push_to_hub(
         self,
@@ -223,7 +241,7 @@ class GradMemMemory:
     def _card(self, repo_id: str) -> ModelCard:
         num_bytes = self.embeddings.numel() * self.embeddings.element_size()
         lengths = self.num_context_tokens.tolist()
-        return memory_card(self.embeddings.shape, num_bytes, lengths, self.fingerprint, repo_id)
+        return memory_card(self.embeddings.shape, num_bytes, lengths, self.fingerprint, self.base_name, repo_id)
 
 
 def _cat_ragged(tensors: list[Tensor], fill: float) -> Tensor:

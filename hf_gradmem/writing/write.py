@@ -7,6 +7,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..base.modes import modules_in_eval
+from ..memory.fingerprint import Identity
 from ..memory.written import GradMemMemory
 from .contexts import Contexts
 from .out_of_memory import IN_EVALUATION, IN_TRAINING, out_of_memory_explained
@@ -20,7 +21,7 @@ def write_contexts(
     writer: Writer,
     contexts: Contexts,
     *,
-    fingerprint: str,
+    identity: Identity,
     start: GradMemMemory | None = None,
     write_steps: int | None = None,
     write_learning_rate: float | None = None,
@@ -35,7 +36,7 @@ def write_contexts(
     Args:
         writer: what writes them.
         contexts: what to write.
-        fingerprint: of the model.
+        identity: of the model.
         start: memories to go on from in place of the learned start, on the model's device.
         write_steps, write_learning_rate, tolerance, batch_size, measure_final_loss, show_progress: as in
             [`GradMemForCausalLM.write`].
@@ -71,13 +72,18 @@ def write_contexts(
                 begin = None if start is None else start[batch]
                 trace = writer.write(of_batch, _start(writer, of_batch, begin), descent)
                 _check_finite(trace, batch, step_sizes)
-                written.append(_as_memory(writer, trace, of_batch, begin, fingerprint, measure_final_loss))
+                written.append(_as_memory(writer, trace, of_batch, begin, identity, measure_final_loss))
                 on_batch(len(batch))
         return GradMemMemory.cat(written)[order.argsort()]
 
 
 def write_in_forward(
-    writer: Writer, contexts: Contexts, write_steps: int | None, *, keep_last_loss: bool, fingerprint: Callable[[], str]
+    writer: Writer,
+    contexts: Contexts,
+    write_steps: int | None,
+    *,
+    keep_last_loss: bool,
+    identity: Callable[[], Identity],
 ) -> tuple[WriteTrace, GradMemMemory]:
     """WRITE as part of a forward pass: differentiated through if, and only if, gradients are enabled.
 
@@ -86,7 +92,7 @@ def write_in_forward(
         contexts: what to write.
         write_steps: the configuration's when `None`.
         keep_last_loss: whether the outer loss has a use for the last loss.
-        fingerprint: of the model; a memory that is differentiated through has none.
+        identity: of the model; a memory that is differentiated through has none.
 
     Raises:
         ValueError: a context is empty or too long, or what trains would get no gradient.
@@ -100,11 +106,13 @@ def write_in_forward(
         rows = writer.rows(_checked(writer, contexts))
         descent = Descent(writer.step_sizes(write_steps, None), differentiate, keep_last_loss)
         trace = writer.write(rows, _start(writer, rows, None), descent)
+    fingerprint, base_name = (None, None) if differentiate else identity()
     memory = GradMemMemory(
         embeddings=trace.memory if differentiate else trace.memory.detach(),
         write_losses=trace.losses,
         segment_lengths=rows.segment_lengths,
-        fingerprint=None if differentiate else fingerprint(),
+        fingerprint=fingerprint,
+        base_name=base_name,
     )
     return trace, memory
 
@@ -123,7 +131,7 @@ def _as_memory(
     trace: WriteTrace,
     rows: ContextRows,
     begin: GradMemMemory | None,
-    fingerprint: str,
+    identity: Identity,
     measure_final_loss: bool,
 ) -> GradMemMemory:
     memory = trace.memory.detach()
@@ -137,7 +145,8 @@ def _as_memory(
         write_losses=trace.losses.detach(),
         segment_lengths=lengths if begin is None else torch.cat([begin.segment_lengths, lengths], dim=1),
         final_write_loss=final_loss,
-        fingerprint=fingerprint,
+        fingerprint=identity.fingerprint,
+        base_name=identity.base_name,
     )
 
 

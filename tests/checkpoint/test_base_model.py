@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -10,6 +11,7 @@ from transformers import (
 )
 
 from hf_gradmem import GradMemForCausalLM, get_gradmem_model
+from hf_gradmem.checkpoint.stored_base import differs_from_stored
 from tests.support.comparing import CONTEXT, QUERY, assert_equal_states, assert_same_results, base_state, beside_base
 from tests.support.small_models import EVERY_OPTION, PLAIN, nameless_base, with_memory
 from tests.support.tiny_models import tiny_causal_lm
@@ -100,11 +102,69 @@ def test_what_trains_after_loading_is_what_trained_when_it_was_made(base, tmp_pa
 
 
 def test_memories_of_two_bases_without_a_name_are_told_apart():
-    one = with_memory(nameless_base(), **PLAIN)
-    # Even if the second was made from the first one's configuration.
-    two = get_gradmem_model(nameless_base(), one.config)
+    one, same = with_memory(nameless_base(), **PLAIN), with_memory(nameless_base(), **PLAIN)
+    memory = one.write(input_ids=CONTEXT)
+    same(input_ids=QUERY, memory=memory)
+    # Even if the other was made from the first one's configuration.
+    other = get_gradmem_model(tiny_causal_lm("llama", torch.float32, 5), one.config)
     with pytest.raises(ValueError, match="another base"):
-        two(input_ids=QUERY, memory=one.write(input_ids=CONTEXT))
+        other(input_ids=QUERY, memory=memory)
+
+
+# ------------------------------------------------------------------------------------------------ bases that changed
+
+
+def merged(base):
+    """The base with a LoRA of its own in its weights, as PEFT merges it: in place, and through `.data`."""
+    lora = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    return get_peft_model(base, lora).merge_and_unload()
+
+
+def test_base_that_was_merged_before_it_was_wrapped_is_saved_with_the_adapter(base, tmp_path):
+    model = with_memory(merged(base), **EVERY_OPTION)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = AutoModel.from_pretrained(tmp_path / "saved")
+    assert loaded.config.includes_base
+    assert_same_results(model, loaded)
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_base_that_was_edited_after_it_was_wrapped_is_saved_with_the_adapter(base, tmp_path, at_once):
+    model = with_memory(base, **PLAIN)
+    if not at_once:
+        model.save_pretrained(tmp_path / "before")
+        assert not model.config.includes_base
+    model.base_model.get_input_embeddings().weight.data[7, 3] += 0.5
+    model.save_pretrained(tmp_path / "saved")
+    assert_same_results(model, AutoModel.from_pretrained(tmp_path / "saved"))
+
+
+def test_base_in_shards_or_in_another_precision_is_still_the_named_one(tmp_path):
+    whole = tiny_causal_lm("llama", torch.float32)
+    whole.save_pretrained(tmp_path / "base", max_shard_size=20_000)
+    assert len(list((tmp_path / "base").glob("*.safetensors"))) > 2
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=dtype)
+        assert not differs_from_stored(base, tmp_path / "base", None)
+        base.lm_head.weight.data[0, 0] += 1
+        assert differs_from_stored(base, tmp_path / "base", None)
+
+
+def test_base_that_is_not_here_to_compare_with_is_named(base, tmp_path):
+    assert not differs_from_stored(base, "me/not-on-this-machine", None)
+    assert not differs_from_stored(base, tmp_path / "nowhere", None)
+
+
+def test_memory_of_a_base_that_was_edited_is_not_exported(base, tmp_path):
+    model = with_memory(merged(base), **PLAIN)
+    with pytest.raises(ValueError, match=r"does not have\. Such a memory cannot be exported"):
+        model.export_prompt_tuning(model.write(input_ids=CONTEXT[:1]), tmp_path / "export")
+
+
+def test_base_with_an_adapter_inside_is_refused_by_its_name(base):
+    base.add_adapter(LoraConfig(r=2, target_modules=["q_proj"]), adapter_name="mine")
+    with pytest.raises(ValueError, match=r"PEFT adapter inside \(mine\), .* lost on saving.*merge it"):
+        get_gradmem_model(base)
 
 
 def test_base_that_trained_is_saved_with_the_adapter_from_then_on(base, tmp_path):

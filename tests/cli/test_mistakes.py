@@ -124,8 +124,8 @@ def test_a_package_that_is_missing_is_named(memory: str, tmp_path: Path, monkeyp
 
 def test_a_memory_of_another_model_is_refused(memory: str, tmp_path: Path) -> None:
     save_base(tmp_path, seed=1)
-    assert "was written for" in mistake(run("ask", "?", "--memory", memory, "--model", tmp_path))
-    assert "was written for" in mistake(run("inspect", memory, "--model", tmp_path))
+    assert "was written by" in mistake(run("ask", "?", "--memory", memory, "--model", tmp_path))
+    assert "was written by" in mistake(run("inspect", memory, "--model", tmp_path))
 
 
 @pytest.mark.parametrize(("offline", "attempts"), [("1", 0), ("0", 1)])

@@ -35,6 +35,7 @@ def test_inspect_tells_the_facts_of_the_memory(base: str, memory: str) -> None:
 
 def test_inspect_with_the_model_decodes_and_weighs_the_memory(base: str, memory: str) -> None:
     (context,) = json.loads(run("inspect", memory, "--model", base, "--json").stdout)["contexts"]
+    torch.manual_seed(0)  # as the commands do: the start is part of what wrote the memory
     model = get_gradmem_model(AutoModelForCausalLM.from_pretrained(base), GradMemConfig(num_memory_tokens=8))
     tokens = model.reconstruct(GradMemMemory.from_pretrained(memory))
     assert context["decoded"] == model.tokenizer.decode(tokens[0])
@@ -57,6 +58,7 @@ def test_inspect_lists_every_context_and_decodes_those_written_whole(base: str, 
 
 def test_ask_prints_the_greedy_continuation(base: str, memory: str) -> None:
     result = run("ask", "When?", "--memory", memory, "--model", base, "--max-new-tokens", 6)
+    torch.manual_seed(0)  # as the commands do: the start is part of what wrote the memory
     model = get_gradmem_model(AutoModelForCausalLM.from_pretrained(base), GradMemConfig(num_memory_tokens=8))
     prompt = model.tokenizer("When?", return_tensors="pt").input_ids
     loaded = GradMemMemory.from_pretrained(memory)
@@ -64,6 +66,14 @@ def test_ask_prints_the_greedy_continuation(base: str, memory: str) -> None:
     assert result.stdout == model.tokenizer.decode(tokens[0, prompt.shape[1] :]) + "\n"
     as_json = run("ask", "When?", "--memory", memory, "--model", base, "--max-new-tokens", 6, "--json")
     assert json.loads(as_json.stdout)["answer"] + "\n" == result.stdout
+
+
+def test_memory_that_a_base_alone_wrote_with_another_seed_is_read_with_that_seed(base: str, tmp_path: Path) -> None:
+    assert run("write", TEXT, "--model", base, "--output", tmp_path, "--seed", 5).exit_code == 0
+    asked = ["ask", "When?", "--memory", tmp_path, "--model", base, "--max-new-tokens", 2]
+    assert "another start" in mistake(run(*asked))
+    assert run(*asked, "--seed", 5).exit_code == 0
+    assert run("inspect", tmp_path, "--model", base, "--seed", 5).exit_code == 0
 
 
 def test_ask_puts_the_question_into_the_chat_template(base: str, memory: str, tmp_path: Path) -> None:

@@ -276,8 +276,54 @@ def test_a_directory_of_another_run_is_refused_by_what_differs(model, tmp_path):
     with pytest.raises(ValueError, match=r"source\.sha256 was"):
         write_dataset(model, Dataset.from_dict({"context": ["abc", "df"]}), store)
     with torch.no_grad():
-        model.memory_init.add_(1)  # which READ does not use, so that the fingerprint stays
-    with pytest.raises(ValueError, match=r"begun by another run: write\.weights was"):
+        model.memory_init.add_(1)
+    with pytest.raises(ValueError, match=r"begun by another run: fingerprint was"):
+        write_dataset(model, rows, store)
+
+
+def test_learned_step_sizes_are_those_of_the_whole_store(tmp_path):
+    config = GradMemConfig(num_memory_tokens=2, learn_write_learning_rate="per_step")
+    model = get_gradmem_model(nameless_base(), config, tokenizer=small_tokenizer())
+    rows, store = Dataset.from_dict({"context": ["abc", "de"]}), tmp_path / "store"
+    write_dataset(model, rows, store)
+    with torch.no_grad():
+        model.write_log_learning_rate.add_(1)  # not part of the fingerprint
+    with pytest.raises(ValueError, match=r"begun by another run: write\.learned_step_sizes was"):
+        write_dataset(model, rows, store)
+
+
+def test_a_reader_with_a_lora_of_its_own_reads_the_store_and_goes_on_with_it(adapter, model, tmp_path):
+    rows, store = Dataset.from_dict({"context": ["abc", "de"]}), tmp_path / "store"
+    write_dataset(model, rows, store)
+    config = GradMemConfig(
+        num_memory_tokens=3, write_segment_length=6, read_lora={"r": 2, "target_modules": ["q_proj"]}
+    )
+    base = AutoModelForCausalLM.from_pretrained(model.config.base_model_name_or_path)
+    reader = get_gradmem_model(base, config, tokenizer=small_tokenizer())
+    with torch.no_grad():
+        reader.memory_init.copy_(model.memory_init)
+    assert write_dataset(reader, rows, store)["written"] == 0
+    reader(input_ids=torch.tensor([[5, 6], [7, 8]]), memory=MemoryStore.from_pretrained(store)[["0", "1"]])
+
+
+def test_no_file_of_a_store_holds_a_local_path(model, tmp_path):
+    write_dataset(model, Dataset.from_dict({"context": ["abc"]}), tmp_path / "store", model_name="adapter")
+    facts, card = (tmp_path / "store" / "memories.json").read_text(), (tmp_path / "store" / "README.md").read_text()
+    assert str(Path(model.config.base_model_name_or_path).parent) not in facts + card
+    assert json.loads(facts)["base_name"] == "base"
+
+
+def test_a_store_of_the_first_version_is_opened_and_read_on_the_readers_word_alone(model, tmp_path):
+    rows, store = Dataset.from_dict({"context": ["abc"]}), tmp_path / "store"
+    facts = write_dataset(model, rows, store)
+    old = facts | {"format_version": 1, "fingerprint": "/home/me/base@main/32/abc"}
+    old.pop("base_name")
+    (store / "memories.json").write_text(json.dumps(old), encoding="utf-8")
+    memory = MemoryStore.from_pretrained(store)["0"]
+    with pytest.raises(ValueError, match="saved by an earlier version"):
+        model(input_ids=torch.tensor([[5]]), memory=memory)
+    model(input_ids=torch.tensor([[5]]), memory=memory.relabelled(model.fingerprint()))
+    with pytest.raises(ValueError, match="format_version was 1 and is 2"):
         write_dataset(model, rows, store)
 
 

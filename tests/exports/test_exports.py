@@ -124,7 +124,7 @@ def test_what_the_named_base_could_not_read_is_refused(tmp_path, export):
     with pytest.raises(ValueError, match="holds one memory, got 2"):
         getattr(model, export)(model.write(input_ids=tiny_tokens(2, 6)), target)
     other = with_memory(named_base(tmp_path / "other", seed=1), **PLAIN)
-    with pytest.raises(ValueError, match="was written for"):
+    with pytest.raises(ValueError, match="was written by"):
         getattr(model, export)(other.write(input_ids=tiny_tokens(1, 6)), target)
     assert not target.exists()
 

@@ -1,11 +1,12 @@
 """A written memory as a value: saved, taken apart, joined."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import hf_gradmem.files
 from hf_gradmem import GradMemMemory
@@ -15,9 +16,7 @@ from tests.support.tiny_models import tiny_tokens
 FILE = "memory.safetensors"
 
 
-def memory_of(
-    batch: int = 3, steps: int = 2, segments: int = 1, *, fingerprint="base@main/4/abc", measured=True, seed=0
-):
+def memory_of(batch: int = 3, steps: int = 2, segments: int = 1, *, fingerprint="abc-123", measured=True, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return GradMemMemory(
         embeddings=torch.randn((batch, 2, 4), generator=generator),
@@ -25,11 +24,12 @@ def memory_of(
         segment_lengths=torch.randint(1, 9, (batch, segments), generator=generator),
         final_write_loss=torch.rand((batch,), generator=generator) if measured else None,
         fingerprint=fingerprint,
+        base_name="me/base",
     )
 
 
 def assert_same(memory: GradMemMemory, other: GradMemMemory) -> None:
-    assert memory.fingerprint == other.fingerprint
+    assert (memory.fingerprint, memory.base_name) == (other.fingerprint, other.base_name)
     for name in ("embeddings", "write_losses", "segment_lengths"):
         ours, theirs = getattr(memory, name), getattr(other, name)
         assert ours.dtype == theirs.dtype
@@ -66,8 +66,9 @@ def test_facts_of_the_memory_stand_in_the_files_header(tmp_path):
     with safe_open(tmp_path / FILE, framework="pt") as file:
         header = file.metadata()
     assert header["format"] == "gradmem-memory"
-    assert header["format_version"] == "1"
-    assert json.loads(header["fingerprint"]) == "base@main/4/abc"
+    assert header["format_version"] == "2"
+    assert json.loads(header["fingerprint"]) == "abc-123"
+    assert json.loads(header["base_name"]) == "me/base"
 
 
 def test_save_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
@@ -103,16 +104,24 @@ def test_truncated_file_is_named(tmp_path, keep):
 @pytest.mark.parametrize("header", [None, {"format": "pt"}, {"format": "gradmem-memory", "format_version": "9"}])
 def test_foreign_file_is_refused_with_what_its_header_says(tmp_path, header):
     save_file({"embeddings": torch.zeros(1, 2, 4)}, tmp_path / FILE, metadata=header)
-    with pytest.raises(ValueError, match="is not a memory of format gradmem-memory 1: its header says") as caught:
+    with pytest.raises(ValueError, match="is not a memory of format gradmem-memory 2: its header says") as caught:
         GradMemMemory.from_pretrained(tmp_path)
     assert all(fact in str(caught.value) for fact in (header or {"nothing": ""}))
 
 
 def test_file_that_lacks_a_tensor_or_has_another_is_refused(tmp_path):
-    header = {"format": "gradmem-memory", "format_version": "1", "fingerprint": "null"}
+    header = {"format": "gradmem-memory", "format_version": "2", "fingerprint": "null"}
     save_file({"embeddings": torch.zeros(1, 2, 4), "other": torch.zeros(1)}, tmp_path / FILE, metadata=header)
     with pytest.raises(ValueError, match="lacks write_losses, segment_lengths and has other too many"):
         GradMemMemory.from_pretrained(tmp_path)
+
+
+def test_file_of_the_first_version_is_loaded_with_the_fingerprint_that_it_has(tmp_path):
+    memory = memory_of(fingerprint="/home/me/base@main/4/abc")
+    memory.save_pretrained(tmp_path)
+    facts = {"format": "gradmem-memory", "format_version": "1", "fingerprint": json.dumps(memory.fingerprint)}
+    save_file(load_file(tmp_path / FILE), tmp_path / FILE, metadata=facts)
+    assert_same(GradMemMemory.from_pretrained(tmp_path), replace(memory, base_name=None))
 
 
 def test_missing_memory_is_named(tmp_path):
