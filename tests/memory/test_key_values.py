@@ -179,7 +179,7 @@ def test_a_memory_beside_another_start_is_refused(form):
     memory = model.write(input_ids=tiny_tokens(1, 5))
     with torch.no_grad():
         model.memory_init[0, 0] += 1
-    with pytest.raises(ValueError, match="memory was written for"):
+    with pytest.raises(ValueError, match="the same base, but another start"):
         model(input_ids=tiny_tokens(1, 4), memory=memory)
 
 
