@@ -369,3 +369,17 @@ def test_a_memory_in_segments_is_reconstructed_after_prefixes_alone():
     with pytest.raises(ValueError, match="prefix_input_ids"):
         model.reconstruct(memory)
     assert torch.equal(model.reconstruct(memory, prefix_input_ids=tokens[:, :4]), tokens[:, 4:])
+
+
+@pytest.mark.parametrize("settings", [{"write_segments_in_turn": True, "write_prefix_segments": 0}, {"write_steps": 0}])
+@pytest.mark.parametrize("condition", CONDITIONS)
+def test_neither_turns_nor_a_write_without_steps_hand_back_a_graph(settings, condition):
+    model = build(**settings)
+    ids, segments = tiny_tokens(2, 9), (torch.arange(9) // 4).expand(2, -1)
+    with CONDITIONS[condition](model):
+        memory = model.write(input_ids=ids, segment_ids=segments)
+    assert not memory.embeddings.requires_grad
+    assert not memory.write_losses.requires_grad
+    with torch.no_grad():
+        output = model(context_input_ids=ids, context_segment_ids=segments, input_ids=ids)
+    assert not output.memory.embeddings.requires_grad
