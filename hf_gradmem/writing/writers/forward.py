@@ -17,6 +17,7 @@ from ..rows import ContextRows
 from .writer import Descent, Writer, WriteTrace
 
 Tensor = torch.Tensor
+_NO_GRADIENT_STEP = 'writer="forward" takes no gradient step: it has no write_learning_rate or tolerance.'
 
 
 class ForwardWriter(Writer):
@@ -37,16 +38,13 @@ class ForwardWriter(Writer):
 
     def step_sizes(self, write_steps: int | None, write_learning_rate: float | None) -> list[Tensor | float]:
         if write_learning_rate is not None:
-            raise ValueError('writer="forward" takes no gradient step: it has no write_learning_rate or tolerance.')
-        steps = self.write_steps if write_steps is None else write_steps
-        if steps < 0:
-            raise ValueError(f"write_steps must be at least 0, got {steps}.")
-        return [0.0] * steps
+            raise ValueError(_NO_GRADIENT_STEP)
+        return [0.0] * self.num_steps(write_steps)
 
     def write(self, rows: ContextRows, memory: Tensor, descent: Descent) -> WriteTrace:
         """Losses are NaN: none is minimised here."""
         if descent.tolerance is not None:
-            raise ValueError('writer="forward" takes no gradient step: it has no write_learning_rate or tolerance.')
+            raise ValueError(_NO_GRADIENT_STEP)
         steps = len(descent.step_sizes)
         nothing = memory.new_full((memory.shape[0], steps), torch.nan)
         with torch.set_grad_enabled(descent.differentiate):

@@ -72,9 +72,7 @@ class GradientWriter(Writer):
 
     def step_sizes(self, write_steps: int | None, write_learning_rate: float | None) -> list[Tensor | float]:
         """α of each step: a number, or a learned scalar or `(num_memory_tokens, 1)` column."""
-        steps = self.write_steps if write_steps is None else write_steps
-        if steps < 0:
-            raise ValueError(f"write_steps must be at least 0, got {steps}.")
+        steps = self.num_steps(write_steps)
         if write_learning_rate is not None and not write_learning_rate > 0:
             raise ValueError(f"write_learning_rate must be greater than 0, got {write_learning_rate}.")
         rates = self.phase.module.write_log_learning_rate

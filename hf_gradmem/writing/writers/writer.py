@@ -74,6 +74,17 @@ class Writer(ABC):
             ValueError: one is longer than the base's window.
         """
 
+    def num_steps(self, write_steps: int | None) -> int:
+        """How many steps to take; `None` stands for the configuration's.
+
+        Raises:
+            ValueError: the number is negative.
+        """
+        steps = self.write_steps if write_steps is None else write_steps
+        if steps < 0:
+            raise ValueError(f"write_steps must be at least 0, got {steps}.")
+        return steps
+
     @abstractmethod
     def step_sizes(self, write_steps: int | None, write_learning_rate: float | None) -> list[Tensor | float]:
         """α of each step; `None` stands for the configuration's.
