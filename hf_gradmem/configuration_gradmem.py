@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .losses import LOSSES
+from .template import check_template
 from .variants import KINDS, chosen, unread
 
 # In a config.json, the save that the file belongs to: of the directory, and not of the model.
@@ -106,6 +107,12 @@ class GradMemConfig(PreTrainedConfig):
         write_segments_in_turn (`bool`, defaults to `False`):
             Write the segments one after the other, `write_steps` steps each, in place of all together: the memory
             keeps their order, as if each had been appended.
+        template (`str` or `dict`, defaults to `"plain"`):
+            The words around a query, and around a context that stands in a prompt: `"plain"` (none), `"question"`
+            (`Question: … Answer:`), `"chat"` (a user's turn of the tokenizer's chat template, behind the memory), or
+            `{"context": "...", "query": "..."}` with `{context}` and `{query}` in them. Training, evaluation, the
+            pipeline and the command line put them around texts; tokens are read as they are, and WRITE takes a context
+            as it is.
         includes_base (`bool`, defaults to `False`):
             Whether checkpoints hold the base as well; set when the base has no name or was trained, and stays.
         base_model_id (`str`, *optional*):
@@ -146,6 +153,7 @@ class GradMemConfig(PreTrainedConfig):
     write_segment_length: int | None = None
     write_prefix_segments: int = 1
     write_segments_in_turn: bool = False
+    template: str | dict = "plain"
     includes_base: bool = False
     base_model_id: str | None = None
 
@@ -184,6 +192,7 @@ class GradMemConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be greater than 0, got {value}.")
         if len(self.write_betas) != 2 or not all(0 <= beta < 1 for beta in self.write_betas):
             raise ValueError(f"write_betas must be two numbers in [0, 1), got {self.write_betas}.")
+        check_template(self.template)
         self._check_variants()
         if self.learn_write_learning_rate != "none" and self.write_steps == 0:
             raise ValueError(

@@ -1,10 +1,10 @@
 """The pipeline: questions on contexts, or on memories that were written before."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, Pipeline, PreTrainedTokenizerBase
@@ -103,7 +103,7 @@ class GradMemTextGenerationPipeline(Pipeline):
                 question comes from the memory alone.
             batch_size: how many contexts to write, and how many questions to read, at a time. 1 by default.
             write_steps, write_learning_rate, tolerance: as in [`GradMemForCausalLM.write`].
-            template: `"chat"` puts questions into the tokenizer's chat template; `"none"` by default.
+            template: the words around each question, as in [`GradMemConfig`]; the adapter's by default.
             return_full_text: whether `generated_text` begins with the question. `False` by default.
             return_tensors: return `generated_token_ids`, the new tokens, in place of `generated_text`.
             skip_special_tokens: leave special tokens out of the text. `True` by default.
@@ -144,7 +144,7 @@ class GradMemTextGenerationPipeline(Pipeline):
 
     def _sanitize_parameters(
         self,
-        template: str | None = None,
+        template: str | Mapping[str, str] | None = None,
         return_full_text: bool | None = None,
         return_tensors: bool | None = None,
         skip_special_tokens: bool | None = None,
@@ -162,13 +162,15 @@ class GradMemTextGenerationPipeline(Pipeline):
         return given[0], kwargs, given[1]
 
     def preprocess(
-        self, inputs: dict[str, list[_Request]], template: Literal["none", "chat"] = "none"
+        self, inputs: dict[str, list[_Request]], template: str | Mapping[str, str] | None = None
     ) -> dict[str, Any]:
         """Tokenise a batch of requests."""
         requests = inputs["requests"]
         counts = [len(request.questions) for request in requests]
         texts = [question for request in requests for question in request.questions]
-        input_ids, attention_mask = tokenize_queries(texts, self.tokenizer, template)
+        input_ids, attention_mask = tokenize_queries(
+            texts, self.tokenizer, self.model.config.template if template is None else template
+        )
         if isinstance(requests[0].source, GradMemMemory):
             memories: list[Any] = [request.source for request in requests]
             source: dict[str, Any] = {"memory": GradMemMemory.cat(memories)}

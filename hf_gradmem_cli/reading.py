@@ -1,13 +1,13 @@
 """Commands that read memories: ask, inspect."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .app import command
 from .inputs import choose, read_context
-from .options import AsJson, Device, Index, Memory, MemoryRevision, Reader, Revision, Seed, TrustRemoteCode
+from .options import AsJson, Device, Index, Memory, MemoryRevision, Reader, Revision, Seed, Template, TrustRemoteCode
 from .printing import print_json, print_memory, print_text, print_tokens
 
 if TYPE_CHECKING:
@@ -29,9 +29,7 @@ def ask(
     ] = None,
     name: Annotated[str | None, typer.Option("--id", help="Which of the memories to read.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 50,
-    template: Annotated[
-        Literal["none", "chat"], typer.Option(help="Put the question into the tokenizer's chat template.")
-    ] = "none",
+    template: Template = None,
     index: Index = None,
     revision: Revision = None,
     memory_revision: MemoryRevision = None,
@@ -60,11 +58,9 @@ def ask(
         model, chosen, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code
     )
     tokenizer = reader.tokenizer
-    if template == "chat" and tokenizer.chat_template is None:
-        raise ValueError(f"The tokenizer of {model} has no chat template. Use --template none.")
-    input_ids, attention_mask = tokenize_queries([question], tokenizer, template)
-    if input_ids.numel() == 0:
+    if not question:
         raise ValueError("The question is empty.")
+    input_ids, attention_mask = tokenize_queries([question], tokenizer, template or reader.config.template)
     tokens = reader.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .app import command, shows_progress
-from .options import AsJson, BatchSize, Device, Overrides, Revision, Seed, TrustRemoteCode, output_option
+from .options import AsJson, BatchSize, Device, Overrides, Revision, Seed, Template, TrustRemoteCode, output_option
 from .printing import print_json, print_results, report_done
 
 Baselines = Annotated[
@@ -75,6 +75,7 @@ def evaluate(
     sweep: Sweeps = None,
     split: Annotated[str, typer.Option(help="Which part of the task: validation or test.")] = "test",
     metric: Metric = None,
+    template: Template = None,
     override: Overrides = None,
     batch_size: BatchSize = 64,
     output: Annotated[Path | None, output_option("Write the results to this JSON file.")] = None,
@@ -95,7 +96,7 @@ def evaluate(
     from hf_gradmem.evaluation.results import evaluate_model, evaluation_sets, load_sets, save_results, task_metric
     from hf_gradmem.training.recipe import load_recipe
 
-    _check_evaluation(models, revision, baseline or (), output)
+    _check_evaluation(models, revision, baseline or (), template, output)
     arguments = load_recipe(recipe, override or ()).arguments
     sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments, eval_set or (), sweep or ())
     rows = load_sets(arguments.task, sets, split)
@@ -111,6 +112,7 @@ def evaluate(
             steps or (),
             metric=chosen,
             baselines=baseline or (),
+            template=template,
             batch_size=batch_size,
             show_progress=shows_progress(as_json),
         )
@@ -122,16 +124,21 @@ def evaluate(
         print_results(report["results"])
 
 
-def _check_evaluation(models: list[str], revision: str | None, baselines: Sequence[str], output: Path | None) -> None:
+def _check_evaluation(
+    models: list[str], revision: str | None, baselines: Sequence[str], template: str | None, output: Path | None
+) -> None:
     """Refuse what would otherwise fail after minutes."""
     from hf_gradmem.evaluation.readers import check_baselines
     from hf_gradmem.files import check_writable
+    from hf_gradmem.template import check_template
 
     if revision is not None and len(models) > 1:
         raise ValueError("--revision is of one model. Evaluate models of different revisions one at a time.")
     if output is not None:
         check_writable(output)
     check_baselines(baselines)
+    if template is not None:
+        check_template(template)
 
 
 @command(

@@ -1,6 +1,6 @@
 """Greedy answers: from a memory, or from a plain prompt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ def answer_queries(
     queries: Sequence[str],
     context_index: Sequence[int],
     max_new_tokens: int,
+    template: str | Mapping[str, str] | None = None,
 ) -> list[str]:
     """Greedy answers read from memory, without special tokens.
 
@@ -27,11 +28,14 @@ def answer_queries(
         queries: the questions.
         context_index: which memory each of them is about.
         max_new_tokens: most tokens of an answer.
+        template: the words around each question; the adapter's by default.
 
     Raises:
         ValueError: a memory of another model.
     """
-    input_ids, mask = tokenize_queries(queries, model.tokenizer)
+    input_ids, mask = tokenize_queries(
+        queries, model.tokenizer, model.config.template if template is None else template
+    )
     ending = ending_tokens(model.tokenizer, model.generation_config)
     with plain_generation(model.base_model):
         generated = model.generate(

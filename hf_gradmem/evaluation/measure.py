@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.scoring import count_right
 from ..tasks import check_row
 from ..tasks.collator import DataCollatorForGradMem
+from ..template import get_template
 from ..writing.contexts import Contexts
 from .metrics import ExactMatch, SquadMetric
 from .readers import MemoryReader, PromptReader, ReadBatch, Reader, check_baselines
@@ -33,6 +34,7 @@ def evaluate_rows(
     metric: str | None = "exact_match",
     *,
     baselines: Sequence[str] = (),
+    template: str | Mapping[str, str] | None = None,
     batch_size: int = 64,
     show_progress: bool = False,
 ) -> list[dict[str, Any]]:
@@ -47,6 +49,7 @@ def evaluate_rows(
         baselines: `"prompt"`, the plain base with the context in front of the query, and `"none"`, the plain base with
             the query alone. Neither uses the memory or a LoRA. A base that was trained from scratch with its memory
             has never seen such prompts.
+        template: the words around queries and contexts; the adapter's by default.
         batch_size: contexts (and prompts of the baselines) at a time.
         show_progress: show a progress bar.
 
@@ -64,11 +67,12 @@ def evaluate_rows(
     conditions: list[tuple[str, int | None]] = [("memory", steps) for steps in dict.fromkeys(write_steps)]
     conditions += [(baseline, None) for baseline in dict.fromkeys(baselines)]
     totals = {condition: _Totals(metric, math.prod(model.form.shape)) for condition in conditions}
-    collator = DataCollatorForGradMem(model.tokenizer, add_end_token=metric is not None)
+    words = model.config.template if template is None else template
+    collator = DataCollatorForGradMem(model.tokenizer, add_end_token=metric is not None, template=words)
     bar = tqdm(total=len(batches) * len(conditions), desc="Evaluating", disable=not show_progress)
     with bar, modules_in_eval(model):
         for part in batches:
-            batch = ReadBatch(part, {name: values.to(model.device) for name, values in collator(part).items()})
+            batch = ReadBatch(part, {name: values.to(model.device) for name, values in collator(part).items()}, words)
             contexts = _Contexts(model, batch) if write_steps else None
             for (context, steps), total in totals.items():
                 reader: Reader
@@ -146,21 +150,23 @@ def _read(reader: Reader, batch: ReadBatch, tokenizer: Any, total: "_Totals") ->
     for logits, labels in reader.logits(batch):
         total.add_answers(logits, labels)
     if total.metric is not None:
-        targets = [target for row in batch.rows for target in row["targets"]]
+        words = get_template(batch.template, tokenizer)
+        targets = [words.target(target) for row in batch.rows for target in row["targets"]]
         longest = max(len(tokenizer(target, add_special_tokens=False).input_ids) for target in targets)
         total.predictions += reader.answers(batch, max_new_tokens=longest + 1)
-        total.references += _references(batch.rows, tokenizer)
+        total.references += _references(batch.rows, targets, tokenizer)
 
 
-def _references(rows: list[dict[str, Any]], tokenizer: Any) -> list[list[str]]:
-    """The reference answers of each query, as a generated answer that is right would be decoded."""
-    references = []
-    for row in rows:
-        for number, target in enumerate(row["targets"]):
-            tokens = tokenizer(target, add_special_tokens=False).input_ids
-            answers = row["answers"][number] if row.get("answers") else []
-            references.append([tokenizer.decode(tokens, skip_special_tokens=True), *answers])
-    return references
+def _references(rows: list[dict[str, Any]], targets: list[str], tokenizer: Any) -> list[list[str]]:
+    """The reference answers of each query, the target as a generated answer that is right would be decoded."""
+    further = [
+        row["answers"][number] if row.get("answers") else [] for row in rows for number in range(len(row["queries"]))
+    ]
+    decoded = [
+        tokenizer.decode(tokenizer(target, add_special_tokens=False).input_ids, skip_special_tokens=True)
+        for target in targets
+    ]
+    return [[target, *answers] for target, answers in zip(decoded, further, strict=True)]
 
 
 class _Totals:

@@ -4,7 +4,7 @@ The second and the third are baselines on the plain base: full attention over th
 gives the logits of the same query and answer tokens, and generates answers to the same queries.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,8 +13,8 @@ import torch
 from ..base.token_ids import IGNORED_LABEL
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
+from ..template import get_template, leading_tokens
 from .answers import answer_prompts, answer_queries
-from .tokens import leading_tokens
 
 Tensor = torch.Tensor
 
@@ -35,10 +35,12 @@ class ReadBatch:
     Attributes:
         rows: with `context`, `queries` and `targets`.
         tensors: of [`~hf_gradmem.DataCollatorForGradMem`], on the model's device.
+        template: the words around queries and contexts.
     """
 
     rows: list[dict[str, Any]]
     tensors: dict[str, Tensor]
+    template: str | Mapping[str, str] = "plain"
 
     @property
     def queries(self) -> list[str]:
@@ -78,7 +80,9 @@ class MemoryReader:
         yield output.logits, tensors["labels"]
 
     def answers(self, batch: ReadBatch, max_new_tokens: int) -> list[str]:
-        return answer_queries(self.model, self.memory, batch.queries, batch.context_index, max_new_tokens)
+        return answer_queries(
+            self.model, self.memory, batch.queries, batch.context_index, max_new_tokens, batch.template
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class PromptReader:
 
     Attributes:
         model: whose base it is.
-        with_context: whether the context stands in front of the query, as the tokens that WRITE would take.
+        with_context: whether the context stands in front of the query.
         batch_size: prompts at a time.
     """
 
@@ -96,18 +100,19 @@ class PromptReader:
     batch_size: int
 
     def logits(self, batch: ReadBatch) -> Iterator[tuple[Tensor, Tensor]]:
-        prefixes = self._prefixes(batch)
-        tensors = batch.tensors
-        labels = tensors["labels"].clone()
-        labels[..., 0] = IGNORED_LABEL
-        places = tensors["attention_mask"].any(-1).nonzero().tolist()
-        for start in range(0, len(places), self.batch_size):
-            rows, row_labels = [], []
-            for context, query in places[start : start + self.batch_size]:
-                real = tensors["attention_mask"][context, query].bool()
-                rows.append(prefixes[context] + tensors["input_ids"][context, query][real].tolist())
-                row_labels.append([IGNORED_LABEL] * len(prefixes[context]) + labels[context, query][real].tolist())
-            yield self._run(rows, row_labels)
+        labels = batch.tensors["labels"].flatten(0, -2)
+        answers = [
+            row[row != IGNORED_LABEL].tolist() for row in labels[batch.tensors["attention_mask"].flatten(0, -2).any(-1)]
+        ]
+        # Behind an empty query, the first token of the answer is one that no other reader is asked for.
+        unscored = [int(not query) for query in batch.queries]
+        rows = list(zip(self._prompts(batch), answers, unscored, strict=True))
+        for start in range(0, len(rows), self.batch_size):
+            part = rows[start : start + self.batch_size]
+            yield self._run(
+                [prompt + answer for prompt, answer, _ in part],
+                [[IGNORED_LABEL] * (len(prompt) + first) + answer[first:] for prompt, answer, first in part],
+            )
 
     def _run(self, rows: list[list[int]], labels: list[list[int]]) -> tuple[Tensor, Tensor]:
         width = max(map(len, rows))
@@ -119,23 +124,21 @@ class PromptReader:
         return self.model.decoder.logits(self.model.decoder.tokens(ids, mask)), padded
 
     def answers(self, batch: ReadBatch, max_new_tokens: int) -> list[str]:
-        tokenizer = self.model.tokenizer
-        prefixes = self._prefixes(batch)
-        prompts = [
-            prefixes[index] + tokenizer(query, add_special_tokens=False).input_ids
-            for query, index in zip(batch.queries, batch.context_index, strict=True)
-        ]
+        prompts = self._prompts(batch)
         self._check_window(max(map(len, prompts)) + max_new_tokens)
         parts = [prompts[start : start + self.batch_size] for start in range(0, len(prompts), self.batch_size)]
         return [answer for part in parts for answer in answer_prompts(self.model, part, max_new_tokens)]
 
-    def _prefixes(self, batch: ReadBatch) -> list[list[int]]:
-        """What stands before the queries of each row."""
-        start = leading_tokens(self.model.tokenizer)
-        if not self.with_context:
-            return [start] * len(batch.rows)
-        contexts = zip(batch.tensors["context_input_ids"], batch.tensors["context_attention_mask"], strict=True)
-        return [start + ids[mask.bool()].tolist() for ids, mask in contexts]
+    def _prompts(self, batch: ReadBatch) -> list[list[int]]:
+        """What stands before each answer."""
+        tokenizer = self.model.tokenizer
+        words, start = get_template(batch.template, tokenizer), leading_tokens(tokenizer)
+        texts = []
+        for row in batch.rows:
+            context = row["context"] if isinstance(row["context"], str) else "".join(row["context"])
+            for query in row["queries"]:
+                texts.append(words.in_prompt(context, query) if self.with_context else words.question(query))
+        return [start + tokenizer(text, add_special_tokens=False).input_ids for text in texts]
 
     def _check_window(self, needed: int) -> None:
         window = self.model.decoder.window

@@ -20,6 +20,7 @@ from ..base.modes import modules_in_eval
 from ..base.output_head import cross_entropy
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
+from ..template import leading_tokens
 from ..writing.contexts import Context
 from ..writing.objectives.reconstruction import ReconstructionObjective
 from ..writing.rows import ContextRows
@@ -152,15 +153,6 @@ def _parts(rows: ContextRows) -> Iterator[ContextRows]:
     at_once = max(1, _POSITIONS_AT_ONCE // rows.input_ids.shape[1])
     for part in torch.arange(len(rows.input_ids), device=rows.input_ids.device).split(at_once):
         yield rows.take(part)
-
-
-def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer itself puts in front of a text: its begin token, or nothing.
-
-    A base that was trained with it predicts badly without.
-    """
-    ids = tokenizer("").input_ids[:1]
-    return ids if ids == [tokenizer.bos_token_id] else []
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[str]:

@@ -1,27 +1,26 @@
 """Queries as the caller gives them, texts or tokens, brought into flat rows and checked."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..base.token_ids import checked_like, checked_mask, checked_tokens, is_whole
+from ..template import get_template
 
 Tensor = torch.Tensor
 
 
 def tokenize_queries(
-    queries: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: Literal["none", "chat"] = "none"
+    queries: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: str | Mapping[str, str] = "plain"
 ) -> tuple[Tensor, Tensor]:
     """Queries as left-padded `input_ids` and `attention_mask`, tokenised as in training: without special tokens.
 
     Args:
         queries: the questions. What follows an empty one comes from the memory alone.
         tokenizer: applied to each on its own. It needs no padding token: padding is masked.
-        template: `"chat"` puts each question, as a user's turn, into the tokenizer's chat template; special tokens are
-            then the template's own.
+        template: the words around each, as in [`GradMemConfig`]; special tokens are the template's own.
 
     Returns:
         `(queries, length)` each.
@@ -33,15 +32,8 @@ def tokenize_queries(
     for query in queries:
         if not isinstance(query, str):
             raise TypeError(f"a question is a text, got {query!r}.")
-    if template not in ("none", "chat"):
-        raise ValueError(f"template must be 'none' or 'chat', got {template!r}.")
-    if template == "chat":
-        if tokenizer.chat_template is None:
-            raise ValueError(f"The tokenizer of {tokenizer.name_or_path} has no chat template. Use template 'none'.")
-        turns = [[{"role": "user", "content": query}] for query in queries]
-        texts = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        queries = cast(list[str], texts)  # one for each conversation, as nothing is tokenised
-    encoded = [tokenizer(query, add_special_tokens=False).input_ids for query in queries]
+    words = get_template(template, tokenizer)
+    encoded = [tokenizer(words.question(query), add_special_tokens=False).input_ids for query in queries]
     width = max(map(len, encoded), default=0)
     input_ids = [[0] * (width - len(tokens)) + tokens for tokens in encoded]
     mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in encoded]

@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from . import babi, kv_retrieval, squad, text
+from . import babi, facts, kv_retrieval, squad, text
 from .rows import FEATURES, check_row
 from .task import Task
 
@@ -13,6 +13,7 @@ TASKS: dict[str, Task] = {
     "kv_retrieval": kv_retrieval.TASK,
     "babi": babi.TASK,
     "squad": squad.TASK,
+    "facts": facts.TASK,
     "text": text.TASK,
 }
 """The tasks by name."""

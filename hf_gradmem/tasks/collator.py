@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..base.token_ids import IGNORED_LABEL
+from ..template import get_template
 from .rows import check_row
 
 Tensor = torch.Tensor
@@ -36,11 +37,13 @@ class DataCollatorForGradMem:
         padding: `"longest"` pads to the longest of the batch, `"max_length"` to the three limits above, so that all
             batches have one shape.
         add_end_token: whether an answer that does not end in the tokenizer's end token gets one.
+        template: the words around each query, as in [`~hf_gradmem.GradMemConfig`]: the adapter's.
 
     What is cut is counted in `truncated` and said in a warning when it first happens.
 
     Raises:
-        ValueError: a row without a column, without context tokens, or with an empty target; limits that leave nothing.
+        ValueError: a row without a column, without context tokens, or with an empty target; limits that leave nothing;
+            a template without its fields.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -49,6 +52,7 @@ class DataCollatorForGradMem:
     queries_per_context: int | None = None
     padding: Literal["longest", "max_length"] = "longest"
     add_end_token: bool = True
+    template: str | Mapping[str, str] = "plain"
     truncated: dict[str, int] = field(default_factory=lambda: {"contexts": 0, "queries": 0, "left out": 0}, init=False)
 
     def __post_init__(self) -> None:
@@ -59,6 +63,7 @@ class DataCollatorForGradMem:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if self.padding not in ("longest", "max_length"):
             raise ValueError(f"padding must be 'longest' or 'max_length', got {self.padding!r}.")
+        self._words = get_template(self.template, self.tokenizer)
         missing = [name for name in limits if getattr(self, name) is None]
         if self.padding == "max_length" and missing:
             raise ValueError(f"padding='max_length' needs {', '.join(missing)} as well.")
@@ -104,8 +109,8 @@ class DataCollatorForGradMem:
         limit = self.queries_per_context
         kept = [len(row["queries"][:limit]) for row in rows]
         self.truncated["left out"] += sum(len(row["queries"]) for row in rows) - sum(kept)
-        queries = self._encode([query for row in rows for query in row["queries"][:limit]])
-        texts = [target for row in rows for target in row["targets"][:limit]]
+        queries = self._encode([self._words.question(query) for row in rows for query in row["queries"][:limit]])
+        texts = [self._words.target(target) for row in rows for target in row["targets"][:limit]]
         targets = [self._ended(target) for target in self._encode(texts)]
         for text, target in zip(texts, targets, strict=True):
             if not target:

@@ -91,6 +91,7 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
             max_query_length=arguments.max_query_length,
             queries_per_context=arguments.queries_per_context,
             add_end_token=get_task(arguments.task).add_end_token,
+            template=arguments.config.template,
         ),
         train_dataset=training_stream(arguments, training),
         eval_dataset=eval_sets or None,
