@@ -94,6 +94,23 @@ class MemoryForm(ABC):
             start, end: `(num_control_tokens, hidden_size)` vectors of the phase, to go on either side.
         """
 
+    def start_parameters(self) -> dict[str, nn.Parameter]:
+        """What [`set_start`] sets, by the names of the parameters.
+
+        Raises:
+            ValueError: this form of memory cannot start from a memory.
+        """
+        raise ValueError(
+            f"A memory of the form {type(self).__name__} starts from what the base makes of memory_init, and cannot "
+            "start from the mean of others. Leave out the recipe's start, or use memory_form='input_vectors'."
+        )
+
+    @torch.no_grad()
+    def set_start(self, memory: Tensor) -> None:
+        """Make M_0 this memory, `(num_memory_tokens, width)`."""
+        (parameter,) = self.start_parameters().values()
+        parameter.copy_(memory)
+
     def extra_tensors(self) -> dict[str, Tensor]:
         """What a memory is made from and read with beside the base, by the names that checkpoints have for it."""
         return {"memory_init": self.module.memory_init}

@@ -43,6 +43,9 @@ class InputVectors(MemoryForm):
     def start(self, batch_size: int) -> Tensor:
         return self.module.memory_init.expand(batch_size, -1, -1)
 
+    def start_parameters(self) -> dict[str, nn.Parameter]:
+        return {"memory_init": self.module.memory_init}
+
     def prefix(self, memory: Tensor, start: Tensor | None, end: Tensor | None) -> DecoderInputs:
         memory = memory.to(self.module.memory_init.dtype)  # it may have been written beside a base of another precision
         if self.module.memory_projection is not None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from . import babi, facts, kv_retrieval, squad, text
+from . import babi, facts, kv_retrieval, mixture, squad, text
 from .rows import FEATURES, check_row
 from .task import Task
 
@@ -54,6 +54,9 @@ def load_task(
         return load(split, **arguments)
     except TypeError as error:
         raise ValueError(f"The task {name!r} does not take these arguments, {arguments}: {error}") from error
+
+
+TASKS["mixture"] = mixture.task(load_task)
 
 
 __all__ = ["FEATURES", "TASKS", "Task", "check_row", "get_task", "load_task"]

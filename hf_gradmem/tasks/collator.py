@@ -24,7 +24,8 @@ class DataCollatorForGradMem:
     if the contexts are lists of segments (a context that is one text has none); `input_ids`, `attention_mask` and
     `labels` `(batch, queries, query_length)`, where the answer follows its query and labels are −100 but at the answer
     and its end token. Rows with fewer queries than others are filled up with queries that are masked throughout. Rows
-    with a column `write_steps` add that number to the batch.
+    with a column `write_steps` add that number to the batch. Rows with a `memory`, a [`~hf_gradmem.GradMemMemory`] of
+    their context, bring it to the batch as `memory` in place of the context's tensors.
 
     `Trainer` needs `remove_unused_columns=False`, since it would take the text columns away, and no
     `label_smoothing_factor`, with which it takes the labels away from the model and computes another loss.
@@ -69,11 +70,15 @@ class DataCollatorForGradMem:
             raise ValueError(f"padding='max_length' needs {', '.join(missing)} as well.")
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Build the batch of these rows: tensors, and `write_steps`, a number, where the rows have it."""
+        """Build the batch of these rows: tensors, and `write_steps`, a number, and `memory` where rows have them."""
         before = dict(self.truncated)
         for index, row in enumerate(rows):
             check_row(row, f"row {index} of the batch")
-        batch = self._contexts(rows) | self._queries(rows) | _write_steps(rows)
+        written = [row["memory"] for row in rows if "memory" in row]
+        if written and len(written) < len(rows):
+            raise ValueError(f"Of the {len(rows)} rows of a batch, {len(written)} have a memory: all must, or none.")
+        source = {"memory": type(written[0]).cat(written)} if written else self._contexts(rows)
+        batch = source | self._queries(rows) | _write_steps(rows)
         if not any(before.values()) and any(self.truncated.values()):
             cut = ", ".join(f"{count} {what}" for what, count in self.truncated.items() if count)
             warnings.warn(

@@ -58,3 +58,16 @@ def take_split(items: Sequence[Item], split: str, validation_share: float) -> Se
     if not taken:
         raise ValueError(f"{len(items)} items and validation_share={validation_share} leave none for {split!r}.")
     return taken
+
+
+def take_evenly(items: Sequence[Item], count: int | None, source: str) -> Sequence[Item]:
+    """So many of the items, spread evenly over them; all of them when `None`. `source` names them in a message.
+
+    Raises:
+        ValueError: there are not so many.
+    """
+    if count is None:
+        return items
+    if not 1 <= count <= len(items):
+        raise ValueError(f"num_contexts must lie in 1..{len(items)}, the contexts of {source}, got {count}.")
+    return [items[index * len(items) // count] for index in range(count)]

@@ -14,7 +14,7 @@ from datasets import Dataset
 
 from .rows import FEATURES_WITH_ANSWERS, check_split, checked
 from .sentences import split_sentences
-from .sources import load_hub, read_text, source_name, take_split
+from .sources import load_hub, read_text, source_name, take_evenly, take_split
 from .task import Task
 
 
@@ -44,6 +44,8 @@ def load(
     hub_split: str = "train",
     hub_revision: str | None = None,
     short: bool = False,
+    segmented: bool = True,
+    num_contexts: int | None = None,
     validation_share: float = 0.1,
 ) -> Dataset:
     """A row for each paragraph with all its questions; in Short SQuAD one for each of its spans of sentences.
@@ -54,6 +56,8 @@ def load(
         hub_name: a data set with `context`, `question` and `answers`, such as `rajpurkar/squad`.
         hub_split, hub_revision: which part of it.
         short: keep the sentences that hold the answer, and no other.
+        segmented: whether each sentence is a segment; otherwise the context is one.
+        num_contexts: how many of the split's contexts to take, spread evenly over it; all of them when `None`.
         validation_share: share of the paragraphs that are the validation part.
 
     Raises:
@@ -70,6 +74,9 @@ def load(
         raise ValueError(f"{source} holds no question.")
     make = _short_rows if short else _rows
     rows = [row for paragraph in take_split(paragraphs, split, validation_share) for row in make(*paragraph)]
+    rows = take_evenly(rows, num_contexts, source)
+    if not segmented:
+        rows = [row | {"context": ["".join(row["context"])]} for row in rows]
     return Dataset.from_list(list(checked(rows, source)), features=FEATURES_WITH_ANSWERS)
 
 

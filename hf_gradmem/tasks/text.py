@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from .rows import FEATURES, check_split, checked
 from .sentences import split_sentences
-from .sources import load_hub, read_text, source_name, take_split
+from .sources import load_hub, read_text, source_name, take_evenly, take_split
 from .task import Task
 
 _START = re.compile(r"^\*\*\* ?START OF (?:THE|THIS) PROJECT GUTENBERG.*$", re.MULTILINE | re.IGNORECASE)
@@ -73,11 +73,7 @@ def load(
     windows = list(_windows(sentences(strip_gutenberg(text)), context_sentences, continued))
     if not windows:
         raise ValueError(f"{source} has fewer than the {context_sentences + continued} sentences of one window.")
-    taken = take_split(windows, split, validation_share)
-    if num_contexts is not None:
-        if not 1 <= num_contexts <= len(taken):
-            raise ValueError(f"num_contexts must lie in 1..{len(taken)}, the windows of {source}, got {num_contexts}.")
-        taken = [taken[index * len(taken) // num_contexts] for index in range(num_contexts)]
+    taken = take_evenly(take_split(windows, split, validation_share), num_contexts, source)
     return Dataset.from_list(list(checked(taken, source)), features=FEATURES)
 
 

@@ -14,6 +14,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from ..configuration_gradmem import GradMemConfig
 from ..tasks import get_task
 from .loss import check_loss_is_the_models
+from .start import Start
 
 
 @dataclass
@@ -54,6 +55,7 @@ _KINDS: dict[str, Any] = {
     "stages": list,
     "gradmem": dict,
     "base_config": dict | None,
+    "start": dict | None,
 }
 
 
@@ -77,6 +79,17 @@ class RecipeArguments:
         metadata={"help": "Configuration of a base with random weights: model_type and its options."},
     )
     train_base: bool = field(default=False, metadata={"help": "Train the base's weights as well."})
+    base_dtype: str | None = field(
+        default=None, metadata={"help": "Precision that the base is loaded in: its own when absent, or bfloat16, ..."}
+    )
+    start: dict | None = field(
+        default=None,
+        metadata={"help": "How the memory's start is learned before the stages: method, contexts, rounds, ..."},
+    )
+    memories: str | None = field(
+        default=None,
+        metadata={"help": "Folder of memories that are written once; what READ has of its own is trained on them."},
+    )
     gradmem: dict = field(default_factory=dict, metadata={"help": "Options of GradMemConfig."})
     step_size_learning_rate: float | None = field(
         default=None, metadata={"help": "Outer learning rate of the learned step sizes; learning_rate when absent."}
@@ -102,7 +115,24 @@ class RecipeArguments:
                 raise ValueError(f"The evaluation set {name!r} needs task arguments (or {{}}), got {arguments!r}.")
         if self.step_size_learning_rate is not None and not self.step_size_learning_rate > 0:
             raise ValueError(f"step_size_learning_rate must be greater than 0, got {self.step_size_learning_rate}.")
+        self._check_written_once()
         GradMemConfig(**self.gradmem)  # which checks its options
+
+    def _check_written_once(self) -> None:
+        """Refuse what would do nothing where memories are written before the stages, or what they cannot do."""
+        if self.start is not None:
+            Start.of(self.start)
+        if self.base_dtype is not None and not isinstance(getattr(torch, self.base_dtype, None), torch.dtype):
+            raise ValueError(f"base_dtype must be float32, bfloat16 or float16, got {self.base_dtype!r}.")
+        if self.memories is None:
+            return
+        if self.train_base:
+            raise ValueError("memories are written by the base as it is: leave train_base at false.")
+        if any(set(stage) - {"steps"} for stage in self.stages):
+            raise ValueError(
+                "With memories, which are written once, a stage has steps alone: task_arguments and write_steps of a "
+                f"stage would do nothing, got {self.stages}."
+            )
 
     @property
     def curriculum(self) -> list[Stage]:

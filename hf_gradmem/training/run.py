@@ -31,8 +31,10 @@ from ..tasks import FEATURES, get_task, load_task
 from ..tasks.collator import DataCollatorForGradMem
 from .callbacks import log_writes
 from .card import fill_model_card
+from .memories import train_reading_alone, written_rows
 from .metrics import TeacherForcedExactMatch, most_likely_tokens
 from .recipe import Recipe, RecipeArguments, Stage
+from .start import Start, begin_with_start
 
 # What a recipe says of where it runs and where it goes, and not of the training.
 _OF_THIS_MACHINE = ("output_dir", "push_to_hub", "hub_model_id")
@@ -78,10 +80,7 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
     tokenizer = build_tokenizer(arguments, trust_remote_code)
     model = build_model(arguments, tokenizer, trust_remote_code)
     model.to(training.device)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
-    eval_sets = {
-        name: load_task(arguments.task, **{"split": "validation"} | arguments.task_arguments | given)
-        for name, given in arguments.eval_sets.items()
-    }
+    train_rows, eval_sets = training_data(arguments, training, model)
     trainer = Trainer(
         model=model,
         args=training,
@@ -93,7 +92,7 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
             add_end_token=get_task(arguments.task).add_end_token,
             template=arguments.config.template,
         ),
-        train_dataset=training_stream(arguments, training),
+        train_dataset=train_rows,
         eval_dataset=eval_sets or None,
         processing_class=tokenizer,
         compute_metrics=TeacherForcedExactMatch(),
@@ -104,6 +103,36 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
     published = {key: value for key, value in recipe.values.items() if key not in _OF_THIS_MACHINE}
     fill_model_card(trainer, arguments.task, yaml.safe_dump(published, sort_keys=False).strip())
     return trainer
+
+
+def training_data(
+    arguments: RecipeArguments, training: TrainingArguments, model: GradMemForCausalLM
+) -> tuple[Any, dict[str, Any]]:
+    """The rows to train on, and the evaluation sets.
+
+    A recipe's start is learned first, and where it trains on memories, those that are missing are written.
+    """
+    eval_sets = {
+        name: load_task(arguments.task, **{"split": "validation"} | arguments.task_arguments | given)
+        for name, given in arguments.eval_sets.items()
+    }
+    options = {
+        "batch_size": training.per_device_eval_batch_size,
+        "show_progress": not training.disable_tqdm and training.process_index == 0,
+    }
+    if arguments.start is not None:
+        rows = load_task(arguments.task, **{"split": "train"} | arguments.task_arguments)
+        begin_with_start(model, rows, Start.of(arguments.start), str(training.output_dir), **options)
+    if arguments.memories is None:
+        return training_stream(arguments, training), eval_sets
+    train_reading_alone(model)
+    folder = Path(arguments.memories)
+    every = {"train": load_task(arguments.task, **{"split": "train"} | arguments.task_arguments), **eval_sets}
+    written = {
+        name: written_rows(model, rows, folder / name, source_name=arguments.task, **options)
+        for name, rows in every.items()
+    }
+    return written.pop("train"), written
 
 
 def build_tokenizer(arguments: RecipeArguments, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -121,8 +150,9 @@ def build_model(
 ) -> GradMemForCausalLM:
     """The base, loaded or built with random weights, with its memory."""
     if arguments.base_model is not None:
+        dtype = "auto" if arguments.base_dtype is None else getattr(torch, arguments.base_dtype)
         base_model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            arguments.base_model, trust_remote_code=trust_remote_code
+            arguments.base_model, dtype=dtype, trust_remote_code=trust_remote_code
         )
     else:
         base_model = _new_base(arguments.base_config or {}, tokenizer)

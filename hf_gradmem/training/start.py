@@ -1,0 +1,168 @@
+"""The start of a memory, learned without a gradient through WRITE: the mean of memories that were written from it.
+
+Reptile (Nichol et al., arXiv 1803.02999) with a full outer step: M0 ← mean of M_K, in rounds, each on further contexts.
+Where the base is frozen, this costs no more than the writing itself, which no second derivative does.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from safetensors import safe_open
+from tqdm.auto import tqdm
+
+from ..files import save_tensors
+from ..modeling_gradmem import GradMemForCausalLM
+from ..writing.contexts import Context
+from ..writing.write import write_contexts
+
+START_FILE = "start.safetensors"
+_METHODS = ("reptile",)
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a start is learned.
+
+    Attributes:
+        method: `"reptile"`.
+        contexts: how many each round writes.
+        rounds: how many times the start becomes the mean of what was written from it.
+        write_steps: steps of WRITE in these rounds; the configuration's by default.
+        write_learning_rates: step sizes, of which the one is kept that writes the next contexts best; none is tried
+            by default.
+
+    Raises:
+        ValueError: there is no such method, or a number is out of range.
+    """
+
+    method: str
+    contexts: int
+    rounds: int = 1
+    write_steps: int | None = None
+    write_learning_rates: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        if self.method not in _METHODS:
+            raise ValueError(f"The method of a start is {' or '.join(map(repr, _METHODS))}, got {self.method!r}.")
+        for name in ("contexts", "rounds", "write_steps"):
+            value = getattr(self, name)
+            if value is None and name == "write_steps":
+                continue
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} of a start must be a number of at least 1, got {value!r}.")
+        if not all(isinstance(rate, int | float) and rate > 0 for rate in self.write_learning_rates):
+            raise ValueError(
+                f"write_learning_rates of a start must be numbers above 0, got {self.write_learning_rates}."
+            )
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "Start":
+        """From the values of a recipe.
+
+        Raises:
+            ValueError: as of the class; something is missing or unknown.
+        """
+        known = [entry.name for entry in fields(cls)]
+        if set(values) - set(known) or not {"method", "contexts"} <= set(values):
+            raise ValueError(
+                f"start must have method and contexts, and may have {', '.join(known[2:])}, got {dict(values)}."
+            )
+        return cls(**values)
+
+
+def learn_start(
+    model: GradMemForCausalLM,
+    contexts: Sequence[Context],
+    start: Start,
+    *,
+    batch_size: int,
+    show_progress: bool = False,
+) -> list[dict[str, Any]]:
+    """Give the model a learned start, and the step size that suits it.
+
+    Args:
+        model: whose `memory_init`, or what else its form of memory starts from, is set.
+        contexts: to write; each is written once, in order, so there must be enough for all rounds.
+        start: how.
+        batch_size: contexts at a time.
+        show_progress: show a progress bar over the contexts.
+
+    Returns:
+        For each round, and each step size tried, what was written: its mean losses before each step and after the last.
+
+    Raises:
+        ValueError: there are too few contexts.
+    """
+    needed = start.contexts * (start.rounds + bool(start.write_learning_rates))
+    if len(contexts) < needed:
+        raise ValueError(
+            f"The start is learned from {needed} contexts, {start.contexts} in each round, but there are "
+            f"{len(contexts)}. Lower contexts or rounds."
+        )
+    report = []
+    tried = len(start.write_learning_rates)
+    total = start.contexts * (start.rounds + tried)
+    with tqdm(total=total, desc="Learning the start", unit="context", disable=not show_progress) as bar:
+
+        def write(number: int, rate: float | None, what: dict[str, Any]) -> Any:
+            part = contexts[number * start.contexts : (number + 1) * start.contexts]
+            memory = write_contexts(
+                model.writer,
+                model.tokenize(list(part)),
+                identity=model.identity(),
+                batch_size=batch_size,
+                write_steps=start.write_steps,
+                write_learning_rate=rate,
+                measure_final_loss=True,
+                on_batch=bar.update,
+            )
+            assert memory.final_write_loss is not None
+            final = float(memory.final_write_loss.mean())
+            losses = memory.write_losses.mean(0).tolist()
+            report.append({**what, "contexts": len(part), "write_losses": losses, "final_write_loss": final})
+            return memory
+
+        for number in range(start.rounds):
+            memory = write(number, None, {"round": number + 1})
+            model.form.set_start(memory.embeddings.mean(0))
+        if tried:
+            finals = []
+            for rate in start.write_learning_rates:
+                write(start.rounds, rate, {"write_learning_rate": rate})
+                finals.append(report[-1]["final_write_loss"])
+            best = start.write_learning_rates[finals.index(min(finals))]
+            model.config.write_learning_rate = best
+    return report
+
+
+def begin_with_start(
+    model: GradMemForCausalLM, rows: Dataset, start: Start, directory: str | os.PathLike, **options: Any
+) -> None:
+    """Learn the start from the contexts of these rows, or take the one that an earlier part of the run learned.
+
+    Args:
+        model: which begins to train from it.
+        rows: of a task.
+        start: how.
+        directory: of the run, where the start is kept, with what was measured on the way (`start.json`).
+        options: of [`learn_start`].
+    """
+    path = Path(directory) / START_FILE
+    parameters = model.form.start_parameters()
+    if not path.is_file():
+        order = np.random.default_rng(0).permutation(len(rows))
+        report = learn_start(model, [rows[int(number)]["context"] for number in order], start, **options)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        save_tensors(parameters, path, {"write_learning_rate": str(model.config.write_learning_rate)})
+    with safe_open(path, "pt") as kept, torch.no_grad():
+        model.config.write_learning_rate = float((kept.metadata() or {})["write_learning_rate"])
+        for name, parameter in parameters.items():
+            parameter.copy_(kept.get_tensor(name))

@@ -1,0 +1,198 @@
+"""READ trained on memories that were written once, and a start that is the mean of what was written from it."""
+
+import json
+
+import pytest
+import torch
+
+from hf_gradmem import GradMemForCausalLM
+from hf_gradmem.memory.store import MemoryStore
+from hf_gradmem.tasks import load_task
+from hf_gradmem.training.memories import train_reading_alone
+from hf_gradmem.training.recipe import make_recipe
+from hf_gradmem.training.run import build_trainer, run_training
+from hf_gradmem.training.start import START_FILE, Start, learn_start
+from tests.support.tiny_training import TINY, tiny_model
+
+PARTS = [TINY["task_arguments"] | {"task": "kv_retrieval", "num_contexts": 12}]
+GRADMEM = {
+    "num_memory_tokens": 2,
+    "write_steps": 2,
+    "write_learning_rate": 0.1,
+    "write_optimizer": "adam",
+    "meta_gradient": "first_order",
+    "read_lora": {"r": 2, "target_modules": ["q_proj", "v_proj"]},
+}
+FROM_MEMORIES = TINY | {
+    "task_arguments": TINY["task_arguments"] | {"num_contexts": 12},
+    "eval_sets": {"held_out": {"num_contexts": 3}},
+    "train_base": False,
+    "gradmem": GRADMEM,
+    "stages": [{"steps": 4}],
+    "per_device_eval_batch_size": 2,
+}
+
+
+def recipe(directory, **changes):
+    values = {"output_dir": str(directory / "run"), "memories": str(directory / "memories")}
+    return make_recipe(FROM_MEMORIES | values | changes)
+
+
+def test_what_read_has_of_its_own_trains_on_memories_and_nothing_else(tmp_path):
+    trainer = build_trainer(recipe(tmp_path))
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed
+    assert all(".read." in name for name in changed)
+    store = MemoryStore.from_pretrained(tmp_path / "memories" / "train")
+    assert len(store) == 12
+    assert store.fingerprint == trainer.model.fingerprint()  # so the trained reader still reads them
+
+
+def test_the_loss_on_a_memory_is_that_of_writing_its_context_in_the_loop(tmp_path):
+    trainer = build_trainer(recipe(tmp_path))
+    rows = [trainer.train_dataset[index] for index in range(4)]
+    collator = trainer.data_collator
+    batch = collator(rows)
+    assert "context_input_ids" not in batch
+    stored = trainer.model(**batch)
+    in_the_loop = trainer.model(**collator([{n: v for n, v in row.items() if n != "memory"} for row in rows]))
+    torch.testing.assert_close(stored.loss, in_the_loop.read_loss)
+    torch.testing.assert_close(stored.memory.embeddings, in_the_loop.memory.embeddings)
+    assert stored.write_losses is None
+
+
+def test_a_batch_has_memories_throughout_or_contexts_throughout(tmp_path):
+    trainer = build_trainer(recipe(tmp_path))
+    with_memory = trainer.train_dataset[0]
+    without = {name: value for name, value in with_memory.items() if name != "memory"}
+    with pytest.raises(ValueError, match="Of the 2 rows of a batch, 1 have a memory"):
+        trainer.data_collator([with_memory, without])
+
+
+def test_every_question_is_an_item_with_the_memory_of_its_context(tmp_path):
+    trainer = build_trainer(recipe(tmp_path))
+    rows = load_task("kv_retrieval", **FROM_MEMORIES["task_arguments"])
+    asked = [(row["context"], query) for row in rows for query in row["queries"]]
+    store = trainer.train_dataset.store
+    assert len(trainer.train_dataset) == len(asked) == 24
+    for index in (0, 1, 23):
+        item = trainer.train_dataset[index]
+        assert (item["context"], item["queries"][0]) == asked[index]
+        assert torch.equal(item["memory"].embeddings, store[str(index // 2)].embeddings)
+
+
+def test_a_run_and_its_evaluation_go_from_stored_memories_and_are_repeatable(tmp_path):
+    first = run_training(recipe(tmp_path))
+    files = sorted((tmp_path / "memories").glob("*/data/*.parquet"))
+    times = [file.stat().st_mtime_ns for file in files]
+    assert len(files) == 2
+    again = run_training(recipe(tmp_path, output_dir=str(tmp_path / "again")))
+    assert [file.stat().st_mtime_ns for file in files] == times  # nothing was written twice
+    assert again["metrics"]["eval_held_out_loss"] == first["metrics"]["eval_held_out_loss"]
+    model = GradMemForCausalLM.from_pretrained(tmp_path / "run")
+    assert model.fingerprint() == MemoryStore.from_pretrained(tmp_path / "memories" / "train").fingerprint
+
+
+def test_memories_of_another_writer_or_of_other_rows_are_refused_before_training(tmp_path):
+    build_trainer(recipe(tmp_path))
+    with pytest.raises(ValueError, match=r"begun by another run: fingerprint was"):
+        build_trainer(recipe(tmp_path, seed=1))
+    with pytest.raises(ValueError, match=r"begun by another run: .*source\.sha256 was"):
+        build_trainer(recipe(tmp_path, task_arguments=FROM_MEMORIES["task_arguments"] | {"seed": 5}))
+    with pytest.raises(ValueError, match=r"begun by another run: .*write_steps was 2 and is 3"):
+        build_trainer(recipe(tmp_path, gradmem=GRADMEM | {"write_steps": 3}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train_base": True}, "leave train_base at false"),
+        ({"stages": [{"steps": 2, "write_steps": 3}]}, "a stage has steps alone"),
+        ({"gradmem": {"num_memory_tokens": 2}}, "READ has nothing of its own"),
+        ({"base_dtype": "float23"}, "base_dtype"),
+        ({"base_dtype": "nn"}, "base_dtype"),
+        ({"start": {"method": "reptile"}}, "must have method and contexts"),
+        ({"start": {"method": "mean", "contexts": 2}}, "'reptile'"),
+        ({"start": {"method": "reptile", "contexts": 0}}, "contexts of a start"),
+        ({"start": {"method": "reptile", "contexts": 2, "rounds": 1.5}}, "rounds of a start"),
+        ({"start": {"method": "reptile", "contexts": 2, "write_learning_rates": [0.0]}}, "write_learning_rates"),
+        ({"start": {"method": "reptile", "contexts": 7, "rounds": 2}}, "14 contexts.* there are 12"),
+        (
+            {"start": {"method": "reptile", "contexts": 2}, "gradmem": GRADMEM | {"memory_form": "key_values"}},
+            "cannot start from the mean of others",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(changes, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        build_trainer(recipe(tmp_path, **changes))
+    assert not (tmp_path / "memories" / "train" / "data").exists()
+
+
+# ------------------------------------------------------------------------------------------------ the start
+
+
+def test_the_start_becomes_the_mean_of_what_was_written_from_it():
+    torch.manual_seed(0)
+    model = tiny_model(**GRADMEM, learn_write_learning_rate="none", write_head=False)
+    contexts = [row["context"] for row in load_task("kv_retrieval", **FROM_MEMORIES["task_arguments"])]
+    start = model.memory_init.detach().clone()
+    first = model.write(contexts[:4])
+    assert torch.equal(model.memory_init, start)
+    report = learn_start(model, contexts, Start("reptile", contexts=4, rounds=2), batch_size=3)
+    assert [entry["round"] for entry in report] == [1, 2]
+    with torch.no_grad():
+        model.memory_init.copy_(first.embeddings.mean(0))
+    second = model.write(contexts[4:8])
+    learn_start(model, contexts[4:], Start("reptile", contexts=4), batch_size=4)
+    torch.testing.assert_close(model.memory_init, second.embeddings.mean(0))
+
+
+def test_the_step_size_that_writes_best_is_kept():
+    torch.manual_seed(0)
+    model = tiny_model(**GRADMEM, learn_write_learning_rate="none", write_head=False)
+    contexts = [row["context"] for row in load_task("kv_retrieval", **FROM_MEMORIES["task_arguments"])]
+    start = Start("reptile", contexts=3, write_learning_rates=[1e-4, 0.2, 1e-3])
+    report = learn_start(model, contexts, start, batch_size=3)
+    finals = {entry.get("write_learning_rate"): entry["final_write_loss"] for entry in report}
+    assert model.config.write_learning_rate == 0.2
+    assert finals[0.2] == min(finals[rate] for rate in start.write_learning_rates)
+    assert model.writer.step_sizes(None, None) == [0.2, 0.2]
+
+
+def test_a_run_that_goes_on_takes_the_start_it_learned(tmp_path):
+    changes = {"start": {"method": "reptile", "contexts": 4, "write_learning_rates": [0.05, 0.2]}}
+    learned = build_trainer(recipe(tmp_path, **changes)).model
+    report = json.loads((tmp_path / "run" / "start.json").read_text(encoding="utf-8"))
+    assert len(report) == 3
+    kept = (tmp_path / "run" / START_FILE).stat().st_mtime_ns
+    again = build_trainer(recipe(tmp_path, **changes)).model
+    assert (tmp_path / "run" / START_FILE).stat().st_mtime_ns == kept
+    assert torch.equal(again.memory_init, learned.memory_init)
+    assert again.config.write_learning_rate == learned.config.write_learning_rate
+    assert again.fingerprint() == learned.fingerprint()
+
+
+# ------------------------------------------------------------------------------------------------ several tasks
+
+
+def test_a_mixture_has_the_rows_of_its_parts_with_their_references():
+    facts = {"task": "facts", "num_contexts": 2}
+    rows = load_task("mixture", parts=[*PARTS, facts])
+    assert [row["context"] for row in rows][-2:] == [row["context"] for row in load_task("facts", num_contexts=2)]
+    assert rows[-1]["answers"][0] == [rows[-1]["targets"][0].strip()]
+    assert load_task("mixture", "test", parts=[facts])[0] == load_task("mixture", parts=[facts | {"split": "test"}])[0]
+    for parts, message in (([], "needs parts"), ([{"num_contexts": 2}], "A part of a mixture"), (["facts"], "A part")):
+        with pytest.raises(ValueError, match=message):
+            load_task("mixture", parts=parts)
+
+
+def test_reading_alone_trains_control_vectors_too():
+    model = tiny_model(num_control_tokens=1)
+    train_reading_alone(model)
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} == {
+        "read_start",
+        "read_end",
+    }
