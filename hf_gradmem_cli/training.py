@@ -12,7 +12,9 @@ from .printing import print_json, print_results, report_done
 
 Baselines = Annotated[
     list[str] | None,
-    typer.Option(help="prompt or none: answer by the plain base too, the context in its prompt or nowhere."),
+    typer.Option(
+        help="prompt or none: the plain base, the context in its prompt or nowhere; other: another row's memory."
+    ),
 ]
 Metric = Annotated[
     Literal["exact_match", "squad", "none"] | None,

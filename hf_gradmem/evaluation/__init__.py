@@ -2,7 +2,7 @@
 
 [`evaluate_rows`] gives a record for each number of WRITE steps, and one for each baseline. All records have
 
-- `context`: `"memory"`, or the baseline; `write_steps`: the number, or `None`;
+- `context`: `"memory"`, or the baseline; `write_steps`: the number, also of `"other"`, or `None`;
 - the metric (`exact_match`, `f1`) of generated answers;
 - `teacher_forced_exact_match`: the share of answers whose every token is the most likely one after the right ones
     before it; `answer_loss`: nats per answer token. A first token without a query before it is not scored, in any

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from ..base.modes import modules_in_eval
 from ..base.output_head import cross_entropy
 from ..base.token_ids import IGNORED_LABEL
+from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.scoring import count_right
 from ..tasks import check_row
@@ -19,7 +20,7 @@ from ..tasks.collator import DataCollatorForGradMem
 from ..template import get_template
 from ..writing.contexts import Contexts
 from .metrics import ExactMatch, SquadMetric
-from .readers import MemoryReader, PromptReader, ReadBatch, Reader, check_baselines
+from .readers import OTHER, MemoryReader, PromptReader, ReadBatch, Reader, check_baselines
 from .tokens import base_token_losses, bits_recovered, memory_token_losses
 
 Tensor = torch.Tensor
@@ -48,7 +49,7 @@ def evaluate_rows(
             as for running text. An end token is part of an answer, but not of running text.
         baselines: `"prompt"`, the plain base with the context in front of the query, and `"none"`, the plain base with
             the query alone. Neither uses the memory or a LoRA. A base that was trained from scratch with its memory
-            has never seen such prompts.
+            has never seen such prompts. `"other"`, the memory of another row: what the reader guesses.
         template: the words around queries and contexts; the adapter's by default.
         batch_size: contexts (and prompts of the baselines) at a time.
         show_progress: show a progress bar.
@@ -65,19 +66,21 @@ def evaluate_rows(
     _check(rows, write_steps, metric, baselines, batch_size)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     conditions: list[tuple[str, int | None]] = [("memory", steps) for steps in dict.fromkeys(write_steps)]
-    conditions += [(baseline, None) for baseline in dict.fromkeys(baselines)]
+    for baseline in dict.fromkeys(baselines):
+        conditions += [(baseline, steps) for steps in (dict.fromkeys(write_steps) if baseline == OTHER else [None])]
     totals = {condition: _Totals(metric, math.prod(model.form.shape)) for condition in conditions}
     words = model.config.template if template is None else template
     collator = DataCollatorForGradMem(model.tokenizer, add_end_token=metric is not None, template=words)
+    contexts: _Contexts | None = None
     bar = tqdm(total=len(batches) * len(conditions), desc="Evaluating", disable=not show_progress)
     with bar, modules_in_eval(model):
         for part in batches:
             batch = ReadBatch(part, {name: values.to(model.device) for name, values in collator(part).items()}, words)
-            contexts = _Contexts(model, batch) if write_steps else None
+            contexts = _Contexts(model, batch, contexts) if write_steps else None
             for (context, steps), total in totals.items():
                 reader: Reader
                 if contexts is not None and steps is not None:
-                    reader = contexts.write(steps, total)
+                    reader = contexts.others(steps) if context == OTHER else contexts.write(steps, total)
                 else:
                     reader = PromptReader(model, with_context=context == "prompt", batch_size=batch_size)
                 _read(reader, batch, model.tokenizer, total)
@@ -103,6 +106,8 @@ def _check(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     if not rows:
         raise ValueError("There is nothing to evaluate: no row was given.")
+    if OTHER in baselines and (len(rows) < 2 or not write_steps):
+        raise ValueError("The baseline 'other' reads from the memory of another row: give two rows, and write_steps.")
     for index, row in enumerate(rows):
         check_row(row, f"row {index}")
         if metric is not None and not all(row["queries"]):
@@ -116,9 +121,11 @@ class _Contexts:
     """The contexts of a batch, and what of their losses does not depend on the number of steps."""
 
     @torch.no_grad()
-    def __init__(self, model: GradMemForCausalLM, batch: ReadBatch) -> None:
+    def __init__(self, model: GradMemForCausalLM, batch: ReadBatch, before: "_Contexts | None") -> None:
         tensors = batch.tensors
         self.model = model
+        self.memories: dict[int, GradMemMemory] = {}
+        self.before = None if before is None else before.memories
         self.contexts = Contexts(
             tensors["context_input_ids"], tensors["context_attention_mask"], tensors.get("context_segment_ids")
         ).checked(model.device)
@@ -136,12 +143,18 @@ class _Contexts:
             segment_ids=contexts.segment_ids,
             write_steps=steps,
         )
+        self.memories[steps] = memory
         losses = memory_token_losses(self.model, self.rows, memory.embeddings)
         sizes = self.rows.num_tokens.tolist()
         split = (values.split(sizes) for values in (losses, self.start_losses, self.base_losses))
         for of_memory, of_start, of_base in zip(*split, strict=True):
             total.add_context(of_memory, of_start, of_base)
         return MemoryReader(self.model, memory)
+
+    def others(self, steps: int) -> MemoryReader:
+        """Each row with the memory of the row before it; the first batch's first row has that of its last."""
+        before = self.memories if self.before is None else self.before
+        return MemoryReader(self.model, GradMemMemory.cat([before[steps][-1], self.memories[steps]])[:-1])
 
 
 @torch.no_grad()

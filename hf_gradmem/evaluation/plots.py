@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 # What a record was measured on, beside the arguments of its task; any other number in it is a measure.
 _CONDITIONS = ("model", "writer", "num_memory_tokens", "write_steps_trained", "context", "write_steps")
 _OF_MEMORIES = {"writer", "num_memory_tokens", "write_steps_trained", "context", "write_steps"}
-_LINES = {"prompt": "--", "none": ":"}
-_CONTEXTS = {"prompt": "context in the prompt", "none": "no context"}
+_LINES = {"prompt": "--", "none": ":", "other": "-."}
+_CONTEXTS = {"prompt": "context in the prompt", "none": "no context", "other": "another context's memory"}
 _SYMBOLS = {"write_steps": "K", "num_memory_tokens": "m", "num_pairs": "N"}
 _LABELS = {
     "write_steps": "WRITE steps",

@@ -1,7 +1,8 @@
 """Where a query's context is when it is answered: in the memory, in the prompt, or nowhere.
 
-The second and the third are baselines on the plain base: full attention over the context, and the floor. Each reader
-gives the logits of the same query and answer tokens, and generates answers to the same queries.
+The second and the third are baselines on the plain base: full attention over the context, and the floor. The memory
+of another context is a baseline too: what a trained reader guesses. Each reader gives the logits of the same query and
+answer tokens, and generates answers to the same queries.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,8 @@ from .answers import answer_prompts, answer_queries
 
 Tensor = torch.Tensor
 
-BASELINES = ("prompt", "none")
+OTHER = "other"
+BASELINES = ("prompt", "none", OTHER)
 
 
 def check_baselines(baselines: Sequence[str]) -> None:

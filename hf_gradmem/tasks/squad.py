@@ -74,10 +74,10 @@ def load(
         raise ValueError(f"{source} holds no question.")
     make = _short_rows if short else _rows
     rows = [row for paragraph in take_split(paragraphs, split, validation_share) for row in make(*paragraph)]
-    rows = take_evenly(rows, num_contexts, source)
+    taken = take_evenly(rows, num_contexts, source)
     if not segmented:
-        rows = [row | {"context": ["".join(row["context"])]} for row in rows]
-    return Dataset.from_list(list(checked(rows, source)), features=FEATURES_WITH_ANSWERS)
+        taken = [row | {"context": ["".join(row["context"])]} for row in taken]
+    return Dataset.from_list(list(checked(taken, source)), features=FEATURES_WITH_ANSWERS)
 
 
 def parse(text: str, source: str = "the text") -> list[Paragraph]:

@@ -116,7 +116,7 @@ def training_data(
         name: load_task(arguments.task, **{"split": "validation"} | arguments.task_arguments | given)
         for name, given in arguments.eval_sets.items()
     }
-    options = {
+    options: dict[str, Any] = {
         "batch_size": training.per_device_eval_batch_size,
         "show_progress": not training.disable_tqdm and training.process_index == 0,
     }

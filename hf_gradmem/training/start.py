@@ -18,8 +18,8 @@ from safetensors import safe_open
 from tqdm.auto import tqdm
 
 from ..files import save_tensors
+from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
-from ..writing.contexts import Context
 from ..writing.write import write_contexts
 
 START_FILE = "start.safetensors"
@@ -79,7 +79,7 @@ class Start:
 
 def learn_start(
     model: GradMemForCausalLM,
-    contexts: Sequence[Context],
+    contexts: Sequence[Sequence[str]],
     start: Start,
     *,
     batch_size: int,
@@ -89,7 +89,7 @@ def learn_start(
 
     Args:
         model: whose `memory_init`, or what else its form of memory starts from, is set.
-        contexts: to write; each is written once, in order, so there must be enough for all rounds.
+        contexts: to write, in segments; each is written once, in order, so there must be enough for all rounds.
         start: how.
         batch_size: contexts at a time.
         show_progress: show a progress bar over the contexts.
@@ -106,40 +106,35 @@ def learn_start(
             f"The start is learned from {needed} contexts, {start.contexts} in each round, but there are "
             f"{len(contexts)}. Lower contexts or rounds."
         )
-    report = []
-    tried = len(start.write_learning_rates)
-    total = start.contexts * (start.rounds + tried)
+    parts = [contexts[number * start.contexts :][: start.contexts] for number in range(start.rounds + 1)]
+    report: list[dict[str, Any]] = []
+    total = start.contexts * (start.rounds + len(start.write_learning_rates))
     with tqdm(total=total, desc="Learning the start", unit="context", disable=not show_progress) as bar:
-
-        def write(number: int, rate: float | None, what: dict[str, Any]) -> Any:
-            part = contexts[number * start.contexts : (number + 1) * start.contexts]
-            memory = write_contexts(
-                model.writer,
-                model.tokenize(list(part)),
-                identity=model.identity(),
-                batch_size=batch_size,
-                write_steps=start.write_steps,
-                write_learning_rate=rate,
-                measure_final_loss=True,
-                on_batch=bar.update,
-            )
-            assert memory.final_write_loss is not None
-            final = float(memory.final_write_loss.mean())
-            losses = memory.write_losses.mean(0).tolist()
-            report.append({**what, "contexts": len(part), "write_losses": losses, "final_write_loss": final})
-            return memory
-
+        options = {"write_steps": start.write_steps, "batch_size": batch_size, "on_batch": bar.update}
         for number in range(start.rounds):
-            memory = write(number, None, {"round": number + 1})
+            memory, measured = _written(model, parts[number], **options)
             model.form.set_start(memory.embeddings.mean(0))
-        if tried:
-            finals = []
-            for rate in start.write_learning_rates:
-                write(start.rounds, rate, {"write_learning_rate": rate})
-                finals.append(report[-1]["final_write_loss"])
-            best = start.write_learning_rates[finals.index(min(finals))]
-            model.config.write_learning_rate = best
-    return report
+            report.append({"round": number + 1} | measured)
+        tried = []
+        for rate in start.write_learning_rates:
+            _, measured = _written(model, parts[-1], write_learning_rate=rate, **options)
+            tried.append({"write_learning_rate": rate} | measured)
+    if tried:
+        best = min(tried, key=lambda measured: measured["final_write_loss"])
+        model.config.write_learning_rate = best["write_learning_rate"]
+    return report + tried
+
+
+def _written(
+    model: GradMemForCausalLM, contexts: Sequence[Sequence[str]], **options: Any
+) -> tuple[GradMemMemory, dict[str, Any]]:
+    """Memories of these contexts, and what was measured: how many, their mean loss before each step and at the end."""
+    memory = write_contexts(
+        model.writer, model.tokenize(list(contexts)), identity=model.identity(), measure_final_loss=True, **options
+    )
+    assert memory.final_write_loss is not None
+    losses = {"write_losses": memory.write_losses.mean(0).tolist()}
+    return memory, {"contexts": len(memory)} | losses | {"final_write_loss": float(memory.final_write_loss.mean())}
 
 
 def begin_with_start(
@@ -161,7 +156,7 @@ def begin_with_start(
         report = learn_start(model, [rows[int(number)]["context"] for number in order], start, **options)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        save_tensors(parameters, path, {"write_learning_rate": str(model.config.write_learning_rate)})
+        save_tensors(dict(parameters), path, {"write_learning_rate": str(model.config.write_learning_rate)})
     with safe_open(path, "pt") as kept, torch.no_grad():
         model.config.write_learning_rate = float((kept.metadata() or {})["write_learning_rate"])
         for name, parameter in parameters.items():

@@ -333,3 +333,19 @@ def test_what_cannot_be_measured_is_said_before_anything_is_written(model, monke
     with pytest.raises(ValueError, match=message):
         evaluate_rows(model, [row], **{"write_steps": [1]} | options)
     assert torch.is_grad_enabled()
+
+
+def test_another_rows_memory_is_read_by_the_same_reader(model):
+    """Each row reads the memory of the row before it, in whatever batches; the first one that of its batch's last."""
+    rows = list(load_task("kv_retrieval", num_contexts=5, num_pairs=2, key_length=1, value_length=1))
+    records = evaluate_rows(model, rows, [2], baselines=["other"], batch_size=2)
+    assert [(record["context"], record["write_steps"]) for record in records] == [("memory", 2), ("other", 2)]
+    shifted = [row | {"context": rows[before]["context"]} for row, before in zip(rows, [1, 0, 1, 2, 3], strict=True)]
+    expected = evaluate_rows(model, shifted, [2])[0]
+    assert records[1]["answer_loss"] == pytest.approx(expected["answer_loss"], rel=1e-5)
+    assert records[1]["exact_match"] == expected["exact_match"]
+    assert "write_loss" not in records[1]
+    with pytest.raises(ValueError, match="two rows"):
+        evaluate_rows(model, rows[:1], [2], baselines=["other"])
+    with pytest.raises(ValueError, match="write_steps"):
+        evaluate_rows(model, rows, [], baselines=["other"])
