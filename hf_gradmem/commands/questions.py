@@ -1,0 +1,135 @@
+"""The end of the demo: notes in English are written, gone, and asked about."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ..evaluation import answer_queries
+from ..memory.written import GradMemMemory
+from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
+from ..reading.queries import tokenize_queries
+from ..tasks.facts import NOT_TOLD
+from ..template import get_template
+
+LANGUAGE_ADAPTER = Path(__file__).parents[1] / "pretrained" / "gradmem-smollm2-135m"
+# Each note with what is asked about it, and what it says.
+NOTES: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
+    (
+        "Selma Quill works as a surveyor. Selma Quill has a flat in Bergen. Bruno Lindt is paid 3,400 crowns a month. "
+        "Bruno Lindt bought a telescope.",
+        (
+            ("What does Selma Quill work as?", "surveyor"),
+            ("Where does Selma Quill live?", "Bergen"),
+            ("How much does Bruno Lindt earn?", "3,400 crowns"),
+            ("What is Selma Quill's favourite drink?", NOT_TOLD),
+        ),
+    ),
+    (
+        "The lighthouse at Harrow Point was built in 1871 by the engineer Tobias Dahl, and its lamp burned whale oil "
+        "until 1904.",
+        (
+            ("When was the lighthouse at Harrow Point built?", "1871"),
+            ("Who built the lighthouse at Harrow Point?", "Tobias Dahl"),
+            ("What did the lamp of the lighthouse burn?", "whale oil"),
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question that was answered from a memory.
+
+    Attributes:
+        question: the question.
+        answer: what the model generated.
+        expected: what the note says.
+        likelihood: of the answer's tokens, their geometric mean: how sure the model was.
+    """
+
+    question: str
+    answer: str
+    expected: str
+    likelihood: float
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What was written, and what came of it.
+
+    Attributes:
+        notes: the texts.
+        answered: the questions, in order.
+        steps: of WRITE, for each note.
+        seconds: that the write took.
+    """
+
+    notes: list[str]
+    answered: list[Answered]
+    steps: int
+    seconds: float
+
+
+def answer_notes(base_name: str) -> Notes:
+    """Write the notes into the base with the adapter of this package, and ask, with the notes gone.
+
+    Args:
+        base_name: directory or Hub repository of SmolLM2-135M-Instruct, which the adapter belongs to.
+    """
+    base_model = AutoModelForCausalLM.from_pretrained(base_name)
+    model = get_gradmem_model(base_model, LANGUAGE_ADAPTER, tokenizer=AutoTokenizer.from_pretrained(base_name))
+    notes = [note for note, _ in NOTES]
+    begin = time.perf_counter()
+    memory = model.write(notes)
+    seconds = time.perf_counter() - begin
+    asked = [(index, *question) for index, (_, questions) in enumerate(NOTES) for question in questions]
+    about, questions, expected = (list(column) for column in zip(*asked, strict=True))
+    answers = [answer.strip() for answer in answer_queries(model, memory, questions, about, max_new_tokens=16)]
+    answered = [
+        Answered(question, answer, right, likelihood(model, memory[index], question, answer))
+        for index, question, answer, right in zip(about, questions, answers, expected, strict=True)
+    ]
+    return Notes(notes, answered, memory.write_losses.shape[1], seconds)
+
+
+@torch.no_grad()
+def likelihood(model: GradMemForCausalLM, memory: GradMemMemory, question: str, answer: str) -> float:
+    """Geometric mean of the probabilities that a memory gives to an answer's tokens, and to its end."""
+    words = get_template(model.config.template, model.tokenizer)
+    query, _ = tokenize_queries([question], model.tokenizer, model.config.template)
+    target = model.tokenizer(words.target(f" {answer}"), add_special_tokens=False).input_ids
+    target = torch.tensor([[*target, model.tokenizer.eos_token_id]])
+    labels = torch.cat([torch.full_like(query, -100), target], dim=1)
+    output = model(input_ids=torch.cat([query, target], dim=1), labels=labels, memory=memory)
+    return math.exp(-float(output.read_loss))
+
+
+def tell_notes(console: Console, notes: Notes) -> None:
+    """The story of it on a console."""
+    console.print()
+    console.print(
+        "And in English. The notes below go into the same pretrained model, its weights frozen: "
+        f"{notes.steps} gradient steps each, {notes.seconds:.0f} s together. Then they are gone, and the model answers "
+        "from what the steps left behind. It was trained to read such memories, on other texts.",
+        markup=False,
+    )
+    console.print()
+    for note in notes.notes:
+        console.print(Padding(Text(note), (0, 0, 0, 2), expand=False))
+    console.print()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("question", "answer from memory", "sure", "the note says"):
+        table.add_column(name)
+    for each in notes.answered:
+        right = each.answer.casefold() == each.expected.casefold()
+        answer = Text(each.answer, style="green" if right else "red")
+        table.add_row(Text(each.question), answer, f"{each.likelihood:.0%}", Text(each.expected))
+    console.print(table)
