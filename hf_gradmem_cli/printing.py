@@ -59,7 +59,7 @@ def describe_writer(facts: dict[str, Any]) -> str | None:
 
 def print_memory(facts: dict[str, Any]) -> None:
     """A table of what `hf_gradmem.evaluation.memory_facts` gives, and what a model adds to it."""
-    from hf_gradmem.evaluation.memory_facts import describe_size
+    from hf_gradmem.evaluation.memory_facts import MOST_DECODED, describe_size
 
     of_all = [("memory", facts["memory"]), ("each", describe_vectors(facts)), ("written by", describe_writer(facts))]
     print_facts(of_all)
@@ -74,8 +74,9 @@ def print_memory(facts: dict[str, Any]) -> None:
         rows.append(("loss (nats per token)", told or "not measured"))
         if "kv_cache_bytes" in context:
             rows.append(("size", describe_size(context["bytes"], context["kv_cache_bytes"])))
+            why = "in segments" if context["segments"] > 1 else f"from more than {MOST_DECODED:,} tokens"
             decoded = context["decoded"]
-            rows.append(("decodes to", "not shown: it was written in segments" if decoded is None else decoded))
+            rows.append(("decodes to", f"not shown: it was written {why}" if decoded is None else decoded))
         else:
             rows.append(("size", f"{context['bytes']:,} bytes"))
         print_facts(rows)

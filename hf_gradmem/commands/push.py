@@ -16,7 +16,8 @@ from ..checkpoint.model_card import model_card
 from ..checkpoint.run_facts import facts_of_directory
 from ..hub.cards import address_card, is_own_card
 from ..hub.client import CARD_FILE, folder_files, prepare_repository, push_files, remote_card
-from ..memory.store import FACTS_FILE, MemoryStore
+from ..memory.shards import FACTS_FILE
+from ..memory.store import MemoryStore
 from ..memory.written import MEMORY_FILE, GradMemMemory
 
 # Weights of published adapters that come with the package; their cards lie under model_cards/.

@@ -20,16 +20,8 @@ from ..base.weights import hash_tensors
 from ..files import check_directory, only_writer, whole_file
 from ..hub.client import CARD_FILE
 from ..memory.fingerprint import Identity
-from ..memory.store import (
-    FACTS_FILE,
-    FORMAT,
-    FORMAT_VERSION,
-    as_columns,
-    features,
-    read_facts,
-    shard_name,
-    without_progress_bars,
-)
+from ..memory.shards import FACTS_FILE, FORMAT, FORMAT_VERSION, as_columns, features, read_facts, shard_name
+from ..memory.store import without_progress_bars
 from ..modeling_gradmem import GradMemForCausalLM
 from ..writing.contexts import Contexts
 from ..writing.write import write_contexts
