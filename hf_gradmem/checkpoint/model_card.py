@@ -89,14 +89,19 @@ def _with_steps(result: Result, config: GradMemConfig) -> dict[str, Any]:
 
 
 def _eval_results(result: Result, config: GradMemConfig) -> list[EvalResult]:
-    """For the card's `model-index`: the scores, since a loss compares with nothing outside the run."""
+    """For the card's `model-index`: the scores, since a loss compares with nothing outside the run.
+
+    A public data set is named where the rows came from it, and not where a file was in its form.
+    """
+    source = result.source
     steps = _with_steps(result, config)["write_steps"]
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=result.task,
-            dataset_name=f"{result.task} ({result.dataset})",
-            dataset_config=result.dataset,
+            dataset_type=source.type,
+            dataset_name=f"{source.name} ({result.dataset})" if source.name else result.dataset,
+            dataset_config=source.config or result.dataset,
+            dataset_revision=source.revision,
             dataset_split=result.split,
             metric_type=name,
             metric_name=f"{name.replace('_', ' ')}, {steps} WRITE step{'' if steps == 1 else 's'}",
