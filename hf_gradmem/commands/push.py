@@ -129,7 +129,7 @@ def _push_adapter(
     there = remote_card(repo_id, revision=revision)
     own_card = files.get(CARD_FILE)
     if isinstance(own_card, Path):
-        card = address_card(own_card.read_text(encoding="utf-8"), repo_id)
+        card = address_card(own_card.read_text(encoding="utf-8"), repo_id, folder)
     else:
         card = str(model_card(config, repo_id, facts_of_directory(folder)))
     files[CARD_FILE] = card.encode()
