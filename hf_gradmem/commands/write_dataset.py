@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from ..base.weights import hash_tensors
 from ..files import check_directory, only_writer, whole_file
+from ..hub.cards import local_id
 from ..hub.client import CARD_FILE
 from ..memory.fingerprint import Identity
 from ..memory.shards import FACTS_FILE, FORMAT, FORMAT_VERSION, as_columns, features, read_facts, shard_name
@@ -52,11 +53,13 @@ configs:
 
 {num_rows} contexts, each written into {num_memory_tokens} vectors of width {hidden_size} ({dtype}) by `{model}`.
 
+With the `hf_gradmem` package installed (in a clone of its code: `pip install .`; it is not on PyPI):
+
 ```python
 from hf_gradmem import MemoryStore
 
-store = MemoryStore.from_pretrained("this repository")
-memory = store["{first_id}"]
+store = MemoryStore.from_pretrained("{repo_id}")
+memory = store[{first_id}]
 ```
 
 Models with the fingerprint of what wrote them read them, and no other: `{fingerprint}`.
@@ -131,7 +134,9 @@ class _Job:
         _check_same(directory, read_facts(directory), facts)
         if not (directory / CARD_FILE).exists():
             with whole_file(directory / CARD_FILE) as path:
-                path.write_text(_CARD.format(**facts, first_id=self.rows.read(range(1))[0][0]), encoding="utf-8")
+                first_id = json.dumps(self.rows.read(range(1))[0][0], ensure_ascii=False)
+                card = _CARD.format(**facts, first_id=first_id, repo_id=local_id(directory))
+                path.write_text(card, encoding="utf-8")
 
     def _facts(self, model_name: str | None, source_name: str | None) -> dict[str, Any]:
         """Whose memories these are, and all that they depend on; in the form that JSON gives back."""

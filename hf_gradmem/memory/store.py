@@ -14,10 +14,12 @@ from typing import Any, Self
 import datasets
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
-from huggingface_hub import CommitInfo, HfApi, snapshot_download
+from huggingface_hub import CommitInfo, snapshot_download
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import filter_repo_objects
 
-from ..hub.client import CARD_FILE, prepare_repository
+from ..hub.cards import address_card
+from ..hub.client import CARD_FILE, folder_files, prepare_repository, push_files
 from ..hub.errors import one_line_errors
 from .shards import FACTS_FILE, checked_shards, features, read_facts, read_row, rows_by_id
 from .written import GradMemMemory
@@ -176,17 +178,23 @@ class MemoryStore:
         if self.directory is None:
             raise ValueError("This store was opened from the Hub. Only a store in a directory can be pushed.")
         repo_id = prepare_repository(repo_id, revision=revision, private=private, token=token, repo_type="dataset")
-        with one_line_errors(repo_id, revision):
-            return HfApi(token=token).upload_folder(
-                repo_id=repo_id,
-                folder_path=self.directory,
-                repo_type="dataset",
-                allow_patterns=PUSHED,
-                delete_patterns=PUSHED[-1],  # the files of an earlier push with more, or larger, shards
-                commit_message=commit_message,
-                revision=revision,
-                create_pr=create_pr,
-            )
+        present = folder_files(self.directory)
+        files: dict[str, Path | bytes] = {
+            name: present[name] for name in filter_repo_objects(present, allow_patterns=PUSHED)
+        }
+        if CARD_FILE in present:
+            card = present[CARD_FILE].read_text(encoding="utf-8")
+            files[CARD_FILE] = address_card(card, repo_id, self.directory).encode()
+        return push_files(
+            files,
+            repo_id,
+            token=token,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            repo_type="dataset",
+            replaced=PUSHED[-1:],  # the files of an earlier push with more, or larger, shards
+        )
 
 
 def _load(files: list[Path], facts: dict[str, Any]) -> Dataset:

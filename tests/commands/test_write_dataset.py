@@ -415,6 +415,10 @@ def test_a_store_goes_to_the_hub_as_a_data_set_and_comes_back(model, tmp_path, m
         (pushed,) = push(tmp_path / "in one", "me/memories")
         assert pushed.repo_id == "me/memories"
         assert sorted(hub.repos["me/memories"].files)[1:-1] == ["data/train-00000-of-00001.parquet"]
+        card = hub.repos["me/memories"].files["README.md"].decode()
+        namespace: dict = {}
+        exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], namespace)  # as a visitor of the Hub runs it
+        assert_same(namespace["memory"], store["0"])
         fetched = MemoryStore.from_pretrained("me/memories")
         assert fetched.ids == store.ids
         assert_same(fetched[["2", "0"]], store[["2", "0"]])
