@@ -21,7 +21,16 @@ from ..files import check_directory, only_writer, whole_file
 from ..hub.cards import local_id
 from ..hub.client import CARD_FILE
 from ..memory.fingerprint import Identity
-from ..memory.shards import FACTS_FILE, FORMAT, FORMAT_VERSION, as_columns, features, read_facts, shard_name
+from ..memory.shards import (
+    FACTS_FILE,
+    FORMAT,
+    FORMAT_VERSION,
+    as_columns,
+    check_shard,
+    features,
+    read_facts,
+    shard_name,
+)
 from ..memory.store import without_progress_bars
 from ..modeling_gradmem import GradMemForCausalLM
 from ..writing.contexts import Contexts
@@ -183,15 +192,22 @@ class _Job:
                     raise
                 bar.update(len(numbers))
 
-    def missing(self, num_shards: int) -> list[tuple[Path, range]]:
-        """The files that are not there yet, and the rows whose memories belong into each."""
-        paths = [self.directory / shard_name(index, num_shards) for index in range(num_shards)]
-        firsts = range(0, len(self.rows), self.shard_size)
-        return [
-            (path, range(first, min(first + self.shard_size, len(self.rows))))
-            for path, first in zip(paths, firsts, strict=True)
-            if not path.is_file()
-        ]
+    def missing(self, facts: dict[str, Any]) -> list[tuple[Path, range]]:
+        """The files that are not there yet, and the rows whose memories belong into each.
+
+        Raises:
+            ValueError: one that is there is not whole.
+        """
+        num_shards = facts["num_shards"]
+        found = []
+        for index, first in enumerate(range(0, len(self.rows), self.shard_size)):
+            path = self.directory / shard_name(index, num_shards)
+            numbers = range(first, min(first + self.shard_size, len(self.rows)))
+            if path.is_file():
+                check_shard(path, len(numbers), facts)
+            else:
+                found.append((path, numbers))
+        return found
 
     def write_shard(self, path: Path, numbers: range, facts: dict[str, Any], bar: tqdm) -> None:
         """Write the memories of these rows, and then their file, whole or not at all."""
@@ -253,7 +269,7 @@ def write_dataset(
     Raises:
         OSError: the directory cannot be written to, or another call is writing to it.
         ValueError: a column is missing; an id comes twice; a context is empty or longer than the base's window; the
-            directory holds something else, or memories of another model, source or setting.
+            directory holds something else, a file that is not whole, or memories of another model, source or setting.
         FloatingPointError: a loss became NaN or infinite; what was written before is kept.
     """
     rows = DatasetRows(source, context_column, id_column)
@@ -279,7 +295,7 @@ def _carry_out(job: _Job, model_name: str | None, source_name: str | None) -> di
 def _write_share(job: _Job, state: PartialState) -> dict[str, Any]:
     """Write this process's share of what is missing."""
     facts = read_facts(job.directory)
-    missing = job.missing(facts["num_shards"])
+    missing = job.missing(facts)
     state.wait_for_everyone()  # so that all share the same list
     own = missing[state.process_index :: state.num_processes]
     with tqdm(

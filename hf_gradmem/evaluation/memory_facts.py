@@ -50,7 +50,7 @@ def write_losses(memory: GradMemMemory) -> list[float]:
 def decode_memory(model: GradMemForCausalLM, memory: GradMemMemory) -> list[str | None]:
     """The text that each memory decodes to.
 
-    `None` where it was written in segments, which need the one before, or from more than [`MOST_DECODED`] tokens.
+    `None` where it was written in segments, which need the one before, or from more than 4,096 tokens.
     """
     texts: list[str | None] = [None] * len(memory)
     whole = (~memory.is_segmented & (memory.num_context_tokens <= MOST_DECODED)).nonzero().flatten().tolist()

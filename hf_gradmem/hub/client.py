@@ -53,7 +53,9 @@ def push_files(
 
     Args:
         files: path in the repository, and the local file or its content.
-        repo_id, revision: of a repository and a branch that exist; see [`prepare_repository`].
+        repo_id, revision, repo_type: of a repository and a branch that exist; see [`prepare_repository`].
+        commit_message, commit_description, token, create_pr: as in `huggingface_hub.HfApi.create_commit`.
+        replaced: patterns of the files of which nothing older is to stay beside new ones.
 
     Raises:
         HubError: the Hub refused, or cannot be reached.

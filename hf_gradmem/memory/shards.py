@@ -141,7 +141,7 @@ def checked_shards(directory: Path, facts: dict[str, Any]) -> list[Path]:
         )
     paths = [directory / shard_name(index, num_shards) for index in range(num_shards)]
     for index, path in enumerate(paths):
-        _check_shard(path, min(facts["shard_size"], facts["num_rows"] - index * facts["shard_size"]), facts)
+        check_shard(path, min(facts["shard_size"], facts["num_rows"] - index * facts["shard_size"]), facts)
     return paths
 
 
@@ -150,7 +150,12 @@ def _is_shard(name: str, num_shards: int) -> bool:
     return match is not None and int(match[1]) < num_shards and f"data/{name}" == shard_name(int(match[1]), num_shards)
 
 
-def _check_shard(path: Path, num_rows: int, facts: dict[str, Any]) -> None:
+def check_shard(path: Path, num_rows: int, facts: dict[str, Any]) -> None:
+    """Refuse a file that cannot be read, or has other rows or columns than the facts say.
+
+    Raises:
+        ValueError: names the file, what it has, what was expected and what to do.
+    """
     try:
         with parquet.ParquetFile(path) as file:
             found, schema = file.metadata.num_rows, file.schema_arrow

@@ -163,6 +163,21 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, source, tmp_path, mo
     assert MemoryStore.from_pretrained(store).ids == IDS
 
 
+def test_a_file_that_is_not_whole_is_named_before_a_run_goes_on(model, source, tmp_path):
+    rows, store = load_source(source), tmp_path / "store"
+    write_dataset(model, rows, store, **OPTIONS)
+    shard = store / "data" / "train-00001-of-00004.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=rf"{shard} is not a readable Parquet file .* delete it and give the command"):
+        write_dataset(model, rows, store, **OPTIONS)
+    shard.write_bytes((store / "data" / "train-00003-of-00004.parquet").read_bytes())
+    with pytest.raises(ValueError, match=rf"{shard} is broken: it has 1 rows, where 2 by memories.json"):
+        write_dataset(model, rows, store, **OPTIONS)
+    shard.unlink()
+    assert write_dataset(model, rows, store, **OPTIONS)["written"] == 2
+
+
 KILLED = """
 import os, signal, sys
 from datasets import Dataset, disable_progress_bars
