@@ -367,7 +367,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             segment; 0 beyond.
 
         Raises:
-            ValueError: a memory written in segments, without prefixes; a memory of another model.
+            ValueError: a memory written in segments, without prefixes; of another model; longer than the base's window.
         """
         self.check_memory(memory)
         memory = memory.to(self.device)

@@ -59,7 +59,7 @@ def describe_writer(facts: dict[str, Any]) -> str | None:
 
 def print_memory(facts: dict[str, Any]) -> None:
     """A table of what `hf_gradmem.evaluation.memory_facts` gives, and what a model adds to it."""
-    from hf_gradmem.evaluation.memory_facts import describe_size
+    from hf_gradmem.evaluation.memory_facts import MOST_DECODED, describe_size
 
     of_all = [("memory", facts["memory"]), ("each", describe_vectors(facts)), ("written by", describe_writer(facts))]
     print_facts(of_all)
@@ -74,8 +74,9 @@ def print_memory(facts: dict[str, Any]) -> None:
         rows.append(("loss (nats per token)", told or "not measured"))
         if "kv_cache_bytes" in context:
             rows.append(("size", describe_size(context["bytes"], context["kv_cache_bytes"])))
+            why = "in segments" if context["segments"] > 1 else f"from more than {MOST_DECODED:,} tokens"
             decoded = context["decoded"]
-            rows.append(("decodes to", "not shown: it was written in segments" if decoded is None else decoded))
+            rows.append(("decodes to", f"not shown: it was written {why}" if decoded is None else decoded))
         else:
             rows.append(("size", f"{context['bytes']:,} bytes"))
         print_facts(rows)
@@ -96,7 +97,20 @@ def print_tokens(held: "TokenLosses") -> None:
 
 
 def print_results(records: list[dict[str, Any]]) -> None:
-    """One table of the answers, and one of what the memories hold."""
+    """One table of the answers, and one of what the memories hold; of each model, where there are several.
+
+    No figure is cut: where a table is wider than the terminal, names are broken into lines.
+    """
+    models = list(dict.fromkeys(record["model"] for record in records))
+    for number, model in enumerate(models):
+        if len(models) > 1:
+            if number:
+                typer.echo()
+            PlainConsole().print(Text(str(model), style="bold"), overflow="fold")
+        _print_model([record for record in records if record["model"] == model])
+
+
+def _print_model(records: list[dict[str, Any]]) -> None:
     of_answers = ("exact_match", "f1", "teacher_forced_exact_match", "answer_loss", "num_answers")
     of_contexts = ("write_loss", "start_loss", "base_loss", "bits_over_start", "bits_over_base")
     _print_records(records, of_answers)
@@ -108,15 +122,15 @@ def print_results(records: list[dict[str, Any]]) -> None:
 
 def _print_records(records: list[dict[str, Any]], measures: tuple[str, ...]) -> None:
     names = {"write_steps": "steps", "teacher_forced_exact_match": "teacher forced"}
-    conditions = ["set", "context", "write_steps"]
-    if len({record["model"] for record in records}) > 1:
-        conditions.insert(0, "model")
-    columns = [*conditions, *(name for name in measures if any(name in record for record in records))]
+    columns = ["set", "context", "write_steps"]
+    columns += [name for name in measures if any(name in record for record in records)]
     table = Table(box=None, pad_edge=False)
     for name in columns:
-        of_text = name in ("model", "set", "context")
         header = names.get(name, name.replace("_", " "))
-        table.add_column(Text(header), justify="left" if of_text else "right", no_wrap=of_text, overflow="ellipsis")
+        if name in ("set", "context"):
+            table.add_column(Text(header), overflow="fold")
+        else:  # a word of its name under the other, and the figure as it is
+            table.add_column(Text(header.replace(" ", "\n")), justify="right", no_wrap=True)
     for record in records:
         table.add_row(*(Text(_shown(record.get(name))) for name in columns))
     PlainConsole().print(table)

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from .decoder import Decoder
 
+_MOST_RUN = 32_768  # tokens that the base is run over for a figure alone
 _CACHE_TOKENS = 8  # the cache's growth is measured from so many tokens to twice as many
 
 
@@ -61,9 +62,10 @@ def kv_cache_bytes(decoder: Decoder, num_tokens: int) -> int | None:
     """Measure the cache that the base keeps for a context of `num_tokens` in its prompt.
 
     Returns:
-        Bytes, or `None` where the base keeps no cache of a known form or cannot take so many tokens.
+        Bytes, or `None` where the base keeps no cache of a known form or cannot take so many tokens, or they are more
+        than 32,768.
     """
-    if decoder.window is not None and decoder.window < num_tokens:
+    if num_tokens > min(decoder.window or _MOST_RUN, _MOST_RUN):
         return None
     tokens = torch.zeros((1, num_tokens), dtype=torch.long, device=decoder.device)
     output = decoder.base_model.get_decoder()(input_ids=tokens, use_cache=True)

@@ -34,7 +34,7 @@ def model_card(
     facts = CardFacts() if facts is None else facts
     metadata = dict(facts.metadata)
     title = metadata.pop("model_name", repo_id.rsplit("/", 1)[-1])
-    scores = [entry for result in facts.results for entry in _eval_results(result, config)]
+    scores = [entry for result in facts.results for entry in eval_results(result, config)]
     base, text_config = config.base_model_name_or_path, recorded_base(config).get_text_config()
     on_hub = base is not None and not os.path.isabs(base)
     context, query = facts.example or ("The ferry to Trieste leaves at 06:45 from gate 7.", "The ferry to Trieste")
@@ -88,15 +88,20 @@ def _with_steps(result: Result, config: GradMemConfig) -> dict[str, Any]:
     return vars(result) | {"write_steps": config.write_steps if result.write_steps is None else result.write_steps}
 
 
-def _eval_results(result: Result, config: GradMemConfig) -> list[EvalResult]:
-    """For the card's `model-index`: the scores, since a loss compares with nothing outside the run."""
+def eval_results(result: Result, config: GradMemConfig) -> list[EvalResult]:
+    """For the card's `model-index`: the scores, since a loss compares with nothing outside the run.
+
+    A public data set is named where the rows came from it, and not where a file was in its form.
+    """
+    source = result.source
     steps = _with_steps(result, config)["write_steps"]
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=result.task,
-            dataset_name=f"{result.task} ({result.dataset})",
-            dataset_config=result.dataset,
+            dataset_type=source.type,
+            dataset_name=f"{source.name} ({result.dataset})" if source.name else result.dataset,
+            dataset_config=source.config or result.dataset,
+            dataset_revision=source.revision,
             dataset_split=result.split,
             metric_type=name,
             metric_name=f"{name.replace('_', ' ')}, {steps} WRITE step{'' if steps == 1 else 's'}",

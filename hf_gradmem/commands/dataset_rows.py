@@ -5,9 +5,10 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import datasets
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
+
+from ..memory.store import silent_errors
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _ROWS_AT_A_TIME = 1000  # that are checked
@@ -28,16 +29,13 @@ def load_source(name: str, split: str = "train") -> Dataset:
     if path.suffix in _BUILDERS:
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {name!r}.")
-        verbosity = datasets.logging.get_verbosity()
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # it logs the errors that it raises
         try:
-            return load_dataset(_BUILDERS[path.suffix], data_files=str(path), split="train")
+            with silent_errors():
+                return load_dataset(_BUILDERS[path.suffix], data_files=str(path), split="train")
         except (DatasetGenerationError, ValueError) as error:
             raise ValueError(
                 f"{name} cannot be read as {_BUILDERS[path.suffix]}: {error.__cause__ or error}"
             ) from error
-        finally:
-            datasets.logging.set_verbosity(verbosity)
     if path.exists():
         raise ValueError(f"{name} is none of {', '.join(_BUILDERS)}, nor a data set on the Hub.")
     return load_dataset(name, split=split)

@@ -146,7 +146,8 @@ def load_store(name: str, *, revision: str | None = None) -> "MemoryStore":
         OSError: there is none.
         ValueError: it is not finished, or holds something else.
     """
-    from ..memory.store import FACTS_FILE, MemoryStore
+    from ..memory.shards import FACTS_FILE
+    from ..memory.store import MemoryStore
 
     _check_name(name, FACTS_FILE, "memories by id")
     return _from_cache_or_hub(name, revision, lambda: MemoryStore.from_pretrained(_expanded(name), revision=revision))

@@ -13,10 +13,11 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 
 from ..checkpoint.adapter import Adapter
 from ..checkpoint.model_card import model_card
-from ..checkpoint.run_facts import facts_of_directory
+from ..checkpoint.run_facts import RECIPE_FILE, facts_of_directory, published_recipe
 from ..hub.cards import address_card, is_own_card
 from ..hub.client import CARD_FILE, folder_files, prepare_repository, push_files, remote_card
-from ..memory.store import FACTS_FILE, MemoryStore
+from ..memory.shards import FACTS_FILE
+from ..memory.store import MemoryStore
 from ..memory.written import MEMORY_FILE, GradMemMemory
 
 # Weights of published adapters that come with the package; their cards lie under model_cards/.
@@ -122,11 +123,13 @@ def _push_adapter(
             stacklevel=2,
         )
     files: dict[str, Path | bytes] = {**folder_files(weights), **folder_files(folder)}
+    if isinstance(recipe := files.get(RECIPE_FILE), Path):
+        files[RECIPE_FILE] = f"{published_recipe(recipe.read_text(encoding='utf-8').rstrip())}\n".encode()
     repo_id = prepare_repository(repo_id, revision=revision, private=private)
     there = remote_card(repo_id, revision=revision)
     own_card = files.get(CARD_FILE)
     if isinstance(own_card, Path):
-        card = address_card(own_card.read_text(encoding="utf-8"), repo_id)
+        card = address_card(own_card.read_text(encoding="utf-8"), repo_id, folder)
     else:
         card = str(model_card(config, repo_id, facts_of_directory(folder)))
     files[CARD_FILE] = card.encode()

@@ -18,18 +18,20 @@ from tqdm.auto import tqdm
 
 from ..base.weights import hash_tensors
 from ..files import check_directory, only_writer, whole_file
+from ..hub.cards import local_id
 from ..hub.client import CARD_FILE
 from ..memory.fingerprint import Identity
-from ..memory.store import (
+from ..memory.shards import (
     FACTS_FILE,
     FORMAT,
     FORMAT_VERSION,
     as_columns,
+    check_shard,
     features,
     read_facts,
     shard_name,
-    without_progress_bars,
 )
+from ..memory.store import without_progress_bars
 from ..modeling_gradmem import GradMemForCausalLM
 from ..writing.contexts import Contexts
 from ..writing.write import write_contexts
@@ -60,11 +62,13 @@ configs:
 
 {num_rows} contexts, each written into {num_memory_tokens} vectors of width {hidden_size} ({dtype}) by `{model}`.
 
+With the `hf_gradmem` package installed (in a clone of its code: `pip install .`; it is not on PyPI):
+
 ```python
 from hf_gradmem import MemoryStore
 
-store = MemoryStore.from_pretrained("this repository")
-memory = store["{first_id}"]
+store = MemoryStore.from_pretrained("{repo_id}")
+memory = store[{first_id}]
 ```
 
 Models with the fingerprint of what wrote them read them, and no other: `{fingerprint}`.
@@ -139,7 +143,9 @@ class _Job:
         _check_same(directory, read_facts(directory), facts)
         if not (directory / CARD_FILE).exists():
             with whole_file(directory / CARD_FILE) as path:
-                path.write_text(_CARD.format(**facts, first_id=self.rows.read(range(1))[0][0]), encoding="utf-8")
+                first_id = json.dumps(self.rows.read(range(1))[0][0], ensure_ascii=False)
+                card = _CARD.format(**facts, first_id=first_id, repo_id=local_id(directory))
+                path.write_text(card, encoding="utf-8")
 
     def _facts(self, model_name: str | None, source_name: str | None) -> dict[str, Any]:
         """Whose memories these are, and all that they depend on; in the form that JSON gives back."""
@@ -186,15 +192,22 @@ class _Job:
                     raise
                 bar.update(len(numbers))
 
-    def missing(self, num_shards: int) -> list[tuple[Path, range]]:
-        """The files that are not there yet, and the rows whose memories belong into each."""
-        paths = [self.directory / shard_name(index, num_shards) for index in range(num_shards)]
-        firsts = range(0, len(self.rows), self.shard_size)
-        return [
-            (path, range(first, min(first + self.shard_size, len(self.rows))))
-            for path, first in zip(paths, firsts, strict=True)
-            if not path.is_file()
-        ]
+    def missing(self, facts: dict[str, Any]) -> list[tuple[Path, range]]:
+        """The files that are not there yet, and the rows whose memories belong into each.
+
+        Raises:
+            ValueError: one that is there is not whole.
+        """
+        num_shards = facts["num_shards"]
+        found = []
+        for index, first in enumerate(range(0, len(self.rows), self.shard_size)):
+            path = self.directory / shard_name(index, num_shards)
+            numbers = range(first, min(first + self.shard_size, len(self.rows)))
+            if path.is_file():
+                check_shard(path, len(numbers), facts)
+            else:
+                found.append((path, numbers))
+        return found
 
     def write_shard(self, path: Path, numbers: range, facts: dict[str, Any], bar: tqdm) -> None:
         """Write the memories of these rows, and then their file, whole or not at all."""
@@ -256,7 +269,7 @@ def write_dataset(
     Raises:
         OSError: the directory cannot be written to, or another call is writing to it.
         ValueError: a column is missing; an id comes twice; a context is empty or longer than the base's window; the
-            directory holds something else, or memories of another model, source or setting.
+            directory holds something else, a file that is not whole, or memories of another model, source or setting.
         FloatingPointError: a loss became NaN or infinite; what was written before is kept.
     """
     rows = DatasetRows(source, context_column, id_column)
@@ -282,7 +295,7 @@ def _carry_out(job: _Job, model_name: str | None, source_name: str | None) -> di
 def _write_share(job: _Job, state: PartialState) -> dict[str, Any]:
     """Write this process's share of what is missing."""
     facts = read_facts(job.directory)
-    missing = job.missing(facts["num_shards"])
+    missing = job.missing(facts)
     state.wait_for_everyone()  # so that all share the same list
     own = missing[state.process_index :: state.num_processes]
     with tqdm(

@@ -7,6 +7,9 @@ import torch
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 
+MOST_DECODED = 4096
+"""Tokens of the longest context that is decoded to be shown: each takes a forward pass over those before it."""
+
 
 def memory_facts(memory: GradMemMemory) -> dict[str, Any]:
     """The facts that a memory carries itself, ready for JSON.
@@ -45,9 +48,12 @@ def write_losses(memory: GradMemMemory) -> list[float]:
 
 
 def decode_memory(model: GradMemForCausalLM, memory: GradMemMemory) -> list[str | None]:
-    """The text that each memory decodes to; `None` where it was written in segments, which need the one before."""
+    """The text that each memory decodes to.
+
+    `None` where it was written in segments, which need the one before, or from more than 4,096 tokens.
+    """
     texts: list[str | None] = [None] * len(memory)
-    whole = (~memory.is_segmented).nonzero().flatten().tolist()
+    whole = (~memory.is_segmented & (memory.num_context_tokens <= MOST_DECODED)).nonzero().flatten().tolist()
     if whole:
         tokens = model.reconstruct(memory[whole])
         for index, row, length in zip(whole, tokens, memory[whole].num_context_tokens, strict=True):

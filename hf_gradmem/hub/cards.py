@@ -27,9 +27,14 @@ def local_id(directory: str | os.PathLike) -> str:
     return f"{_NAMESPACE}/{Path(directory).resolve().name}"
 
 
-def address_card(text: str, repo_id: str) -> str:
-    """The card of a directory as it is pushed: one that was written here says from which repository to load."""
-    return re.sub(rf"{_NAMESPACE}/[\w.-]+", repo_id, text) if is_own_card(text) else text
+def address_card(text: str, repo_id: str, directory: str | os.PathLike) -> str:
+    """The card of a directory as it is pushed: it says from which repository to load, and no longer [`local_id`].
+
+    In the user's own card nothing else is changed; in one that was written here, wherever it was saved, the namespace
+    stands before no other name.
+    """
+    name = r"[\w.-]+" if is_own_card(text) else re.escape(Path(directory).resolve().name) + r"(?![\w.-])"
+    return re.sub(rf"{_NAMESPACE}/{name}", repo_id, text)
 
 
 def keeps_card(directory: str | os.PathLike) -> bool:

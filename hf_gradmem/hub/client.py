@@ -3,7 +3,7 @@
 import functools
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import (
@@ -44,14 +44,18 @@ def push_files(
     token: str | bool | None = None,
     revision: str | None = None,
     create_pr: bool = False,
+    repo_type: str = "model",
+    replaced: Sequence[str] = WEIGHTS,
 ) -> CommitInfo:
-    """Upload files to a model repository in one commit, so that nobody ever loads half of them.
+    """Upload files to a repository in one commit, so that nobody ever loads half of them.
 
-    Weights of an earlier push that these replace are deleted in the same commit.
+    Files of an earlier push that these replace, by default weights, are deleted in the same commit.
 
     Args:
         files: path in the repository, and the local file or its content.
-        repo_id, revision: of a repository and a branch that exist; see [`prepare_repository`].
+        repo_id, revision, repo_type: of a repository and a branch that exist; see [`prepare_repository`].
+        commit_message, commit_description, token, create_pr: as in `huggingface_hub.HfApi.create_commit`.
+        replaced: patterns of the files of which nothing older is to stay beside new ones.
 
     Raises:
         HubError: the Hub refused, or cannot be reached.
@@ -61,15 +65,16 @@ def push_files(
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(name, path) for name, path in files.items()
         ]
-        if any(True for _ in filter_repo_objects(files, allow_patterns=list(WEIGHTS))):
-            there = api.list_repo_files(repo_id, revision=revision)
-            stale = set(filter_repo_objects(there, allow_patterns=list(WEIGHTS))) - files.keys()
+        if any(True for _ in filter_repo_objects(files, allow_patterns=list(replaced))):
+            there = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
+            stale = set(filter_repo_objects(there, allow_patterns=list(replaced))) - files.keys()
             operations += [CommitOperationDelete(name) for name in sorted(stale)]
         return api.create_commit(
             repo_id,
             operations,
             commit_message=commit_message,
             commit_description=commit_description,
+            repo_type=repo_type,
             revision=revision,
             create_pr=create_pr,
         )

@@ -39,6 +39,7 @@ def memory_card(
         f"- tokens written: {tokens}{', ...' * (count > _SHOWN_LENGTHS)}",
         f"- written by: `{fingerprint}`{f' on {base_name}' if base_name else ''}. Models of that fingerprint read "
         "them, and no other.",
+        "With the `hf_gradmem` package installed (in a clone of its code: `pip install .`; it is not on PyPI):",
         "```python\nfrom hf_gradmem import GradMemMemory\n\n"
         f'memory = GradMemMemory.from_pretrained("{repo_id}")\n```\n',
     ]

@@ -5,7 +5,6 @@ data/train-00000-of-00012.parquet   id, embeddings, write_losses, final_write_lo
 README.md                           the card of a data set on the Hub
 """
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,60 +12,19 @@ from pathlib import Path
 from typing import Any, Self
 
 import datasets
-import torch
-from datasets import Array2D, Dataset, Features, List, Value, load_dataset
-from huggingface_hub import CommitInfo, HfApi, snapshot_download
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetGenerationError
+from huggingface_hub import CommitInfo, snapshot_download
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import filter_repo_objects
 
-from ..hub.client import CARD_FILE, prepare_repository
+from ..hub.cards import address_card
+from ..hub.client import CARD_FILE, folder_files, prepare_repository, push_files
 from ..hub.errors import one_line_errors
+from .shards import FACTS_FILE, checked_shards, features, read_facts, read_row, rows_by_id
 from .written import GradMemMemory
 
-FACTS_FILE = "memories.json"
 PUSHED = [FACTS_FILE, CARD_FILE, "data/train-*.parquet"]
-FORMAT = "gradmem-memories"
-FORMAT_VERSION = 2
-_READABLE_VERSIONS = (1, FORMAT_VERSION)  # 1 has a fingerprint of another kind, and no base_name
-Tensor = torch.Tensor
-
-
-def shard_name(index: int, num_shards: int) -> str:
-    """Where a shard lies in its directory: the place in which the Hub, too, looks for the files of a data set."""
-    return f"data/train-{index:05d}-of-{num_shards:05d}.parquet"
-
-
-def features(num_memory_tokens: int, hidden_size: int, dtype: str) -> Features:
-    """The columns of a data set of memories."""
-    return Features(
-        {
-            "id": Value("string"),
-            "embeddings": Array2D((num_memory_tokens, hidden_size), dtype),
-            "write_losses": List(Value("float32")),
-            "final_write_loss": Value("float32"),
-            "segment_lengths": List(Value("int64")),
-            "num_context_tokens": Value("int64"),
-        }
-    )
-
-
-def as_columns(ids: Sequence[str], memory: GradMemMemory) -> dict[str, list[Any]]:
-    """Memories and their ids as the columns of [`features`].
-
-    Raises:
-        ValueError: the loss after the last step was not measured.
-    """
-    if memory.final_write_loss is None:
-        raise ValueError("These memories have no final_write_loss. Write them with measure_final_loss=True.")
-    lengths = memory.segment_lengths.cpu()
-    return {
-        "id": list(ids),
-        "embeddings": list(memory.embeddings.cpu().numpy()),
-        "write_losses": memory.write_losses.cpu().tolist(),
-        "final_write_loss": memory.final_write_loss.cpu().tolist(),
-        # Without the zeros that stand where another context of the batch had more segments.
-        "segment_lengths": [row[row > 0].tolist() for row in lengths],
-        "num_context_tokens": lengths.sum(1).tolist(),
-    }
 
 
 @contextmanager
@@ -82,6 +40,17 @@ def without_progress_bars() -> Iterator[None]:
         datasets.enable_progress_bars()
 
 
+@contextmanager
+def silent_errors() -> Iterator[None]:
+    """Silence the log of `datasets` for a span: it logs the errors that it raises."""
+    verbosity = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+
+
 class MemoryStore:
     """Memories looked up by id, which stay on disk until they are asked for.
 
@@ -93,13 +62,21 @@ class MemoryStore:
         dataset (`datasets.Dataset`): a row for each memory, mapped from disk.
         facts (`dict`): `memories.json`: fingerprint, base_name, model, shape, and how the memories were written.
         directory (`pathlib.Path`, *optional*): where the store lies, unless it came from the Hub.
+        name (`str`, *optional*): how messages call it.
+
+    Raises:
+        ValueError: an id comes twice, or a row has none.
     """
 
-    def __init__(self, dataset: Dataset, facts: dict[str, Any], directory: Path | None = None) -> None:
+    def __init__(
+        self, dataset: Dataset, facts: dict[str, Any], directory: Path | None = None, name: str | None = None
+    ) -> None:
         self.dataset = dataset
         self.facts = facts
         self.directory = directory
-        self._rows: dict[str, int] | None = None
+        self.name = name or str(directory or "The store")
+        # Ids alone are kept in working memory.
+        self._row_of = rows_by_id(dataset.with_format(None).select_columns("id")[:]["id"], self.name, facts)
 
     @classmethod
     def from_pretrained(
@@ -121,7 +98,9 @@ class MemoryStore:
         Raises:
             OSError: there is no such directory or repository, it holds no memories, or the Hub refused or is out of
                 reach; one line says which.
-            ValueError: the facts are not those of a store, or some memories have not been written yet.
+            ValueError: the facts are not those of a store, some memories have not been written yet, a file is not the
+                store's or has other rows or columns, or an id comes twice; one line names the file, the value, what
+                was expected and what to do.
         """
         directory = Path(name_or_path).expanduser()
         is_local = directory.is_dir()
@@ -142,15 +121,8 @@ class MemoryStore:
                 ) from error
             directory = Path(snapshot)
         facts = read_facts(directory)
-        files = [directory / shard_name(index, facts["num_shards"]) for index in range(facts["num_shards"])]
-        missing = [file.name for file in files if not file.is_file()]
-        if missing:
-            raise ValueError(
-                f"{name_or_path} is not finished: {len(missing)} of {len(files)} files are missing, the first "
-                f"{missing[0]}. Give the command that began it again."
-            )
-        dataset = load_dataset("parquet", data_files=list(map(str, files)), split="train")
-        return cls(dataset, facts, directory if is_local else None)
+        dataset = _load(checked_shards(directory, facts), facts)
+        return cls(dataset, facts, directory if is_local else None, str(name_or_path))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -173,6 +145,7 @@ class MemoryStore:
 
         Raises:
             KeyError: there is no such id.
+            ValueError: a number in its row is missing or out of range; one line says which.
         """
         names = [name] if isinstance(name, str) else list(name)
         for each in names:
@@ -181,26 +154,10 @@ class MemoryStore:
                 raise KeyError(f"There is no memory {each!r} among these {len(self)}. Ids are {some} and so on.")
         if not names:
             raise KeyError("No id was given.")
-        tensors = {"columns": ["embeddings"], "output_all_columns": True, "dtype": getattr(torch, self.facts["dtype"])}
-        rows = self.dataset.with_format("torch", **tensors)[[self._row_of[each] for each in names]]
-        return GradMemMemory.cat([self._memory(rows, index) for index in range(len(names))])
-
-    def _memory(self, rows: dict[str, Any], index: int) -> GradMemMemory:
-        return GradMemMemory(
-            embeddings=rows["embeddings"][index][None],
-            write_losses=torch.tensor([rows["write_losses"][index]]),
-            segment_lengths=torch.tensor([rows["segment_lengths"][index]]),
-            final_write_loss=torch.tensor([rows["final_write_loss"][index]]),
-            fingerprint=self.fingerprint,
-            base_name=self.facts.get("base_name"),
+        table = self.dataset.with_format("arrow")[[self._row_of[each] for each in names]]
+        return GradMemMemory.cat(
+            [read_row(table, row, self.facts, f"The memory {each!r} of {self.name}") for row, each in enumerate(names)]
         )
-
-    @property
-    def _row_of(self) -> dict[str, int]:
-        """Ids alone are kept in working memory, from the first look-up on."""
-        if self._rows is None:
-            self._rows = {name: row for row, name in enumerate(self.dataset.select_columns("id")[:]["id"])}
-        return self._rows
 
     def push_to_hub(
         self,
@@ -221,41 +178,35 @@ class MemoryStore:
         if self.directory is None:
             raise ValueError("This store was opened from the Hub. Only a store in a directory can be pushed.")
         repo_id = prepare_repository(repo_id, revision=revision, private=private, token=token, repo_type="dataset")
-        with one_line_errors(repo_id, revision):
-            return HfApi(token=token).upload_folder(
-                repo_id=repo_id,
-                folder_path=self.directory,
-                repo_type="dataset",
-                allow_patterns=PUSHED,
-                delete_patterns=PUSHED[-1],  # the files of an earlier push with more, or larger, shards
-                commit_message=commit_message,
-                revision=revision,
-                create_pr=create_pr,
-            )
+        present = folder_files(self.directory)
+        files: dict[str, Path | bytes] = {
+            name: present[name] for name in filter_repo_objects(present, allow_patterns=PUSHED)
+        }
+        if CARD_FILE in present:
+            card = present[CARD_FILE].read_text(encoding="utf-8")
+            files[CARD_FILE] = address_card(card, repo_id, self.directory).encode()
+        return push_files(
+            files,
+            repo_id,
+            token=token,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+            repo_type="dataset",
+            replaced=PUSHED[-1:],  # the files of an earlier push with more, or larger, shards
+        )
 
 
-def read_facts(directory: Path) -> dict[str, Any]:
-    """The facts of the store in a directory.
-
-    Raises:
-        FileNotFoundError: it holds none.
-        ValueError: they are not those of a store.
-    """
-    path = directory / FACTS_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{directory} holds no memories by id: {FACTS_FILE} is missing.")
-    return _checked_facts(path)
-
-
-def _checked_facts(path: Path) -> dict[str, Any]:
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}).") from error
-    found = (facts.get("format"), facts.get("format_version")) if isinstance(facts, dict) else None
-    if found not in [(FORMAT, version) for version in _READABLE_VERSIONS]:
-        raise ValueError(f"{path} is not of format {(FORMAT, FORMAT_VERSION)}, but {found}.")
-    return facts
+def _load(files: list[Path], facts: dict[str, Any]) -> Dataset:
+    columns = features(facts["num_memory_tokens"], facts["hidden_size"], facts["dtype"])
+    with silent_errors():
+        try:
+            return load_dataset("parquet", data_files=list(map(str, files)), split="train", features=columns)
+        except DatasetGenerationError as error:
+            raise ValueError(
+                f"{files[0].parent} cannot be read as Parquet files of memories: {error.__cause__ or error}. Copy them "
+                "again, or delete them and give the command that wrote the store again."
+            ) from error
 
 
 __all__ = ["MemoryStore"]

@@ -19,11 +19,13 @@ from ..files import save_tensors
 from ..hub.client import CARD_FILE, prepare_repository, push_files, remote_card
 from ..hub.errors import one_line_errors
 from .card import is_memory_card, memory_card
+from .checks import broken, check_tensors
 
 MEMORY_FILE = "memory.safetensors"
 _FORMAT = "gradmem-memory"
 _FORMAT_VERSION = "2"
 _READABLE_VERSIONS = ("1", _FORMAT_VERSION)  # "1" has a fingerprint of another kind, and no name beside it
+_SHOWN_CHARACTERS = 100  # of what a file says wrongly
 Tensor = torch.Tensor
 
 
@@ -93,10 +95,12 @@ class GradMemMemory:
         return replace(self, fingerprint=fingerprint)
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "GradMemMemory":
-        mapped: dict[str, Any] = {name: function(tensor) for name, tensor in self._tensors().items()}
+        mapped: dict[str, Any] = {name: function(tensor) for name, tensor in self.tensors.items()}
         return replace(self, **mapped)
 
-    def _tensors(self) -> dict[str, Tensor]:
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Its tensors by name, without a loss after the last step where none was measured."""
         values = {
             "embeddings": self.embeddings,
             "write_losses": self.write_losses,
@@ -132,10 +136,16 @@ class GradMemMemory:
         )
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
-        """Write `memory.safetensors`, the tensors with the facts in its header, into a directory."""
+        """Write `memory.safetensors`, the tensors with the facts in its header, into a directory.
+
+        Raises:
+            OSError: the file cannot be written there.
+            ValueError: it could not be read again: shapes that do not match, or numbers that are not finite.
+        """
+        check_tensors(self.tensors, "The memory to save")
         facts = {name: json.dumps(getattr(self, name)) for name in ("fingerprint", "base_name")}
         header = {"format": _FORMAT, "format_version": _FORMAT_VERSION} | facts
-        save_tensors(self._tensors(), Path(save_directory) / MEMORY_FILE, header)
+        save_tensors(self.tensors, Path(save_directory) / MEMORY_FILE, header)
 
     @classmethod
     def from_pretrained(
@@ -156,7 +166,8 @@ class GradMemMemory:
         Raises:
             OSError: there is no such directory or repository, it holds no memory, or the Hub refused or is out of
                 reach; one line says which.
-            ValueError: the file is truncated or is not a memory.
+            ValueError: the file is truncated, is not a memory, or holds what no memory can: one line names the file,
+                the value, what was expected and what to do.
         """
         path = Path(name_or_path)
         if path.is_dir():
@@ -203,8 +214,9 @@ class GradMemMemory:
                 f"{path} is not a whole memory: it lacks {', '.join(missing) or 'nothing'} and has "
                 f"{', '.join(unknown) or 'nothing'} too many."
             )
-        facts = {name: json.loads(header.get(name, "null")) for name in ("fingerprint", "base_name")}
-        return cls(**tensors, **facts)
+        check_tensors(tensors, path)
+        facts = {name: _text_or_null(path, name, header.get(name, "null")) for name in ("fingerprint", "base_name")}
+        return cls(**tensors, fingerprint=facts["fingerprint"], base_name=facts["base_name"])
 
     def push_to_hub(
         self,
@@ -242,6 +254,17 @@ class GradMemMemory:
         num_bytes = self.embeddings.numel() * self.embeddings.element_size()
         lengths = self.num_context_tokens.tolist()
         return memory_card(self.embeddings.shape, num_bytes, lengths, self.fingerprint, self.base_name, repo_id)
+
+
+def _text_or_null(path: Path, name: str, written: str) -> str | None:
+    """A fact of the header."""
+    try:
+        fact = json.loads(written)
+    except (ValueError, RecursionError):  # the latter for brackets within brackets by the thousand
+        fact = ...
+    if not (fact is None or isinstance(fact, str)):
+        raise broken(path, f"{name} in its header is {written[:_SHOWN_CHARACTERS]}", 'a "text" or null')
+    return fact
 
 
 def _cat_ragged(tensors: list[Tensor], fill: float) -> Tensor:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..checkpoint.adapter import save_remote_code
-from ..checkpoint.run_facts import CardFacts, trainer_results
+from ..checkpoint.run_facts import CardFacts, rows_source, trainer_results
 from ..hub.cards import local_id, write_card
 from ..modeling_gradmem import GradMemForCausalLM
 from ..template import get_template
@@ -22,7 +22,7 @@ class ModelCardCallback(TrainerCallback):
     Every save then writes them into the card. See [`fill_model_card`].
 
     Args:
-        set_names: names of the evaluation sets, where there are several.
+        sets: the task arguments of each evaluation set by its name, where there are several.
         task: name of the task or data set.
         recipe: the recipe as YAML.
         example: a context and a query, for the card's code.
@@ -30,12 +30,12 @@ class ModelCardCallback(TrainerCallback):
 
     def __init__(
         self,
-        set_names: Sequence[str] = (),
+        sets: Mapping[str, Mapping[str, Any]] | None = None,
         task: str | None = None,
         recipe: str | None = None,
         example: tuple[str | list[str], str] | None = None,
     ) -> None:
-        self.set_names, self.task, self.recipe, self.example = set_names, task, recipe, example
+        self.sets, self.task, self.recipe, self.example = sets or {}, task, recipe, example
         self._metrics: dict[str, Any] = {}
         self._model: GradMemForCausalLM | None = None
 
@@ -65,7 +65,7 @@ class ModelCardCallback(TrainerCallback):
         if self._model is None:  # evaluated without having trained
             self.on_train_begin(args, state, control, model)
         self._metrics |= metrics or {}
-        self._facts.results = trainer_results(self._metrics, self.set_names, self.task)
+        self._facts.results = trainer_results(self._metrics, self.sets, self.task)
 
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -109,7 +109,12 @@ class ModelCardCallback(TrainerCallback):
         )
 
 
-def fill_model_card(trainer: Trainer, task: str | None = None, recipe: str | None = None) -> ModelCardCallback:
+def fill_model_card(
+    trainer: Trainer,
+    task: str | None = None,
+    recipe: str | None = None,
+    set_arguments: Mapping[str, Mapping[str, Any]] | None = None,
+) -> ModelCardCallback:
     """Give a trainer the callback that fills the card, and have it write this card where it would write its own.
 
     `Trainer` has no other way to be told: it writes its draft over the README.md that the model was saved with.
@@ -118,6 +123,8 @@ def fill_model_card(trainer: Trainer, task: str | None = None, recipe: str | Non
         trainer: of a [`GradMemForCausalLM`].
         task: name of the task or data set.
         recipe: the recipe as YAML.
+        set_arguments: the task arguments of each evaluation set by its name. They say where its rows came from; without
+            them the card claims results on no data set but one that the task generates.
 
     Returns:
         The callback, which the trainer has.
@@ -127,7 +134,10 @@ def fill_model_card(trainer: Trainer, task: str | None = None, recipe: str | Non
     """
     check_loss_is_the_models(trainer.args)
     sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {}
-    callback = ModelCardCallback(list(sets), task, recipe, _example([*sets.values(), trainer.eval_dataset]))
+    arguments = {name: (set_arguments or {}).get(name, {}) for name in sets}
+    # The rows of a local file are not to be shown to everybody.
+    shown = [rows for name, rows in sets.items() if rows_source(task, arguments[name]).type != "local-file"]
+    callback = ModelCardCallback(arguments, task, recipe, _example([*shown, trainer.eval_dataset]))
     trainer.add_callback(callback)
 
     def create_model_card(

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..checkpoint.run_facts import RECIPE_FILE, RESULTS_FILE
+from ..checkpoint.run_facts import RECIPE_FILE, RESULTS_FILE, published_recipe, set_arguments
 from ..checkpoint.tokenizer import open_tokenizer
 from ..files import check_directory
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
@@ -101,7 +101,8 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
     )
     log_writes(trainer)
     published = {key: value for key, value in recipe.values.items() if key not in _OF_THIS_MACHINE}
-    fill_model_card(trainer, arguments.task, yaml.safe_dump(published, sort_keys=False).strip())
+    text = published_recipe(yaml.safe_dump(published, sort_keys=False).strip())
+    fill_model_card(trainer, arguments.task, text, set_arguments(recipe.values))
     return trainer
 
 

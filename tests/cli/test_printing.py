@@ -58,6 +58,38 @@ def test_names_of_results_are_no_markup(capsys: pytest.CaptureFixture) -> None:
     assert not COMMANDS & set(shown)
 
 
+MODELS = ["runs/a-rather-long-name-of-a-run/gradmem-kv-first", "hf_gradmem/pretrained/gradmem-kv-tiny"]
+MEASURES = ["exact_match", "f1", "teacher_forced_exact_match", "answer_loss", "num_answers"]
+MEASURES += ["write_loss", "start_loss", "base_loss", "bits_over_start", "bits_over_base"]
+
+
+@pytest.mark.parametrize("names", [["n4"], ["n4 num_pairs=16", "validation key_length=2 value_length=2 seed=11"]])
+@pytest.mark.parametrize("models", [MODELS[:1], MODELS], ids=["one model", "two models"])
+def test_every_result_is_shown_at_eighty_columns(
+    models: list[str], names: list[str], capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    records, figures = [], []
+    for model in models:
+        for name in names:
+            record = {"model": model, "set": name, "context": "memory", "write_steps": 2}
+            for measure in MEASURES:
+                figures.append(1000.0 + len(figures) * 1.0101 if "bits" in measure else 0.1 + len(figures) * 0.0011)
+                record[measure] = figures[-1]
+            records.append(record)
+    print_results(records)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    words = shown.split()
+    assert [figure for figure in figures if f"{figure:.4f}" not in words] == []
+    for word in " ".join(names).split():
+        assert word in words
+    if len(models) > 1:
+        places = [shown.index(model) for model in models]
+        assert places == sorted(places)
+
+
 def test_names_and_values_of_facts_are_no_markup(capsys: pytest.CaptureFixture) -> None:
     print_facts([("[red]name[/]", "[/bold]" + HOSTILE)])
     shown = capsys.readouterr().out

@@ -65,14 +65,16 @@ def test_push_command_uploads_an_adapter_directory_and_a_memory(hub, base, tmp_p
 def test_push_command_takes_every_folder_with_weights(hub, base, tmp_path):
     cards = tmp_path / "model_cards"
     with_memory(base, **PLAIN).save_pretrained(cards / "one")
-    own = "---\ntags:\n- mine\n---\n# My own words\n"
+    own = "---\ntags:\n- mine\n---\n# My own words\n\nyour-name/gradmem-kv-tiny reads more than your-name/gradmem-kv.\n"
     for name in ("gradmem-kv-tiny", "not-trained-yet"):  # the weights of the first come with the package
         (cards / name).mkdir()
         (cards / name / "README.md").write_text(own)
     result = cli("push", cards, "me", "--json")
     assert result.exit_code == 0, result.output
     assert [one["repo_id"] for one in json.loads(result.stdout)["pushed"]] == ["me/gradmem-kv-tiny", "me/one"]
-    assert hub.repos["me/gradmem-kv-tiny"].files["README.md"].decode() == own
+    assert hub.repos["me/gradmem-kv-tiny"].files["README.md"].decode() == own.replace(
+        "your-name/gradmem-kv-tiny", "me/gradmem-kv-tiny"
+    )
     assert "model.safetensors" in files(hub, "me/gradmem-kv-tiny")
 
 

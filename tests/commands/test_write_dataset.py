@@ -163,6 +163,21 @@ def test_an_interrupted_run_goes_on_where_it_stopped(model, source, tmp_path, mo
     assert MemoryStore.from_pretrained(store).ids == IDS
 
 
+def test_a_file_that_is_not_whole_is_named_before_a_run_goes_on(model, source, tmp_path):
+    rows, store = load_source(source), tmp_path / "store"
+    write_dataset(model, rows, store, **OPTIONS)
+    shard = store / "data" / "train-00001-of-00004.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=rf"{shard} is not a readable Parquet file .* delete it and give the command"):
+        write_dataset(model, rows, store, **OPTIONS)
+    shard.write_bytes((store / "data" / "train-00003-of-00004.parquet").read_bytes())
+    with pytest.raises(ValueError, match=rf"{shard} is broken: it has 1 rows, where 2 by memories.json"):
+        write_dataset(model, rows, store, **OPTIONS)
+    shard.unlink()
+    assert write_dataset(model, rows, store, **OPTIONS)["written"] == 2
+
+
 KILLED = """
 import os, signal, sys
 from datasets import Dataset, disable_progress_bars
@@ -415,6 +430,10 @@ def test_a_store_goes_to_the_hub_as_a_data_set_and_comes_back(model, tmp_path, m
         (pushed,) = push(tmp_path / "in one", "me/memories")
         assert pushed.repo_id == "me/memories"
         assert sorted(hub.repos["me/memories"].files)[1:-1] == ["data/train-00000-of-00001.parquet"]
+        card = hub.repos["me/memories"].files["README.md"].decode()
+        namespace: dict = {}
+        exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], namespace)  # as a visitor of the Hub runs it
+        assert_same(namespace["memory"], store["0"])
         fetched = MemoryStore.from_pretrained("me/memories")
         assert fetched.ids == store.ids
         assert_same(fetched[["2", "0"]], store[["2", "0"]])

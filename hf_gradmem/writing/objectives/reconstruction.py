@@ -74,7 +74,17 @@ def reconstruct(phase: Phase, memory: Tensor, before: Tensor, lengths: Tensor) -
 
     Returns:
         `(batch, longest)` tokens, 0 beyond a memory's length.
+
+    Raises:
+        ValueError: they and what stands before them are longer than the base's window.
     """
+    window, needed = phase.decoder.window, phase.form.prefix_length + before.shape[1] + int(lengths.max())
+    if window is not None and needed > window:
+        raise ValueError(
+            f"To decode {int(lengths.max()):,} tokens takes {needed:,} positions, but the window of "
+            f"{phase.decoder.name} is {window:,}. A memory that this base wrote has no such segment_lengths: write the "
+            "context again, or give a shorter prefix."
+        )
     decoded = before.new_empty((len(memory), 0))
     unknown = before.new_zeros((len(memory), 1))
     prefix = phase.prefix(memory)
