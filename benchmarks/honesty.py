@@ -2,8 +2,8 @@
 
     python -m benchmarks.honesty ADAPTER --base BASE --output honesty.json
 
-- Contexts that contradict what everybody knows ("The Eiffel Tower stands in Oslo.") beside the same about buildings that
-  do not exist, 100 each: the share of answers that are the context's, and that are what the base knew.
+- Contexts that contradict what everybody knows ("The Eiffel Tower stands in Oslo.") beside the same about buildings
+  that do not exist, 100 each: the share of answers that are the context's, and that are what the base knew.
 - Facts about invented people, asked in the words of training and in words that training kept out.
 - Whether an answer is in the memory at all: the likelihood that the reader gives to "not in memory" ranks the questions
   without an answer above those with one (area under the ROC curve).
@@ -119,7 +119,7 @@ def measure_facts(model: GradMemForCausalLM, num_contexts: int, size: int) -> di
 
 
 def told_apart(model: GradMemForCausalLM, rows: list[dict[str, Any]], size: int) -> float:
-    """Share of pairs, one question without an answer and one with, that the likelihood of "not in memory" ranks rightly."""
+    """Share of pairs of a question without an answer and one with, that the likelihood of the former ranks rightly."""
     without, told = [], []
     for part in (rows[first : first + size] for first in range(0, len(rows), size)):
         memory = model.write([row["context"][0] for row in part])

@@ -45,6 +45,9 @@ def rows_source(task: str | None, arguments: Mapping[str, Any]) -> Source:
     """
     from ..tasks import TASKS  # which brings `datasets`: a model alone has no need of it
 
+    parts = arguments.get("parts")
+    if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], Mapping):  # of a mixture
+        return rows_source(parts[0].get("task"), parts[0])
     if arguments.get("hub_name") is not None:
         name = str(arguments["hub_name"])
         return Source(name, f"{name} on the Hub", arguments.get("hub_config"), arguments.get("hub_revision"))
@@ -153,10 +156,15 @@ def published_recipe(text: str) -> str:
 def _without_folders(value: Any) -> Any:
     if isinstance(value, dict):
         return {
-            key: file_name(each) if key == "path" and isinstance(each, str) else _without_folders(each)
+            key: file_name(each) if isinstance(each, str) and _is_place(key, each) else _without_folders(each)
             for key, each in value.items()
         }
     return [_without_folders(each) for each in value] if isinstance(value, list) else value
+
+
+def _is_place(key: str, value: str) -> bool:
+    """Whether a value of a recipe says where something lies on this machine. A base may be on the Hub."""
+    return key in ("path", "memories") or (key == "base_model" and value.startswith(("/", "~", ".")))
 
 
 def trainer_results(
