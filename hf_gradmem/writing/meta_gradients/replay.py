@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import get_device_states, set_device_states
 
+from ...base.asked import asking
+
 Tensor = torch.Tensor
 
 
@@ -32,11 +34,20 @@ class Conditions:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """For a span, what they were then: dropout drops the same elements in the backward pass as in the step."""
-        with (
-            torch.random.fork_rng(self._devices, device_type=self._device_type),
-            torch.autocast(self._device_type, **self._autocast),
-        ):
-            torch.set_rng_state(self._states[0])
-            set_device_states(self._devices, self._states[1:], device_type=self._device_type)
+        """For a span, what they were then: dropout drops the same elements in the backward pass as in the step.
+
+        Runs of the base draw the numbers that came then, one run behind the other; the process's own stay as they are.
+        """
+        states = self._states
+
+        @contextmanager
+        def numbers() -> Iterator[None]:
+            nonlocal states
+            with torch.random.fork_rng(self._devices, device_type=self._device_type):
+                torch.set_rng_state(states[0])
+                set_device_states(self._devices, states[1:], device_type=self._device_type)
+                yield
+                states = self._random_states()[1]
+
+        with asking(random_numbers=numbers), torch.autocast(self._device_type, **self._autocast):
             yield
