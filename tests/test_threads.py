@@ -117,8 +117,18 @@ def test_writes_side_by_side_leave_what_trains_and_every_mode_as_they_were():
     assert [module.training for module in model.modules()] == modes
 
 
-def test_a_step_is_run_again_with_its_own_dropout_whatever_other_threads_draw():
-    model = build("gpt2", write_steps=1)
+@pytest.mark.parametrize(
+    ("settings", "runs", "alike"),
+    [
+        ({}, 4, [1, 3]),
+        ({"meta_gradient": "finite_difference", "meta_gradient_radius": 1e-4}, 4, [0, 2, 3]),
+        ({"writer": "forward", "checkpoint_write_steps": True}, 3, [0, 2]),
+    ],
+    ids=["exact", "finite differences", "forward"],
+)
+def test_a_step_is_run_again_with_its_own_dropout_whatever_other_threads_draw(settings, runs, alike):
+    """Of the runs of the base, READ's among them, those of the one step drop the same."""
+    model = build("gpt2", write_steps=1, **settings)
     dropout = [module for module in model.base_model.modules() if isinstance(module, nn.Dropout)][-1]
     dropout.p = 0.5
     model.base_model.requires_grad_(True)
@@ -142,8 +152,9 @@ def test_a_step_is_run_again_with_its_own_dropout_whatever_other_threads_draw():
             for _ in range(15):
                 dropped.clear()
                 train()
-                _, step, _, again = dropped
-                assert torch.equal(again, step)
+                assert len(dropped) == runs
+                assert all(torch.equal(dropped[run], dropped[alike[0]]) for run in alike)
+                assert not torch.equal(dropped[runs // 2], dropped[0]) or len(alike) == 3
         finally:
             done.set()
             other.join()

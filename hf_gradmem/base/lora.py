@@ -126,7 +126,8 @@ def lora_phase(phase: str) -> AbstractContextManager[None]:
     A layer without a LoRA for this phase runs the base's own weights, bit for bit. Within a span of the same phase
     nothing is done, which a trace could not follow.
     """
-    return nullcontext() if ASKED.phase == phase else asking(phase=phase)
+    # What is looked up by the thread is not settled: a run stays one.
+    return nullcontext() if ASKED.phase == phase else asking(phase=phase, settled=ASKED.settled)
 
 
 def _has(layer: Any, phase: str) -> bool:
