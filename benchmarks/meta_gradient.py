@@ -61,8 +61,7 @@ class _ForwardOverReverse(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, loss_adjoint: Tensor, adjoint: Tensor):
         (memory,) = ctx.saved_tensors
-        base_model = ctx.objective.phase.decoder.base_model
-        with torch.enable_grad(), twice_differentiable(base_model), forward_ad.dual_level():
+        with torch.enable_grad(), twice_differentiable(), forward_ad.dual_level():
             start = forward_ad.make_dual(memory.detach().clone().requires_grad_(), adjoint.clone())
             loss = ctx.objective(start)
             # The tangent of the weights of the losses carries the loss's own gradient.

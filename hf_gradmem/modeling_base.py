@@ -9,6 +9,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from .base.decoder import Decoder
 from .base.lora import base_keys, lora_modules, lora_only_modules
+from .base.modes import generator
 from .base.running import embedding_weight
 
 
@@ -54,7 +55,7 @@ class ModelAroundBase(PreTrainedModel):
     @property
     def generation_config(self) -> GenerationConfig:
         """The base's."""
-        return self.base_model.generation_config
+        return generator(self.base_model).generation_config
 
     @generation_config.setter
     def generation_config(self, value: GenerationConfig) -> None:

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 Tensor = torch.Tensor
@@ -28,12 +27,6 @@ _SCORES_AT_ONCE_ELSEWHERE = 2**26
 _QUERIES_AT_ONCE = 256
 # Keys from which on this is the faster way (benchmarks/results/performance_cpu.md).
 _SHORTEST = 128
-_EVERY_BACKEND = [
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.MATH,
-]
 
 
 class FusedTwiceDifferentiable(TorchFunctionMode):
@@ -45,6 +38,19 @@ class FusedTwiceDifferentiable(TorchFunctionMode):
             call = _Call(*arguments, **options)
             if call.fits():
                 return fused_attention(call)
+        return function(*arguments, **options)
+
+
+class MathAttention(TorchFunctionMode):
+    """For a span, PyTorch's SDPA is held to its MATH backend, plain operations that have every derivative.
+
+    It is so in this thread alone, where `torch.nn.attention.sdpa_kernel` would hold the process to it.
+    """
+
+    def __torch_function__(self, function: Any, types: Any, arguments: tuple = (), options: dict | None = None) -> Any:
+        options = options or {}
+        if function is functional.scaled_dot_product_attention:
+            return _math_attention(_Call(*arguments, **options))
         return function(*arguments, **options)
 
 
@@ -71,15 +77,23 @@ class _Call(NamedTuple):
             and not (mask is not None and (mask.requires_grad or mask.dim() != 4))
         )
 
+    def as_autocast(self) -> "_Call":
+        """In the precision that autocast asks of SDPA."""
+        device = self.query.device.type
+        if not torch.is_autocast_enabled(device) or self.query.dtype == torch.float64:
+            return self
+        dtype, mask = torch.get_autocast_dtype(device), self.attn_mask
+        return self._replace(
+            query=self.query.to(dtype),
+            key=self.key.to(dtype),
+            value=self.value.to(dtype),
+            attn_mask=mask if mask is None or mask.dtype == torch.bool else mask.to(dtype),
+        )
+
 
 def fused_attention(call: _Call) -> Tensor:
     """`scaled_dot_product_attention`, differentiable twice on whatever kernel PyTorch chooses for it."""
-    query, key, value, mask = call[:4]
-    device = query.device.type
-    if torch.is_autocast_enabled(device) and query.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(device)
-        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-        mask = mask if mask is None or mask.dtype == torch.bool else mask.to(dtype)
+    query, key, value, mask = call.as_autocast()[:4]
     if call.enable_gqa:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
@@ -88,13 +102,31 @@ def fused_attention(call: _Call) -> Tensor:
         return _Attention.apply(query, key, value, mask, call.is_causal, scale)
 
 
+def _math_attention(call: _Call) -> Tensor:
+    call = call.as_autocast()
+    query, mask = call.query, call.attn_mask
+    if mask is not None and mask.dtype == torch.bool:
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
+    with _in_own_precision(query):
+        return torch._scaled_dot_product_attention_math(
+            query,
+            call.key,
+            call.value,
+            mask,
+            call.dropout_p,
+            call.is_causal,
+            scale=call.scale,
+            enable_gqa=call.enable_gqa,
+        )[0]
+
+
 def _in_own_precision(tensor: Tensor) -> torch.autocast:
     """No autocast for a span: its casts are made once, where attention is called."""
     return torch.autocast(tensor.device.type, enabled=False)
 
 
 def _kernel(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float) -> Tensor:
-    with torch._C.DisableTorchFunction(), sdpa_kernel(_EVERY_BACKEND):
+    with torch._C.DisableTorchFunction():
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale
         )

@@ -1,8 +1,9 @@
-"""LoRA by phase: weights in the base that one phase switches on, and what is the base's own beside them."""
+"""LoRA by phase: weights in the base that are on in one phase, and what is the base's own beside them."""
 
+import functools
 import warnings
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -11,9 +12,11 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedModel
 
+from .asked import ASKED, asking
+
 
 def inject_lora(base_model: PreTrainedModel, arguments: dict[str, Any], phase: str, dtype: torch.dtype) -> None:
-    """Add to the base, in place, a LoRA that only [`lora_phase`] switches on.
+    """Add to the base, in place, a LoRA that is on in a span of [`lora_phase`] alone.
 
     Args:
         base_model: the decoder.
@@ -36,11 +39,42 @@ def inject_lora(base_model: PreTrainedModel, arguments: dict[str, Any], phase: s
         parameter.requires_grad_(True)
     for layer in _lora_layers(base_model):
         layer.enable_adapters(False)
+        if not isinstance(layer, _ByPhase):
+            layer.__class__ = _by_phase(layer.__class__)
     for module in lora_modules(base_model).values():
         for part in module.modules():
             # By PEFT: B = 0. The type of `nn.Module` knows no attributes but tensors and modules.
             part._is_hf_initialized = True  # type: ignore[assignment]
         module.to(dtype).requires_grad_(True)
+
+
+class _ByPhase:
+    """A layer of PEFT whose adapters are what the thread's phase says; outside phases, what PEFT's own switches say.
+
+    Nothing is switched in the layer, so that threads can be in phases of their own.
+    """
+
+    @property
+    def disable_adapters(self: Any) -> bool:
+        return self._disable_adapters if ASKED.phase is None else not _has(self, ASKED.phase)
+
+    @property
+    def active_adapter(self: Any) -> str | list[str]:
+        return self._active_adapter if ASKED.phase is None else ASKED.phase
+
+    def __reduce_ex__(self: Any, protocol: Any) -> tuple:
+        return _empty_layer, (type(self).__bases__[1],), self.__getstate__()
+
+
+@functools.cache
+def _by_phase(layer_class: Any) -> Any:
+    """The class of PEFT with [`_ByPhase`] in front of it, under its own name."""
+    return type(layer_class.__name__, (_ByPhase, layer_class), {"__module__": layer_class.__module__})
+
+
+def _empty_layer(layer_class: type) -> Any:
+    """A layer that a copy or a pickle gives its state: their class cannot be found by its name."""
+    return _by_phase(layer_class).__new__(_by_phase(layer_class))
 
 
 def _lora_layers(base_model: nn.Module) -> list[Any]:  # a BaseTunerLayer is a module, but PEFT's type does not say so
@@ -86,40 +120,18 @@ def lora_scalings(base_model: nn.Module, phase: str) -> dict[str, float]:
     return {name: float(layer.scaling[phase]) for name, layer in sorted(layers.items()) if _has(layer, phase)}
 
 
-@contextmanager
-def lora_phase(base_model: nn.Module, phase: str) -> Iterator[None]:
-    """Run the base with the LoRA of `phase` (`"write"` or `"read"`) alone, then switch it off again.
+def lora_phase(phase: str) -> AbstractContextManager[None]:
+    """Run bases with the LoRA of `phase` (`"write"` or `"read"`) alone, in this thread and for a span.
 
     A layer without a LoRA for this phase runs the base's own weights, bit for bit. Within a span of the same phase
-    nothing is switched, which a trace could not follow.
+    nothing is done, which a trace could not follow.
     """
-    layers = [layer for layer in _lora_layers(base_model) if not _is_set(layer, phase)]
-    _switch(layers, phase)
-    try:
-        yield
-    finally:
-        _switch(layers, None)
+    # What is looked up by the thread is not settled: a run stays one.
+    return nullcontext() if ASKED.phase == phase else asking(phase=phase, settled=ASKED.settled)
 
 
-def _has(layer: BaseTunerLayer, phase: str | None) -> bool:
-    return phase is not None and any(phase in getattr(layer, part) for part in layer.adapter_layer_names)
-
-
-def _is_set(layer: BaseTunerLayer, phase: str) -> bool:
-    if not _has(layer, phase):
-        return layer.disable_adapters
-    return not layer.disable_adapters and list(layer.active_adapters) == [phase]
-
-
-def _switch(layers: list[Any], phase: str | None) -> None:
-    """PEFT's own toggles, without their side effect: they rewrite `requires_grad`, which silences LoRA's gradient."""
-    for layer in layers:
-        trainable = {parameter: parameter.requires_grad for parameter in layer.parameters()}
-        if _has(layer, phase):
-            layer.set_adapter(phase)
-        layer.enable_adapters(_has(layer, phase))
-        for parameter, requires_grad in trainable.items():
-            parameter.requires_grad_(requires_grad)
+def _has(layer: Any, phase: str) -> bool:
+    return any(phase in getattr(layer, part) for part in layer.adapter_layer_names)
 
 
 def base_keys(model: nn.Module) -> set[str]:

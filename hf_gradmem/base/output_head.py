@@ -42,7 +42,9 @@ def head_cross_entropy(hidden: Tensor, head: OutputHead, targets: Tensor) -> Ten
         head: the output head.
         targets: `(positions,)` token ids.
     """
-    return _HeadCrossEntropy.apply(hidden, head.weight, head.bias, targets)
+    # Views, since weights are frozen by what PyTorch's own operations make of them.
+    weight, bias = (part if part is None else part.view_as(part) for part in (head.weight, head.bias))
+    return _HeadCrossEntropy.apply(hidden, weight, bias, targets)
 
 
 class _HeadCrossEntropy(torch.autograd.Function):

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .layout import packed_layout
-from .modes import modules_in_eval, plain_generation
+from .modes import evaluating, generator, plain_generation, settled
 from .output_head import OutputHead
 from .running import (
     DecoderInputs,
@@ -17,6 +17,7 @@ from .running import (
     embedding_weight,
     embeddings_replaced,
     generation_arguments,
+    output_changed,
     run,
     side_by_side,
 )
@@ -47,7 +48,7 @@ def probing(base_model: PreTrainedModel) -> Iterator[tuple[Tensor, Tensor]]:
     """
     device = embedding_weight(base_model).device
     ids = torch.tensor(ordinary_tokens(base_model, 12), device=device).view(2, 6)
-    with torch.no_grad(), torch.autocast(device.type, enabled=False), modules_in_eval(base_model):
+    with torch.no_grad(), torch.autocast(device.type, enabled=False), evaluating(), settled(base_model):
         yield ids, torch.ones_like(ids)
 
 
@@ -159,15 +160,14 @@ def generates(base_model: PreTrainedModel, from_cache: bool) -> bool:
         from_cache: with the first positions given as keys and values, and no padding.
     """
     first = 2 if from_cache else 0
-    with probing(base_model) as (ids, mask), plain_generation(base_model):
+    with plain_generation(), probing(base_model) as (ids, mask):
         if not from_cache:
             mask[1, :2] = 0
         inputs = _tokens(base_model, ids[:, first:])._replace(attention_mask=mask[:, first:])
         try:
             if from_cache:
                 inputs = inputs._replace(past=cached(base_model, _tokens(base_model, ids[:, :first]), True))
-            generate: Any = base_model.generate  # which the type of PreTrainedModel does not have
-            output = generate(
+            output = generator(base_model).generate(
                 **generation_arguments(inputs),
                 max_new_tokens=_NEW_TOKENS,
                 return_dict_in_generate=True,
@@ -192,11 +192,12 @@ def cached(base_model: PreTrainedModel, inputs: DecoderInputs, on_embeddings: bo
     """
     arguments = {"attention_mask": inputs.attention_mask.long(), "use_cache": True}
     decoder = base_model.get_decoder()
-    if on_embeddings:
-        output = decoder(inputs_embeds=inputs.embeddings, **arguments)
-    else:
-        with embeddings_replaced(base_model, inputs.embeddings):
-            output = decoder(input_ids=inputs.input_ids, **arguments)
+    with settled(base_model):
+        if on_embeddings:
+            output = decoder(inputs_embeds=inputs.embeddings, **arguments)
+        else:
+            with embeddings_replaced(base_model, inputs.embeddings):
+                output = decoder(input_ids=inputs.input_ids, **arguments)
     layers = getattr(getattr(output, "past_key_values", None), "layers", ())
     pairs: tuple[tuple[Any, Any], ...] = tuple(
         (getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers
@@ -273,8 +274,5 @@ def output_head_is_all(base_model: PreTrainedModel, on_embeddings: bool) -> bool
     with probing(base_model) as (ids, _):
         inputs = _tokens(base_model, ids)
         expected = run(base_model, base_model, inputs, on_embeddings).logits * _AMPLIFIED
-        handle = module.register_forward_hook(lambda module, arguments, output: output * _AMPLIFIED)
-        try:
+        with output_changed(module, lambda output: output * _AMPLIFIED):
             return same_but_for_rounding(run(base_model, base_model, inputs, on_embeddings).logits, expected)
-        finally:
-            handle.remove()

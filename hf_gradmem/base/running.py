@@ -1,6 +1,7 @@
 """A decoder's inputs as one value, and a run of the base on them: on embeddings, or on token ids in their place."""
 
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -9,10 +10,13 @@ from torch import nn
 from transformers import DynamicCache, PreTrainedModel
 
 from .layout import reorder
+from .modes import settled
 
 Tensor = torch.Tensor
 # Keys and values of each layer, `(rows, heads, positions, size)`.
 KeyValues = tuple[tuple[Tensor, Tensor], ...]
+# PyTorch numbers hooks without a lock, and one takes the place of another of its number.
+_REGISTERING = threading.Lock()
 
 
 class DecoderInputs(NamedTuple):
@@ -86,10 +90,11 @@ def run(base_model: PreTrainedModel, module: nn.Module, inputs: DecoderInputs, o
         arguments["position_ids"] = inputs.position_ids
     if inputs.past is not None:
         arguments["past_key_values"] = cache_of(inputs.past)
-    if on_embeddings:
-        return module(inputs_embeds=inputs.embeddings, **arguments)
-    with embeddings_replaced(base_model, inputs.embeddings):
-        return module(input_ids=inputs.input_ids, **arguments)
+    with settled(base_model):
+        if on_embeddings:
+            return module(inputs_embeds=inputs.embeddings, **arguments)
+        with embeddings_replaced(base_model, inputs.embeddings):
+            return module(input_ids=inputs.input_ids, **arguments)
 
 
 def generation_arguments(inputs: DecoderInputs) -> dict[str, Any]:
@@ -118,6 +123,27 @@ def cache_of(past: KeyValues) -> DynamicCache:
 
 
 @contextmanager
+def output_changed(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+    """Have a module's output changed for a span, where this thread calls it.
+
+    Args:
+        module: of the base.
+        change: gives another output, or `None` for its own.
+    """
+    thread = threading.get_ident()
+
+    def hook(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor | None:
+        return change(output) if threading.get_ident() == thread else None
+
+    with _REGISTERING:
+        handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def embeddings_replaced(base_model: PreTrainedModel, inputs_embeds: Tensor) -> Iterator[None]:
     """Have the base's embedding layer answer its next call with `inputs_embeds`.
 
@@ -126,7 +152,7 @@ def embeddings_replaced(base_model: PreTrainedModel, inputs_embeds: Tensor) -> I
     """
     replaced = False
 
-    def replace(module: nn.Module, arguments: tuple, output: Tensor) -> Tensor | None:
+    def replace(output: Tensor) -> Tensor | None:
         nonlocal replaced
         if replaced:
             return None
@@ -137,10 +163,7 @@ def embeddings_replaced(base_model: PreTrainedModel, inputs_embeds: Tensor) -> I
         replaced = True
         return inputs_embeds.clone()
 
-    handle = base_model.get_input_embeddings().register_forward_hook(replace)
-    try:
+    with output_changed(base_model.get_input_embeddings(), replace):
         yield
-    finally:
-        handle.remove()
     if not replaced:
         raise RuntimeError("the embedding layer was not called")

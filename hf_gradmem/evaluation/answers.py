@@ -1,11 +1,10 @@
 """Greedy answers: from a memory, or from a plain prompt."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
-from ..base.modes import plain_generation
+from ..base.modes import generator, plain_generation, settled
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.generation import ending_tokens
@@ -37,7 +36,7 @@ def answer_queries(
         queries, model.tokenizer, model.config.template if template is None else template
     )
     ending = ending_tokens(model.tokenizer, model.generation_config)
-    with plain_generation(model.base_model):
+    with plain_generation():
         generated = model.generate(
             input_ids,
             attention_mask=mask,
@@ -64,9 +63,8 @@ def answer_prompts(model: GradMemForCausalLM, prompts: Sequence[Sequence[int]], 
         for rows in (prompts, [[1] * len(prompt) for prompt in prompts])
     )
     ending = ending_tokens(model.tokenizer, model.generation_config)
-    base_model: Any = model.base_model  # PreTrainedModel does not say that a decoder generates
-    with plain_generation(base_model):
-        generated = base_model.generate(
+    with plain_generation(), settled(model.base_model):
+        generated = generator(model.base_model).generate(
             input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, **ending
         )
     return model.tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)

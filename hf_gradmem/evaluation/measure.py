@@ -9,7 +9,7 @@ import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
 
-from ..base.modes import modules_in_eval
+from ..base.modes import evaluating
 from ..base.output_head import cross_entropy
 from ..base.token_ids import IGNORED_LABEL
 from ..memory.written import GradMemMemory
@@ -73,7 +73,7 @@ def evaluate_rows(
     collator = DataCollatorForGradMem(model.tokenizer, add_end_token=metric is not None, template=words)
     contexts: _Contexts | None = None
     bar = tqdm(total=len(batches) * len(conditions), desc="Evaluating", disable=not show_progress)
-    with bar, modules_in_eval(model):
+    with bar, evaluating():
         for part in batches:
             batch = ReadBatch(part, {name: values.to(model.device) for name, values in collator(part).items()}, words)
             contexts = _Contexts(model, batch, contexts) if write_steps else None

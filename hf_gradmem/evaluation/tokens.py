@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..base.modes import modules_in_eval
+from ..base.modes import evaluating
 from ..base.output_head import cross_entropy
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
@@ -97,7 +97,7 @@ def token_losses(model: GradMemForCausalLM, memory: GradMemMemory, context: Cont
     if len(sizes) != len(memory):
         raise ValueError(f"There are {len(memory)} memories for {len(sizes)} contexts; each context needs its own.")
     texts = [token_texts(tokenizer, ids.tolist()) for ids in rows.targets.split(sizes)]
-    with torch.no_grad(), modules_in_eval(model):
+    with torch.no_grad(), evaluating():
         start = model.form.start(len(sizes))
     conditions = (
         base_token_losses(model, rows),
@@ -121,7 +121,7 @@ def memory_token_losses(model: GradMemForCausalLM, rows: ContextRows, embeddings
         `(tokens,)`, nats.
     """
     objective = ReconstructionObjective(rows, model.write_phase)
-    with modules_in_eval(model):
+    with evaluating():
         return torch.cat([objective.token_losses(embeddings, part) for part in _parts(rows)])
 
 
@@ -133,7 +133,7 @@ def base_token_losses(model: GradMemForCausalLM, rows: ContextRows) -> Tensor:
         `(tokens,)`, nats, in the order of [`memory_token_losses`]; NaN where nothing stands before the token.
     """
     start = leading_tokens(model.tokenizer)
-    with modules_in_eval(model):
+    with evaluating():
         return torch.cat([_base_part(model, part, start) for part in _parts(rows)])
 
 

@@ -10,7 +10,7 @@ from peft.tuners.cartridge.utils import prompt_embeddings_from_past_key_values
 from transformers import DynamicCache
 
 from ..base.decoder import Decoder
-from ..base.modes import modules_in_eval
+from ..base.modes import evaluating, settled
 from ..base.probes import same_but_for_rounding
 from ..base.running import side_by_side
 from ..files import save_tensors
@@ -53,7 +53,7 @@ def _key_values(prefix: StockPrefix) -> _Cache:
     """What the base caches of the vectors, tried out as PEFT would use it."""
     decoder, vectors = prefix.decoder, prefix.vectors[None]
     base_model, length, device = decoder.base_model, vectors.shape[1], vectors.device
-    with torch.no_grad(), modules_in_eval(base_model):
+    with torch.no_grad(), evaluating(), settled(base_model):
         mask = torch.ones((1, length), dtype=torch.long, device=device)
         output = base_model(inputs_embeds=vectors, attention_mask=mask, use_cache=True)
         layers = getattr(getattr(output, "past_key_values", None), "layers", ())

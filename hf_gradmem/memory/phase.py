@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import initialization as init
 
-from ..base.attention import layers_recomputed
 from ..base.decoder import Decoder
 from ..base.layout import reorder
 from ..base.lora import inject_lora, lora_parameters, lora_phase
+from ..base.modes import layers_recomputed, settled
 from ..base.output_head import OutputHead
 from ..base.running import DecoderInputs
 from .form import MemoryForm
@@ -118,8 +118,8 @@ class Phase:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """The LoRA of this phase is on, and no other, for a span."""
-        with lora_phase(self.decoder.base_model, self.name):
+        """A run of the base with the LoRA of this phase, and no other."""
+        with lora_phase(self.name), settled(self.decoder.base_model):
             yield
 
     def prefix(self, memory: Tensor) -> DecoderInputs:

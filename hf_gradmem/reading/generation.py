@@ -8,6 +8,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from ..base.layout import reorder, token_order
+from ..base.modes import generator
 from ..base.running import generation_arguments
 from ..memory.phase import Phase
 from .queries import Queries
@@ -42,7 +43,7 @@ def generate_from_base(
         arguments: of `generate`, `generation_config` and `streamer` among them.
     """
     inputs, _ = read_inputs(phase, memory, queries, "left")
-    base_model = phase.decoder.base_model
+    base_model = generator(phase.decoder.base_model)
     if arguments["streamer"] is not None:
         arguments["streamer"].put(queries.input_ids.cpu())
     arguments = count_new_tokens(arguments, base_model.generation_config, prompt_length=queries.input_ids.shape[1])
@@ -51,9 +52,8 @@ def generate_from_base(
         # `generate` repeats the rows for beams and returned sequences, and leaves a cache that it is given as it is.
         times = max(_setting(arguments, base_model.generation_config, name) or 1 for name in _REPEATING)
         given["past_key_values"].batch_repeat_interleave(times)
-    generate: Any = base_model.generate  # which the type of PreTrainedModel does not have
     with phase.active():
-        return generate(**given, **arguments)
+        return base_model.generate(**given, **arguments)
 
 
 def sorted_prompts(queries: Queries) -> tuple[Tensor, Tensor]:

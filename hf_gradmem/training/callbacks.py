@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..base.asked import ASKED
 from ..modeling_gradmem import GradMemForCausalLM, GradMemOutput
 from .loss import check_loss_is_the_models
 
@@ -49,7 +50,7 @@ class WriteLogCallback(TrainerCallback):
 
     @torch.no_grad()
     def _observe(self, model: GradMemForCausalLM, arguments: Any, output: GradMemOutput) -> None:
-        if not model.training or not isinstance(output, GradMemOutput):
+        if not model.training or ASKED.evaluates or not isinstance(output, GradMemOutput):
             return
         if output.write_losses is None or output.memory is None:
             return

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from tqdm.auto import tqdm
 
-from ..base.modes import modules_in_eval
+from ..base.modes import evaluating
 from ..memory.fingerprint import Identity
 from ..memory.written import GradMemMemory
 from .contexts import Contexts
@@ -60,7 +60,7 @@ def write_contexts(
         rows = [writer.rows(contexts.take(batch)) for batch in batches]
         written = []
         with (
-            modules_in_eval(writer.phase.module),
+            evaluating(),
             out_of_memory_explained(
                 f"Lower batch_size (now {batch_size or len(contexts)} contexts), or cut the contexts shorter with "
                 "write_segment_length, which is also the longest row that is held at a time."

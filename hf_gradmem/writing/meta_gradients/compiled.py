@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 
+from ...base.asked import asking
 from ...base.fused_attention import FusedTwiceDifferentiable
 from ..objectives.objective import Objective
 from .replay import Conditions
@@ -25,7 +26,7 @@ def loss_and_gradient(objective: Objective, memory: Tensor) -> tuple[Tensor, Ten
 
     A base that is compiled itself runs uncompiled here.
     """
-    with torch.compiler.set_stance("force_eager"), FusedTwiceDifferentiable():
+    with asking(uncompiled=True), FusedTwiceDifferentiable():
         losses = objective(memory)
         (gradient,) = torch.autograd.grad(losses.sum(), memory, create_graph=True)
     return losses, gradient

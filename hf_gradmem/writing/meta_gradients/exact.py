@@ -25,7 +25,7 @@ class Exact(MetaGradient):
 
     def __call__(self, objective: Objective, memory: Tensor) -> tuple[Tensor, Tensor]:
         def with_graph(memory: Tensor) -> tuple[Tensor, Tensor]:
-            with twice_differentiable(self.phase.decoder.base_model):
+            with twice_differentiable():
                 return self._loss_and_gradient(objective, memory)
 
         if self.keeps_graph:

@@ -80,7 +80,7 @@ class _DifferencedGradient(torch.autograd.Function):
     def forward(ctx: Any, objective: Objective, radius: float, memory: Tensor, *parameters: Tensor):
         ctx.objective, ctx.radius, ctx.parameters = objective, radius, parameters
         ctx.conditions = Conditions(memory)
-        with torch.enable_grad():
+        with torch.enable_grad(), ctx.conditions.now():
             loss, gradient = objective.value_and_gradient(memory)
         ctx.save_for_backward(memory, gradient)
         return loss, gradient

@@ -44,7 +44,8 @@ class _RecomputedGradient(torch.autograd.Function):
         ctx.loss_and_gradient, ctx.parameters, ctx.conditions = loss_and_gradient, parameters, Conditions(memory)
         ctx.save_for_backward(memory)
         with torch.enable_grad():
-            results = objective.value_and_gradient(memory)
+            with ctx.conditions.now():
+                results = objective.value_and_gradient(memory)
             if ctx.conditions.numbers_were_drawn():  # dropout, and another kernel may draw otherwise: run what will be
                 with ctx.conditions.again():
                     results = loss_and_gradient(memory.detach().requires_grad_())

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import nn
 
-from ...base.modes import weights_frozen
+from ...base.modes import settled, weights_frozen
 from ...memory.phase import Phase
 from ..rows import ContextRows
 
@@ -37,23 +37,28 @@ class Objective(ABC):
 
     def __call__(self, memory: Tensor) -> Tensor:
         """Losses that can be differentiated any number of times."""
-        return self._means(self.rows, self.token_losses(memory, self.rows))
+        with settled(self.phase.decoder.base_model):
+            return self._means(self.rows, self.token_losses(memory, self.rows))
 
     def first_order(self, memory: Tensor) -> Tensor:
         """The same losses, differentiable once: no more logits than those of a few positions are ever held."""
-        return torch.stack([self._means(rows, self.lean_token_losses(memory, rows)) for rows in self._groups]).sum(0)
+        return torch.stack([self._lean(memory, rows) for rows in self._groups]).sum(0)
+
+    def _lean(self, memory: Tensor, rows: ContextRows) -> Tensor:
+        with settled(self.phase.decoder.base_model):
+            return self._means(rows, self.lean_token_losses(memory, rows))
 
     def value_and_gradient(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Losses, and the gradient of their sum with respect to the memory, of its shape; neither has a graph.
 
-        All weights are frozen meanwhile, so that nothing is kept for the gradient of one, and the graph of each group
-        of rows is gone before the next is run.
+        The weights are constants meanwhile, so that nothing is kept for the gradient of one, and the graph of each
+        group of rows is gone before the next is run.
         """
         losses, gradient = memory.new_zeros(len(memory)), torch.zeros_like(memory)
-        with weights_frozen(self.phase.module):
+        with weights_frozen(self.phase.decoder.base_model, self.phase.head):
             for rows in self._groups:
                 start = memory.detach().requires_grad_()
-                part = self._means(rows, self.lean_token_losses(start, rows))
+                part = self._lean(start, rows)
                 gradient = gradient + torch.autograd.grad(part.sum(), start)[0]
                 losses = losses + part.detach()
         return losses, gradient

@@ -11,7 +11,7 @@ the cache has everything behind it, prefixes too.
 import torch
 
 from ...base.layout import packed_layout
-from ...base.modes import modules_in_eval
+from ...base.modes import evaluating
 from ...base.output_head import cross_entropy, head_cross_entropy
 from ...base.running import DecoderInputs, side_by_side
 from ...memory.phase import Phase
@@ -88,7 +88,7 @@ def reconstruct(phase: Phase, memory: Tensor, before: Tensor, lengths: Tensor) -
     decoded = before.new_empty((len(memory), 0))
     unknown = before.new_zeros((len(memory), 1))
     prefix = phase.prefix(memory)
-    with modules_in_eval(phase.module):
+    with evaluating():
         for _ in range(int(lengths.max())):
             rows = whole_rows(before, torch.cat([decoded, unknown], dim=1))
             logits = phase.logits(*write_inputs(prefix, rows, phase))

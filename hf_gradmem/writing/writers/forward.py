@@ -13,6 +13,7 @@ from ...base.layout import token_order
 from ...base.running import side_by_side
 from ...memory.phase import Phase
 from ..contexts import Contexts
+from ..meta_gradients.replay import Conditions
 from ..rows import ContextRows
 from .writer import Descent, Writer, WriteTrace
 
@@ -50,7 +51,7 @@ class ForwardWriter(Writer):
         with torch.set_grad_enabled(descent.differentiate):
             for step in range(steps):
                 if descent.differentiate and not self.keeps_graph:
-                    memory = checkpoint(self._read_back, rows, memory, use_reentrant=False)
+                    memory = self._checkpointed(rows, memory)
                 else:
                     memory = self._read_back(rows, memory)
                 descent.on_step(nothing[:, step])
@@ -58,6 +59,17 @@ class ForwardWriter(Writer):
 
     def check_trainable(self) -> None:
         self.phase.check_trainable()
+
+    def _checkpointed(self, rows: ContextRows, memory: Tensor) -> Tensor:
+        conditions = Conditions(memory)
+        return checkpoint(
+            self._read_back,
+            rows,
+            memory,
+            use_reentrant=False,
+            preserve_rng_state=False,  # which is the process's, where other threads draw as well
+            context_fn=lambda: (conditions.now(), conditions.again()),
+        )
 
     def _read_back(self, rows: ContextRows, memory: Tensor) -> Tensor:
         """The decoder's last hidden states at a copy of the memory behind the context."""
