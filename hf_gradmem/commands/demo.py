@@ -160,9 +160,6 @@ def run_demo(
         notes=answer_notes(name) if model_name is None else None,
     )
     _tell_end(console, result)
-    _tell_retrieval(console, result.retrieval)
-    if result.notes is not None:
-        tell_notes(console, result.notes)
     return result
 
 
@@ -214,6 +211,13 @@ def _tell_losses(console: Console, losses: list[float], allowed_steps: int, seco
 
 
 def _tell_end(console: Console, result: DemoResult) -> None:
+    _tell_decoded(console, result)
+    _tell_retrieval(console, result.retrieval)
+    if result.notes is not None:
+        tell_notes(console, result.notes)
+
+
+def _tell_decoded(console: Console, result: DemoResult) -> None:
     _tell_fact(console, "Decoded from the vectors before the first step", result.unwritten)
     _tell_fact(console, "Decoded from the vectors after the last step", result.decoded)
     console.print()
