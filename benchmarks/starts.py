@@ -96,7 +96,7 @@ def write_table() -> None:
         "# Steps of WRITE, by form and start",
         "",
         "`python -m benchmarks.starts BASE`: SmolLM2-135M-Instruct, frozen, bfloat16, Adam; eight held-out texts of",
-        "each kind, one seed. Steps until the mean loss is first below 1.0 and .3 nats a token (– : not within 40), and",
+        "each kind, one seed. Steps until the mean loss is first below 1.0 and .3 nats a token (– : not in 40), and",
         "the loss after 5, 10, 20 and 40 steps.",
         "",
         "| memory and start | texts | to 1.0 | to .3 | 5 | 10 | 20 | 40 |",
