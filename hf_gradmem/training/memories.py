@@ -16,7 +16,8 @@ from torch.utils.data import Dataset as TorchDataset
 from ..commands.write_dataset import write_dataset
 from ..memory.store import MemoryStore, without_progress_bars
 from ..modeling_gradmem import GradMemForCausalLM
-from ..tasks import FEATURES
+from ..tasks import FEATURES, check_row
+from ..template import get_template
 
 _SHARD_SIZE = 64  # memories that a killed run loses, at most
 
@@ -74,11 +75,13 @@ def written_rows(
 
     Raises:
         OSError: the directory cannot be written to.
-        ValueError: the rows are a stream without end, or the directory holds memories of another writer, of other rows,
+        ValueError: the rows are a stream without end, a row has no answers, a question does not fit into the base's
+            window, or the directory holds memories of another writer, of other rows,
             or that were written in another way.
     """
     if isinstance(rows, IterableDataset):
         raise ValueError("Memories are written for a table of rows, not for a stream.")
+    _check_questions(model, rows)
     own = Dataset.from_dict({"id": [str(number) for number in range(len(rows))], "context": list(rows["context"])})
     write_dataset(
         model,
@@ -92,6 +95,21 @@ def written_rows(
     with without_progress_bars():
         store = MemoryStore.from_pretrained(Path(directory))
     return WrittenRows(rows.select_columns(list(FEATURES)), store)
+
+
+def _check_questions(model: GradMemForCausalLM, rows: Dataset) -> None:
+    """Refuse, before hours of writing, what could not be trained on afterwards."""
+    words, window = get_template(model.config.template, model.tokenizer), model.decoder.window
+    for number, row in enumerate(rows):
+        check_row(row, f"row {number}")
+        for query, target in zip(row["queries"], row["targets"], strict=True):
+            asked = words.question(query) + words.target(target)
+            needed = model.form.prefix_length + len(model.tokenizer(asked, add_special_tokens=False).input_ids) + 1
+            if window is not None and needed > window:
+                raise ValueError(
+                    f"A question of row {number} needs {needed} positions with memory and answer, but the window "
+                    f"of the base is {window}. Shorten or leave out {query[:60]!r}."
+                )
 
 
 def train_reading_alone(model: GradMemForCausalLM) -> None:

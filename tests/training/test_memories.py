@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from datasets import Dataset
 
 from hf_gradmem import GradMemForCausalLM
 from hf_gradmem.memory.store import MemoryStore
 from hf_gradmem.tasks import load_task
-from hf_gradmem.training.memories import train_reading_alone
+from hf_gradmem.training.memories import train_reading_alone, written_rows
 from hf_gradmem.training.recipe import make_recipe
 from hf_gradmem.training.run import build_trainer, run_training
 from hf_gradmem.training.start import START_FILE, Start, learn_start
@@ -129,6 +130,20 @@ def test_what_cannot_be_is_refused_before_anything_is_written(changes, message, 
     with pytest.raises(ValueError, match=message):
         build_trainer(recipe(tmp_path, **changes))
     assert not (tmp_path / "memories" / "train" / "data").exists()
+
+
+def test_rows_that_could_not_be_trained_on_are_refused_before_they_are_written(tmp_path):
+    model = tiny_model(**GRADMEM, learn_write_learning_rate="none", write_head=False)
+    model.base_model.config.max_position_embeddings = 64
+    fits = {"context": ["ab"], "queries": ["k"], "targets": ["v"]}
+    for row, message in (
+        (fits | {"queries": [], "targets": []}, "row 1 has 0 queries"),
+        (fits | {"targets": [""]}, "target of query 'k' in row 1 is empty"),
+        (fits | {"queries": ["k" * 80]}, "A question of row 1 needs 84 positions.* is 64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            written_rows(model, Dataset.from_list([fits, row]), tmp_path / "m", batch_size=2, source_name="mine")
+        assert not (tmp_path / "m").exists()
 
 
 # ------------------------------------------------------------------------------------------------ the start
