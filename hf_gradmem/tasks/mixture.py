@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from .rows import FEATURES_WITH_ANSWERS
+from .rows import FEATURES_WITH_ANSWERS, check_split
 from .task import Task
 
 
@@ -16,7 +16,7 @@ def task(load_part: Callable[..., Dataset]) -> Task:
         load_part: [`~hf_gradmem.tasks.load_task`], which knows them by name.
     """
 
-    def load(split: str = "train", *, parts: Sequence[Mapping[str, Any]]) -> Dataset:
+    def load(split: str = "train", *, parts: Sequence[Mapping[str, Any]] = ()) -> Dataset:
         """The rows of the parts, one part after the other.
 
         Args:
@@ -27,6 +27,7 @@ def task(load_part: Callable[..., Dataset]) -> Task:
         Raises:
             ValueError: there are no parts, or one of them names no task.
         """
+        check_split(split)
         if not parts:
             raise ValueError("A mixture needs parts: a list of at least one task with its arguments.")
         rows: list[dict[str, Any]] = []
