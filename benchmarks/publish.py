@@ -23,10 +23,12 @@ def publish(run: Path, base_name: str, output: Path) -> None:
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
     config.pop(SAVE_ID, None)
     config["base_model_name_or_path"] = base_name
+    config["text_config"] = {
+        name: value for name, value in config["text_config"].items() if not name.endswith("name_or_path")
+    }
     output.mkdir(parents=True, exist_ok=True)
     save_file(smaller, output / "model.safetensors", metadata={"format": "pt"})
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (output / "generation_config.json").write_bytes((run / "generation_config.json").read_bytes())
 
 
 if __name__ == "__main__":
