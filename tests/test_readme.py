@@ -183,7 +183,7 @@ def test_links_to_files_lead_somewhere(document: Path) -> None:
 
 
 CARDS = DOCUMENTS[1:]
-_LOADED = re.compile(r'from_pretrained\("([^"]+)"\)')
+_LOADED = re.compile(r'(?:from_pretrained\(|get_gradmem_model\(\w+, )"([^"]+)"')
 
 
 @pytest.mark.parametrize("document", CARDS, ids=named)
