@@ -77,10 +77,6 @@ class KeyValues(MemoryForm):
         behind = self.module.memory_init[-1:].expand(len(memory), -1, -1).to(dtype)
         return self.decoder.vectors(behind, past=tuple(zip(keys, written, strict=True)))
 
-    def extra_tensors(self) -> dict[str, Tensor]:
-        # The vector behind the memory, and the keys where values alone are written, are made of it.
-        return {"memory_init": self.module.memory_init}
-
     def check(self) -> None:
         if not self.decoder.goes_on_from_cache:
             raise ValueError(

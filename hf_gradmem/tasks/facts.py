@@ -6,14 +6,16 @@ so. Names, towns, dates and amounts are drawn independently, so nothing but the 
 a question can be put in are kept out of training, to ask for the same facts in other words.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from datasets import Dataset, IterableDataset
 
-from .rows import FEATURES, SPLITS, check_split
+from . import generated
+from .generated import number_range
+from .rows import SPLITS, check_split
 from .task import Task
 
 NOT_TOLD = "not in memory"
@@ -185,17 +187,14 @@ class Facts:
 
     def __post_init__(self) -> None:
         check_split(self.split)
-        for name in ("num_facts", "num_people"):
-            fewest, most = _range(getattr(self, name), name)
-            if not 1 <= fewest <= most:
-                raise ValueError(f"{name} must be at least 1, or such a [smallest, largest], got {fewest, most}.")
+        _, most = number_range("num_facts", self.num_facts)
+        fewest, _ = number_range("num_people", self.num_people)
         if not 0 <= self.not_told < 1:
             raise ValueError(f"not_told is a share and must lie in 0..1, 1 excluded, got {self.not_told}.")
         if self.queries_per_context is not None and self.queries_per_context < 1:
             raise ValueError(f"queries_per_context must be at least 1, got {self.queries_per_context}.")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}.")
-        most, fewest = _range(self.num_facts, "num_facts")[1], _range(self.num_people, "num_people")[0]
         if most > fewest * len(_RELATIONS):
             raise ValueError(
                 f"num_facts={most} are more than the {len(_RELATIONS)} that can be told of each of {fewest} people."
@@ -204,9 +203,9 @@ class Facts:
     def row(self, index: int) -> dict[str, Any]:
         """The context of this index in the stream, with its questions and their answers."""
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
-        people = _people(rng, _drawn(rng, self.num_people, "num_people"))
+        people = _people(rng, _drawn(rng, number_range("num_people", self.num_people)))
         pairs = [(person, relation) for person in people for relation in _RELATIONS]
-        count = _drawn(rng, self.num_facts, "num_facts")
+        count = _drawn(rng, number_range("num_facts", self.num_facts))
         told = [pairs[int(place)] for place in rng.permutation(len(pairs))[:count]]
         values = {pair: _RELATIONS[pair[1]].draw(rng) for pair in told}
         segments = [
@@ -238,17 +237,8 @@ class Facts:
         return stranger, _words(rng, tuple(_RELATIONS))
 
 
-def _range(value: int | Sequence[int], name: str) -> tuple[int, int]:
-    if isinstance(value, int):
-        return value, value
-    if len(value) != 2:
-        raise ValueError(f"{name} must be a number or [smallest, largest], got {value}.")
-    return value[0], value[1]
-
-
-def _drawn(rng: np.random.Generator, value: int | Sequence[int], name: str) -> int:
-    fewest, most = _range(value, name)
-    return int(rng.integers(fewest, most + 1))
+def _drawn(rng: np.random.Generator, span: tuple[int, int]) -> int:
+    return int(rng.integers(span[0], span[1] + 1))
 
 
 def _words(rng: np.random.Generator, choices: Sequence[str]) -> str:
@@ -267,31 +257,12 @@ def _people(rng: np.random.Generator, count: int) -> list[str]:
 
 def load(split: str = "train", *, num_contexts: int = 1000, **arguments: Any) -> Dataset:
     """The first `num_contexts` contexts of a stream, as a table; `arguments` are those of [`Facts`]."""
-    _check_count(num_contexts)
-    task = Facts(split=split, **arguments)
-    return Dataset.from_list([task.row(index) for index in range(num_contexts)], features=FEATURES)
+    return generated.table(Facts(split=split, **arguments), num_contexts)
 
 
 def stream(split: str = "train", *, num_contexts: int | None = None, **arguments: Any) -> IterableDataset:
     """The same contexts, generated as they are needed: `num_contexts` of them, or without end when `None`."""
-    if num_contexts is not None:
-        _check_count(num_contexts)
-    task = Facts(split=split, **arguments)
-    return IterableDataset.from_generator(
-        _generate, features=FEATURES, gen_kwargs={"task": task, "num_contexts": num_contexts}
-    )
-
-
-def _generate(task: Facts, num_contexts: int | None) -> Iterator[dict[str, Any]]:
-    index = 0
-    while num_contexts is None or index < num_contexts:
-        yield task.row(index)
-        index += 1
-
-
-def _check_count(num_contexts: int) -> None:
-    if num_contexts < 1:
-        raise ValueError(f"num_contexts must be at least 1, got {num_contexts}.")
+    return generated.stream(Facts(split=split, **arguments), num_contexts)
 
 
 TASK = Task(load, stream)

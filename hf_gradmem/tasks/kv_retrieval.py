@@ -5,7 +5,7 @@ what a query will name. A backward query asks `?:v!` and is answered `k:|`.
 """
 
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,9 @@ from datasets import Dataset, IterableDataset
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from .rows import FEATURES, SPLITS, check_split
+from . import generated
+from .generated import number_range
+from .rows import SPLITS, check_split
 from .task import Task
 
 SYMBOLS = string.ascii_lowercase + string.ascii_uppercase + string.digits
@@ -69,9 +71,7 @@ class KVRetrieval:
             raise ValueError(f"queries_per_context must be at least 1, got {self.queries_per_context}.")
         if not 0 <= self.backward <= 1:
             raise ValueError(f"backward is a share and must lie in 0..1, got {self.backward}.")
-        fewest, most = self._range
-        if not 1 <= fewest <= most:
-            raise ValueError(f"num_pairs must be at least 1, or such a [smallest, largest], got {self.num_pairs}.")
+        _, most = number_range("num_pairs", self.num_pairs)
         lengths = [self.key_length] + ([self.value_length] if self.backward else [])
         if most > self.num_symbols ** min(lengths):
             raise ValueError(
@@ -79,18 +79,10 @@ class KVRetrieval:
                 f"{min(lengths)} of {self.num_symbols} symbols are only {self.num_symbols ** min(lengths)}."
             )
 
-    @property
-    def _range(self) -> tuple[int, int]:
-        if isinstance(self.num_pairs, int):
-            return self.num_pairs, self.num_pairs
-        if len(self.num_pairs) != 2:
-            raise ValueError(f"num_pairs must be a number or [smallest, largest], got {self.num_pairs}.")
-        return self.num_pairs[0], self.num_pairs[1]
-
     def row(self, index: int) -> dict[str, Any]:
         """The context of this index in the stream, with its queries and targets."""
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
-        fewest, most = self._range
+        fewest, most = number_range("num_pairs", self.num_pairs)
         count = fewest if fewest == most else int(rng.integers(fewest, most + 1))
         keys = self._words(rng, count, self.key_length, distinct=True)
         values = self._words(rng, count, self.value_length, distinct=self.backward > 0)
@@ -128,9 +120,7 @@ def load(split: str = "train", *, num_contexts: int = 1000, **arguments: Any) ->
         num_contexts: how many contexts.
         arguments: those of [`KVRetrieval`].
     """
-    _check_count(num_contexts)
-    task = KVRetrieval(split=split, **arguments)
-    return Dataset.from_list([task.row(index) for index in range(num_contexts)], features=FEATURES)
+    return generated.table(KVRetrieval(split=split, **arguments), num_contexts)
 
 
 def stream(
@@ -148,28 +138,7 @@ def stream(
         num_shards: how many readers can share the stream.
         arguments: those of [`KVRetrieval`].
     """
-    if num_contexts is not None:
-        _check_count(num_contexts)
-    if num_shards < 1:
-        raise ValueError(f"num_shards must be at least 1, got {num_shards}.")
-    shards = [(shard, num_shards) for shard in range(num_shards)]
-    task = KVRetrieval(split=split, **arguments)
-    return IterableDataset.from_generator(
-        _generate, features=FEATURES, gen_kwargs={"task": task, "num_contexts": num_contexts, "shards": shards}
-    )
-
-
-def _generate(task: KVRetrieval, num_contexts: int | None, shards: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
-    for shard, num_shards in shards:
-        index = shard
-        while num_contexts is None or index < num_contexts:
-            yield task.row(index)
-            index += num_shards
-
-
-def _check_count(num_contexts: int) -> None:
-    if num_contexts < 1:
-        raise ValueError(f"num_contexts must be at least 1, got {num_contexts}.")
+    return generated.stream(KVRetrieval(split=split, **arguments), num_contexts, num_shards)
 
 
 def build_tokenizer(**arguments: Any) -> PreTrainedTokenizerFast:

@@ -121,17 +121,18 @@ def training_data(
         "batch_size": training.per_device_eval_batch_size,
         "show_progress": not training.disable_tqdm and training.process_index == 0,
     }
+    if arguments.start is None and arguments.memories is None:
+        return training_stream(arguments, training), eval_sets
+    rows = load_task(arguments.task, **{"split": "train"} | arguments.task_arguments)
     if arguments.start is not None:
-        rows = load_task(arguments.task, **{"split": "train"} | arguments.task_arguments)
         begin_with_start(model, rows, Start.of(arguments.start), str(training.output_dir), **options)
     if arguments.memories is None:
         return training_stream(arguments, training), eval_sets
     train_reading_alone(model)
     folder = Path(arguments.memories)
-    every = {"train": load_task(arguments.task, **{"split": "train"} | arguments.task_arguments), **eval_sets}
     written = {
-        name: written_rows(model, rows, folder / name, source_name=arguments.task, **options)
-        for name, rows in every.items()
+        name: written_rows(model, of_set, folder / name, source_name=arguments.task, **options)
+        for name, of_set in {"train": rows, **eval_sets}.items()
     }
     return written.pop("train"), written
 

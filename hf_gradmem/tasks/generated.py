@@ -1,0 +1,73 @@
+"""Rows of the tasks that draw their contexts: a table of the first ones, and a stream of them."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from datasets import Dataset, IterableDataset
+
+from .rows import FEATURES
+
+
+class Distribution(Protocol):
+    """What contexts are drawn from."""
+
+    def row(self, index: int) -> dict[str, Any]:
+        """The context of this index, a pure function of it."""
+
+
+def table(task: Distribution, num_contexts: int) -> Dataset:
+    """The first `num_contexts` contexts.
+
+    Raises:
+        ValueError: that is none.
+    """
+    _check_count(num_contexts)
+    return Dataset.from_list([task.row(index) for index in range(num_contexts)], features=FEATURES)
+
+
+def stream(task: Distribution, num_contexts: int | None, num_shards: int = 1) -> IterableDataset:
+    """The same contexts, generated as they are needed; without end when `num_contexts` is `None`.
+
+    Shard s holds the contexts s, s + `num_shards`, ….
+
+    Raises:
+        ValueError: that is no context, or no shard.
+    """
+    if num_contexts is not None:
+        _check_count(num_contexts)
+    if num_shards < 1:
+        raise ValueError(f"num_shards must be at least 1, got {num_shards}.")
+    shards = [(shard, num_shards) for shard in range(num_shards)]
+    return IterableDataset.from_generator(
+        _generate, features=FEATURES, gen_kwargs={"task": task, "num_contexts": num_contexts, "shards": shards}
+    )
+
+
+def _generate(task: Distribution, num_contexts: int | None, shards: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
+    for shard, num_shards in shards:
+        index = shard
+        while num_contexts is None or index < num_contexts:
+            yield task.row(index)
+            index += num_shards
+
+
+def _check_count(num_contexts: int) -> None:
+    if num_contexts < 1:
+        raise ValueError(f"num_contexts must be at least 1, got {num_contexts}.")
+
+
+def number_range(name: str, value: int | Sequence[int]) -> tuple[int, int]:
+    """The smallest and the largest number that a context draws one from.
+
+    Raises:
+        ValueError: it is neither a number of at least 1 nor such a smallest and largest one.
+    """
+    if isinstance(value, int):
+        fewest = most = value
+    elif len(value) == 2:
+        fewest, most = value
+    else:
+        raise ValueError(f"{name} must be a number or [smallest, largest], got {value}.")
+    if not 1 <= fewest <= most:
+        raise ValueError(f"{name} must be at least 1, or such a [smallest, largest], got {value}.")
+    return fewest, most
