@@ -78,6 +78,10 @@ class RecipeArguments:
         default=None,
         metadata={"help": "Configuration of a base with random weights: model_type and its options."},
     )
+    adapter: str | None = field(
+        default=None,
+        metadata={"help": "Directory or Hub repository of an adapter to go on training, with the options it has."},
+    )
     train_base: bool = field(default=False, metadata={"help": "Train the base's weights as well."})
     base_dtype: str | None = field(
         default=None, metadata={"help": "Precision that the base is loaded in: its own when absent, or bfloat16, ..."}
@@ -103,10 +107,7 @@ class RecipeArguments:
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} must be a {_NAMES[kind]}, got {getattr(self, name)!r}.")
         get_task(self.task)
-        if (self.base_model is None) == (self.base_config is None):
-            raise ValueError("A recipe names either a base_model or a base_config to build one from, and not both.")
-        if self.base_config is not None and "model_type" not in self.base_config:
-            raise ValueError(f"base_config needs a model_type, got {self.base_config}.")
+        self._check_model()
         if not self.stages:
             raise ValueError("A recipe needs stages: a list of at least one, each with its number of steps.")
         _checked_stages(self.stages)
@@ -116,6 +117,19 @@ class RecipeArguments:
         if self.step_size_learning_rate is not None and not self.step_size_learning_rate > 0:
             raise ValueError(f"step_size_learning_rate must be greater than 0, got {self.step_size_learning_rate}.")
         self._check_written_once()
+
+    def _check_model(self) -> None:
+        """Refuse what names no model, or two."""
+        if self.base_model is not None and self.base_config is not None:
+            raise ValueError("A recipe names either a base_model or a base_config to build one from, and not both.")
+        if self.adapter is None and self.base_model is None and self.base_config is None:
+            raise ValueError("A recipe names a base_model, a base_config to build one from, or an adapter to go on from.")
+        if self.adapter is not None and (self.base_config is not None or self.gradmem):
+            raise ValueError(
+                f"The adapter {self.adapter} comes with its base and its options: leave base_config and gradmem out."
+            )
+        if self.base_config is not None and "model_type" not in self.base_config:
+            raise ValueError(f"base_config needs a model_type, got {self.base_config}.")
         GradMemConfig(**self.gradmem)  # which checks its options
 
     def _check_written_once(self) -> None:
@@ -141,7 +155,7 @@ class RecipeArguments:
 
     @property
     def config(self) -> GradMemConfig:
-        """The configuration of the adapter."""
+        """The configuration of a new adapter."""
         return GradMemConfig(**self.gradmem)
 
 

@@ -90,7 +90,7 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
             max_query_length=arguments.max_query_length,
             queries_per_context=arguments.queries_per_context,
             add_end_token=get_task(arguments.task).add_end_token,
-            template=arguments.config.template,
+            template=model.config.template,
         ),
         train_dataset=train_rows,
         eval_dataset=eval_sets or None,
@@ -122,12 +122,12 @@ def training_data(
         "show_progress": not training.disable_tqdm and training.process_index == 0,
     }
     if arguments.start is None and arguments.memories is None:
-        return training_stream(arguments, training), eval_sets
+        return training_stream(arguments, training, model.config.write_steps), eval_sets
     rows = load_task(arguments.task, **{"split": "train"} | arguments.task_arguments)
     if arguments.start is not None:
         begin_with_start(model, rows, Start.of(arguments.start), str(training.output_dir), **options)
     if arguments.memories is None:
-        return training_stream(arguments, training), eval_sets
+        return training_stream(arguments, training, model.config.write_steps), eval_sets
     train_reading_alone(model)
     folder = Path(arguments.memories)
     written = {
@@ -138,9 +138,10 @@ def training_data(
 
 
 def build_tokenizer(arguments: RecipeArguments, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, or the task's own for a base that is built here."""
-    if arguments.base_model is not None:
-        return open_tokenizer(arguments.base_model, trust_remote_code=trust_remote_code)
+    """The tokenizer of the adapter or of the base, or the task's own for a base that is built here."""
+    existing = arguments.adapter or arguments.base_model
+    if existing is not None:
+        return open_tokenizer(existing, trust_remote_code=trust_remote_code)
     build = get_task(arguments.task).build_tokenizer
     if build is None:
         raise ValueError(f"The task {arguments.task!r} has no tokenizer of its own. Name a base_model.")
@@ -150,15 +151,17 @@ def build_tokenizer(arguments: RecipeArguments, trust_remote_code: bool = False)
 def build_model(
     arguments: RecipeArguments, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False
 ) -> GradMemForCausalLM:
-    """The base, loaded or built with random weights, with its memory."""
-    if arguments.base_model is not None:
-        dtype = "auto" if arguments.base_dtype is None else getattr(torch, arguments.base_dtype)
-        base_model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            arguments.base_model, dtype=dtype, trust_remote_code=trust_remote_code
-        )
+    """The base, loaded or built with random weights, with its memory; or an adapter on the base that it names."""
+    dtype = "auto" if arguments.base_dtype is None else getattr(torch, arguments.base_dtype)
+    load: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    if arguments.adapter is not None and arguments.base_model is None:
+        model = GradMemForCausalLM.from_pretrained(arguments.adapter, **load)
     else:
-        base_model = _new_base(arguments.base_config or {}, tokenizer)
-    model = get_gradmem_model(base_model, arguments.config, tokenizer=tokenizer)
+        if arguments.base_model is not None:
+            base_model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(arguments.base_model, **load)
+        else:
+            base_model = _new_base(arguments.base_config or {}, tokenizer)
+        model = get_gradmem_model(base_model, arguments.adapter or arguments.config, tokenizer=tokenizer)
     model.base_model.requires_grad_(arguments.train_base)
     return model
 
@@ -198,8 +201,10 @@ def build_optimizer(
     return optimizer_class([{"params": group, **settings[kind]} for kind, group in groups.items() if group], **options)
 
 
-def training_stream(arguments: RecipeArguments, training: TrainingArguments) -> IterableDataset:
+def training_stream(arguments: RecipeArguments, training: TrainingArguments, write_steps: int) -> IterableDataset:
     """The rows of all stages in order, exactly as many as the stages' steps take.
+
+    `write_steps` is what a stage that names none takes.
 
     The stream has one shard: every process reads it whole and takes its part of each batch, so the batches do not
     depend on the number of processes.
@@ -209,7 +214,7 @@ def training_stream(arguments: RecipeArguments, training: TrainingArguments) -> 
         (
             load_stage(arguments, stage, stage.steps * per_step),
             stage.steps,
-            stage.drawn_write_steps(arguments.config.write_steps),
+            stage.drawn_write_steps(write_steps),
         )
         for stage in arguments.curriculum
     )
