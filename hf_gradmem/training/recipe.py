@@ -59,6 +59,10 @@ _KINDS: dict[str, Any] = {
 }
 
 
+# Options that a trained adapter may be given anew: none of its parameters depends on them.
+_CHANGEABLE = {"write_steps", "write_learning_rate", "meta_gradient", "reconstruction_loss_weight", "template"}
+
+
 @dataclass
 class RecipeArguments:
     """What a recipe says beside [`~transformers.TrainingArguments`], which stand beside it in the same file."""
@@ -124,9 +128,10 @@ class RecipeArguments:
             raise ValueError("A recipe names either a base_model or a base_config to build one from, and not both.")
         if self.adapter is None and self.base_model is None and self.base_config is None:
             raise ValueError("A recipe names a base_model, a base_config to build one from, or an adapter to go on from.")
-        if self.adapter is not None and (self.base_config is not None or self.gradmem):
+        if self.adapter is not None and (self.base_config is not None or set(self.gradmem) - _CHANGEABLE):
             raise ValueError(
-                f"The adapter {self.adapter} comes with its base and its options: leave base_config and gradmem out."
+                f"The adapter {self.adapter} comes with its base and its options: leave base_config out, and of gradmem "
+                f"all but {', '.join(sorted(_CHANGEABLE))}, got {self.base_config or self.gradmem}."
             )
         if self.base_config is not None and "model_type" not in self.base_config:
             raise ValueError(f"base_config needs a model_type, got {self.base_config}.")

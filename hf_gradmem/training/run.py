@@ -162,6 +162,8 @@ def build_model(
         else:
             base_model = _new_base(arguments.base_config or {}, tokenizer)
         model = get_gradmem_model(base_model, arguments.adapter or arguments.config, tokenizer=tokenizer)
+    if arguments.adapter is not None:
+        model.config.update(arguments.gradmem)
     model.base_model.requires_grad_(arguments.train_base)
     return model
 
