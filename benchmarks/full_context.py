@@ -21,7 +21,7 @@ from hf_gradmem.evaluation.results import evaluation_sets, load_sets, save_resul
 from hf_gradmem.tasks import load_task
 from hf_gradmem.template import get_template, leading_tokens
 from hf_gradmem.training.recipe import load_recipe
-from hf_gradmem.training.run import build_model, build_tokenizer, last_checkpoint
+from hf_gradmem.training.run import build_model, last_checkpoint
 
 
 class Prompts(Dataset):
@@ -60,10 +60,10 @@ def main() -> None:
     config = arguments.config
     if config.read_lora is None:
         raise ValueError("The recipe has no read_lora to train with the context in the prompt.")
-    tokenizer = build_tokenizer(arguments)
     plain = {"num_memory_tokens": 1, "template": config.template}
     arguments.gradmem, arguments.memories = plain, None
-    model = build_model(arguments, tokenizer)
+    model = build_model(arguments)
+    tokenizer = model.tokenizer
     adapted = get_peft_model(model.base_model, LoraConfig(**config.read_lora, task_type="CAUSAL_LM"))
     rows = load_task(arguments.task, **{"split": "train"} | arguments.task_arguments)
     trainer = Trainer(

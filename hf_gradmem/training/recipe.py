@@ -127,11 +127,11 @@ class RecipeArguments:
         if self.base_model is not None and self.base_config is not None:
             raise ValueError("A recipe names either a base_model or a base_config to build one from, and not both.")
         if self.adapter is None and self.base_model is None and self.base_config is None:
-            raise ValueError("A recipe names a base_model, a base_config to build one from, or an adapter to go on from.")
+            raise ValueError("A recipe needs a base_model, a base_config to build one from, or an adapter to train.")
         if self.adapter is not None and (self.base_config is not None or set(self.gradmem) - _CHANGEABLE):
             raise ValueError(
-                f"The adapter {self.adapter} comes with its base and its options: leave base_config out, and of gradmem "
-                f"all but {', '.join(sorted(_CHANGEABLE))}, got {self.base_config or self.gradmem}."
+                f"The adapter {self.adapter} comes with its base and its options: leave out base_config, and of gradmem "
+                f"all but {', '.join(sorted(_CHANGEABLE))}. Got {self.base_config or self.gradmem}."
             )
         if self.base_config is not None and "model_type" not in self.base_config:
             raise ValueError(f"base_config needs a model_type, got {self.base_config}.")

@@ -77,8 +77,8 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
     """The `Trainer` of a recipe, ready to train; `trust_remote_code` as in [`run_training`]."""
     arguments, training = recipe.arguments, recipe.training
     set_seed(training.seed)
-    tokenizer = build_tokenizer(arguments, trust_remote_code)
-    model = build_model(arguments, tokenizer, trust_remote_code)
+    model = build_model(arguments, trust_remote_code)
+    tokenizer = model.tokenizer
     model.to(training.device)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
     train_rows, eval_sets = training_data(arguments, training, model)
     trainer = Trainer(
@@ -137,35 +137,33 @@ def training_data(
     return written.pop("train"), written
 
 
-def build_tokenizer(arguments: RecipeArguments, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer of the adapter or of the base, or the task's own for a base that is built here."""
-    existing = arguments.adapter or arguments.base_model
-    if existing is not None:
-        return open_tokenizer(existing, trust_remote_code=trust_remote_code)
-    build = get_task(arguments.task).build_tokenizer
-    if build is None:
-        raise ValueError(f"The task {arguments.task!r} has no tokenizer of its own. Name a base_model.")
-    return build(**arguments.task_arguments)
-
-
-def build_model(
-    arguments: RecipeArguments, tokenizer: PreTrainedTokenizerBase, trust_remote_code: bool = False
-) -> GradMemForCausalLM:
-    """The base, loaded or built with random weights, with its memory; or an adapter on the base that it names."""
+def build_model(arguments: RecipeArguments, trust_remote_code: bool = False) -> GradMemForCausalLM:
+    """The base, loaded or built with random weights, with its memory; or an adapter to go on training."""
     dtype = "auto" if arguments.base_dtype is None else getattr(torch, arguments.base_dtype)
     load: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
-    if arguments.adapter is not None and arguments.base_model is None:
+    if arguments.base_model is not None:
+        base_model = AutoModelForCausalLM.from_pretrained(arguments.base_model, **load)
+        if arguments.adapter is not None:
+            model = get_gradmem_model(base_model, arguments.adapter)
+        else:
+            tokenizer = open_tokenizer(arguments.base_model, trust_remote_code=trust_remote_code)
+            model = get_gradmem_model(base_model, arguments.config, tokenizer)
+    elif arguments.adapter is not None:
         model = GradMemForCausalLM.from_pretrained(arguments.adapter, **load)
     else:
-        if arguments.base_model is not None:
-            base_model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(arguments.base_model, **load)
-        else:
-            base_model = _new_base(arguments.base_config or {}, tokenizer)
-        model = get_gradmem_model(base_model, arguments.adapter or arguments.config, tokenizer=tokenizer)
+        tokenizer = _task_tokenizer(arguments)
+        model = get_gradmem_model(_new_base(arguments.base_config or {}, tokenizer), arguments.config, tokenizer)
     if arguments.adapter is not None:
         model.config.update(arguments.gradmem)
     model.base_model.requires_grad_(arguments.train_base)
     return model
+
+
+def _task_tokenizer(arguments: RecipeArguments) -> PreTrainedTokenizerBase:
+    build = get_task(arguments.task).build_tokenizer
+    if build is None:
+        raise ValueError(f"The task {arguments.task!r} has no tokenizer of its own. Name a base_model.")
+    return build(**arguments.task_arguments)
 
 
 def _new_base(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -103,4 +103,4 @@ def stock_trainer(directory, model, rows=None, **settings):
 
 def tiny_model(**gradmem):
     recipe = make_recipe(TINY | {"output_dir": "unused", "gradmem": TINY["gradmem"] | gradmem})
-    return build_model(recipe.arguments, build_tokenizer())
+    return build_model(recipe.arguments)
