@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_gradmem import GradMemForCausalLM, get_gradmem_model
@@ -74,24 +73,12 @@ def buildings() -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
-def answers(model: GradMemForCausalLM, contexts: list[str], asked: list[tuple[int, str]], size: int) -> list[str]:
-    """Greedy answers to questions, each about one of the contexts, written afresh."""
-    found = []
-    for first in range(0, len(contexts), size):
-        numbers = range(first, min(first + size, len(contexts)))
-        memory = model.write([contexts[number] for number in numbers])
-        own = [(number - numbers[0], query) for number, query in asked if number in numbers]
-        about, queries = [index for index, _ in own], [query for _, query in own]
-        found += answer_queries(model, memory, queries, about, max_new_tokens=12)
-    return found
-
-
 def measure_buildings(model: GradMemForCausalLM, size: int) -> dict[str, Any]:
     """Shares of answers that are the context's, and that are what the base knew."""
     results = {}
     for kind, rows in buildings().items():
-        asked = [(number, row["query"]) for number, row in enumerate(rows)]
-        given = answers(model, [row["context"] for row in rows], asked, size)
+        memory = model.write([row["context"] for row in rows], batch_size=size)
+        given = answer_queries(model, memory, [row["query"] for row in rows], range(len(rows)), max_new_tokens=12)
         said = SquadMetric().compute(predictions=given, references=[[row["answer"]] for row in rows])
         results[kind] = {"num_answers": len(rows), "as_the_context_says": said["exact_match"]}
         if rows[0]["known"] is not None:
@@ -105,28 +92,29 @@ def measure_facts(model: GradMemForCausalLM, num_contexts: int, size: int) -> di
     results: dict[str, Any] = {}
     for name, other in (("words_of_training", False), ("other_words", True)):
         rows = load_task("facts", "test", num_contexts=num_contexts, other_words=other, segmented=False, not_told=0.3)
-        asked = [(number, query) for number, row in enumerate(rows) for query in row["queries"]]
-        targets = [target.strip() for row in rows for target in row["targets"]]
-        given = answers(model, [row["context"][0] for row in rows], asked, size)
-        told = [index for index, target in enumerate(targets) if target != NOT_TOLD]
+        memory = model.write([row["context"][0] for row in rows], batch_size=size)
+        asked = [
+            (number, query, target.strip())
+            for number, row in enumerate(rows)
+            for query, target in zip(row["queries"], row["targets"], strict=True)
+        ]
+        about, queries, targets = (list(column) for column in zip(*asked, strict=True))
+        given = answer_queries(model, memory, queries, about, max_new_tokens=12)
         scores = {}
-        for part, chosen in (("told", told), ("not_told", sorted(set(range(len(targets))) - set(told)))):
+        for part in ("told", "not_told"):
+            chosen = [index for index, target in enumerate(targets) if (target == NOT_TOLD) == (part == "not_told")]
             predictions, references = [given[index] for index in chosen], [[targets[index]] for index in chosen]
             measured = SquadMetric().compute(predictions=predictions, references=references)
             scores[part] = {"num_answers": len(chosen), "exact_match": measured["exact_match"]}
-        results[name] = scores | {"auroc_not_in_memory": told_apart(model, list(rows), size)}
+        unknown = [likelihood(model, memory[index], query, NOT_TOLD) for index, query, _ in asked]
+        results[name] = scores | {"auroc_not_in_memory": told_apart(unknown, targets)}
     return results
 
 
-def told_apart(model: GradMemForCausalLM, rows: list[dict[str, Any]], size: int) -> float:
-    """Share of pairs of a question without an answer and one with, that the likelihood of the former ranks rightly."""
-    without, told = [], []
-    for part in (rows[first : first + size] for first in range(0, len(rows), size)):
-        memory = model.write([row["context"][0] for row in part])
-        for index, row in enumerate(part):
-            for query, target in zip(row["queries"], row["targets"], strict=True):
-                score = likelihood(model, memory[index], query, NOT_TOLD)
-                (without if target.strip() == NOT_TOLD else told).append(score)
+def told_apart(unknown: list[float], targets: list[str]) -> float:
+    """Share of pairs of a question without an answer and one with, that the likelihood of `NOT_TOLD` ranks rightly."""
+    without = [score for score, target in zip(unknown, targets, strict=True) if target == NOT_TOLD]
+    told = [score for score, target in zip(unknown, targets, strict=True) if target != NOT_TOLD]
     above = np.subtract.outer(without, told)
     return float((above > 0).mean() + 0.5 * (above == 0).mean())
 
@@ -139,8 +127,9 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, default=40, help="of facts")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--dtype", default="auto", help="that the base is loaded in")
     given = parser.parse_args()
-    base_model = AutoModelForCausalLM.from_pretrained(given.base, dtype=torch.bfloat16)
+    base_model = AutoModelForCausalLM.from_pretrained(given.base, dtype=given.dtype)
     model = get_gradmem_model(base_model, given.adapter, tokenizer=AutoTokenizer.from_pretrained(given.base))
     results = {"write_steps": model.config.write_steps, "buildings": measure_buildings(model, given.batch_size)}
     results["facts"] = measure_facts(model, given.contexts, given.batch_size)

@@ -1,7 +1,7 @@
 """How many WRITE steps a text takes, by form and start of the memory: SmolLM2-135M, frozen, plain Adam.
 
-    python -m benchmarks.starts BASE                 # every arm that has no result yet
-    python -m benchmarks.starts BASE values_16       # this one
+    python -m benchmarks.starts                 # every arm that has no result yet
+    python -m benchmarks.starts values_16       # this one
 
 Held-out texts of three kinds (sentences of SQuAD, of a novel, and facts about invented people), eight each, are written
 for 40 steps. Starts: random (mean embedding and noise), and the mean of memories written from it, after one round and
@@ -10,17 +10,20 @@ values alone, which start from a forward pass. Results go to `benchmarks/results
 `benchmarks/results/starts.md`: at which step the mean loss is first below 1.0 and .3 nats a token.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
+from hf_gradmem.commands.demo import find_demo_model
 from hf_gradmem.tasks import load_task
 from hf_gradmem.training.start import Start, learn_start
+
+from .arms import run_chosen
 
 ROOT = Path(__file__).parent
 RESULTS, TABLE = ROOT / "results" / "starts", ROOT / "results" / "starts.md"
@@ -66,11 +69,12 @@ def texts(split: str, count: int) -> dict[str, list[str]]:
     return {kind: ["".join(row["context"]).strip() for row in found] for kind, found in rows.items()}
 
 
-def measure(name: str, base: str) -> dict[str, Any]:
+def measure(name: str) -> dict[str, Any]:
     """Learn the start of an arm, and write the held-out texts from it."""
     _, options, rounds = ARMS[name]
     torch.manual_seed(0)
-    base_model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16)
+    base = find_demo_model(Console(stderr=True))
+    base_model = AutoModelForCausalLM.from_pretrained(base)
     config = GradMemConfig(write_optimizer="adam", meta_gradient="first_order", write_steps=STEPS, **options)
     model = get_gradmem_model(base_model, config, tokenizer=AutoTokenizer.from_pretrained(base))
     report = []
@@ -95,7 +99,7 @@ def write_table() -> None:
     lines = [
         "# Steps of WRITE, by form and start",
         "",
-        "`python -m benchmarks.starts BASE`: SmolLM2-135M-Instruct, frozen, bfloat16, Adam; eight held-out texts of",
+        "`python -m benchmarks.starts`: SmolLM2-135M-Instruct, frozen, Adam; eight held-out texts of",
         "each kind, one seed. Steps until the mean loss is first below 1.0 and .3 nats a token (– : not in 40), and",
         "the loss after 5, 10, 20 and 40 steps.",
         "",
@@ -114,18 +118,5 @@ def write_table() -> None:
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def main() -> None:
-    """Run the arms."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("base", help="directory or Hub repository of SmolLM2-135M-Instruct")
-    parser.add_argument("arms", nargs="*", help=", ".join(ARMS))
-    given = parser.parse_args()
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    for name in given.arms or [name for name in ARMS if not (RESULTS / f"{name}.json").is_file()]:
-        result = measure(name, given.base)
-        (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        write_table()
-
-
 if __name__ == "__main__":
-    main()
+    run_chosen(__doc__, ARMS, RESULTS, measure, write_table)

@@ -130,7 +130,7 @@ class RecipeArguments:
             raise ValueError("A recipe needs a base_model, a base_config to build one from, or an adapter to train.")
         if self.adapter is not None and (self.base_config is not None or set(self.gradmem) - _CHANGEABLE):
             raise ValueError(
-                f"The adapter {self.adapter} comes with its base and its options: leave out base_config, and of gradmem "
+                f"The adapter {self.adapter} brings base and options: leave out base_config and, of gradmem, "
                 f"all but {', '.join(sorted(_CHANGEABLE))}. Got {self.base_config or self.gradmem}."
             )
         if self.base_config is not None and "model_type" not in self.base_config:
