@@ -8,7 +8,7 @@ from ..base.modes import generator, plain_generation, settled
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.generation import ending_tokens
-from ..reading.queries import tokenize_queries
+from ..reading.queries import pad_left, tokenize_queries
 
 
 def answer_queries(
@@ -57,14 +57,10 @@ def answer_prompts(model: GradMemForCausalLM, prompts: Sequence[Sequence[int]], 
     """
     if not all(prompts):
         raise ValueError("A prompt has no token: there is nothing to continue.")
-    width = max(map(len, prompts))
-    input_ids, mask = (
-        torch.tensor([[0] * (width - len(row)) + list(row) for row in rows], device=model.device)
-        for rows in (prompts, [[1] * len(prompt) for prompt in prompts])
-    )
+    input_ids, mask = (part.to(model.device) for part in pad_left(prompts))
     ending = ending_tokens(model.tokenizer, model.generation_config)
     with plain_generation(), settled(model.base_model):
         generated = generator(model.base_model).generate(
             input_ids=input_ids, attention_mask=mask, max_new_tokens=max_new_tokens, **ending
         )
-    return model.tokenizer.batch_decode(generated[:, width:], skip_special_tokens=True)
+    return model.tokenizer.batch_decode(generated[:, input_ids.shape[1] :], skip_special_tokens=True)

@@ -33,10 +33,14 @@ def tokenize_queries(
         if not isinstance(query, str):
             raise TypeError(f"a question is a text, got {query!r}.")
     words = get_template(template, tokenizer)
-    encoded = [tokenizer(words.question(query), add_special_tokens=False).input_ids for query in queries]
-    width = max(map(len, encoded), default=0)
-    input_ids = [[0] * (width - len(tokens)) + tokens for tokens in encoded]
-    mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in encoded]
+    return pad_left([tokenizer(words.question(query), add_special_tokens=False).input_ids for query in queries])
+
+
+def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Prompts of tokens as `input_ids` and `attention_mask`, `(prompts, length)` each."""
+    width = max(map(len, prompts), default=0)
+    input_ids = [[0] * (width - len(tokens)) + list(tokens) for tokens in prompts]
+    mask = [[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in prompts]
     return torch.tensor(input_ids, dtype=torch.long), torch.tensor(mask, dtype=torch.long)
 
 

@@ -1,0 +1,263 @@
+"""One thread that owns the model: requests wait in a bounded queue, and those that fit together run as one batch."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria
+
+from ..base.modes import plain_generation
+from ..memory.written import GradMemMemory
+from ..modeling_gradmem import GradMemForCausalLM
+from ..reading.generation import ending_tokens
+from ..reading.queries import pad_left
+
+
+class QueueFullError(Exception):
+    """The queue is as long as it may be."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen, in OpenAI's terms.
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: share of the probability that tokens are drawn from.
+        seed: of the draws; none is set when `None`.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """As arguments of `generate`."""
+        if self.temperature == 0:
+            return {"do_sample": False}
+        return {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0}
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What a request is told as it goes on.
+
+    Attributes:
+        text: what the answer goes on with.
+        finish_reason: at the end, `"stop"` or `"length"`.
+        num_tokens: of the answer up to here.
+        error: what went wrong, in which case nothing follows.
+        memory: what was written, where that was asked for.
+    """
+
+    text: str = ""
+    finish_reason: str | None = None
+    num_tokens: int = 0
+    error: BaseException | None = None
+    memory: GradMemMemory | None = None
+
+
+@dataclass(eq=False)
+class Job:
+    """Something to do for a request.
+
+    Attributes:
+        tell: called from the engine's thread with each piece.
+        cancelled: set by whoever no longer waits.
+    """
+
+    tell: Callable[[Piece], None]
+    cancelled: threading.Event = field(default_factory=threading.Event, init=False)
+
+
+@dataclass(eq=False)
+class Write(Job):
+    """Write a context, given as text or as its segments."""
+
+    context: str | list[str]
+
+    @property
+    def kind(self) -> Hashable:
+        """Jobs of one kind run as one batch. A text and segments are not written together."""
+        return "write", isinstance(self.context, str)
+
+
+@dataclass(eq=False)
+class Read(Job):
+    """Continue a prompt from a memory.
+
+    Attributes:
+        memory: of one context.
+        prompt: token ids.
+        max_new_tokens: most tokens of the answer.
+        sampling: how they are chosen.
+        stop: texts that end the answer, and are not part of it.
+    """
+
+    memory: GradMemMemory
+    prompt: list[int]
+    max_new_tokens: int
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> Hashable:
+        """Rows of one length need no padding, which a memory in the cache would not bear."""
+        return "read", self.sampling, len(self.prompt)
+
+
+class Engine:
+    """Runs jobs in a thread of its own, in the order in which they came, those of one kind together.
+
+    Args:
+        model: which nobody else uses meanwhile.
+        batch_size: most jobs at a time.
+        max_waiting: most jobs in the queue.
+    """
+
+    def __init__(self, model: GradMemForCausalLM, *, batch_size: int = 16, max_waiting: int = 64) -> None:
+        self.model = model
+        self.batch_size, self.max_waiting = batch_size, max_waiting
+        self._waiting: deque[Write | Read] = deque()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name="hf-gradmem", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Write | Read) -> None:
+        """Put a job at the end of the queue.
+
+        Raises:
+            QueueFullError: there is no room, or the engine is closing.
+        """
+        with self._changed:
+            if self._closing or len(self._waiting) >= self.max_waiting:
+                raise QueueFullError
+            self._waiting.append(job)
+            self._changed.notify()
+
+    @property
+    def num_waiting(self) -> int:
+        """Jobs in the queue."""
+        with self._changed:
+            return len(self._waiting)
+
+    def close(self) -> None:
+        """Stop at the next token; what still waits is told so."""
+        with self._changed:
+            self._closing = True
+            dropped = list(self._waiting)
+            self._waiting.clear()
+            self._changed.notify()
+        for job in dropped:
+            job.tell(Piece(error=QueueFullError()))
+        self._thread.join()
+
+    def _run(self) -> None:
+        while batch := self._next_batch():
+            try:
+                _write(self.model, batch) if isinstance(batch[0], Write) else self._read(batch)
+            except Exception as error:  # whatever it is, the requests are told, and the next ones are served
+                for job in batch:
+                    job.tell(Piece(error=error))
+
+    def _next_batch(self) -> list[Any]:
+        """The first job that waits and those of its kind; nothing when the engine closes."""
+        with self._changed:
+            while True:
+                self._changed.wait_for(lambda: self._waiting or self._closing)
+                if self._closing:
+                    return []
+                waiting = [job for job in self._waiting if not job.cancelled.is_set()]
+                self._waiting.clear()
+                if waiting:
+                    alike = [job for job in waiting if job.kind == waiting[0].kind][: self.batch_size]
+                    self._waiting.extend(job for job in waiting if job not in alike)
+                    return alike
+
+    def _read(self, batch: list[Read]) -> None:
+        model, sampling = self.model, batch[0].sampling
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
+        input_ids, mask = pad_left([job.prompt for job in batch])
+        ending = ending_tokens(model.tokenizer, model.generation_config)
+        answers = _Answers(batch, model.tokenizer, ending.get("eos_token_id") or [], lambda: self._closing)
+        with plain_generation():
+            model.generate(
+                input_ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                memory=GradMemMemory.cat([job.memory for job in batch]).to(model.device),
+                max_new_tokens=max(job.max_new_tokens for job in batch),
+                stopping_criteria=[answers],
+                **ending,
+                **sampling.arguments(),
+            )
+
+
+def _write(model: GradMemForCausalLM, batch: list[Write]) -> None:
+    memory = model.write([job.context for job in batch])
+    for index, job in enumerate(batch):
+        job.tell(Piece(memory=memory[index].to("cpu")))
+
+
+class _Answers(StoppingCriteria):
+    """Hands out the tokens of a batch as they come, and says which rows have ended."""
+
+    def __init__(self, batch: list[Read], tokenizer: Any, ends: list[int], closing: Callable[[], bool]) -> None:
+        self.rows = [_Answer(job, tokenizer, ends) for job in batch]
+        self.closing = closing
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        closing = self.closing()
+        for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True):
+            if closing and not row.ended:
+                row.ended = True
+                row.job.tell(Piece(error=QueueFullError()))
+            row.take(token)
+        return torch.tensor([row.ended for row in self.rows], device=input_ids.device)
+
+
+class _Answer:
+    """The answer to one request, token by token."""
+
+    def __init__(self, job: Read, tokenizer: Any, ends: list[int]) -> None:
+        self.job, self.tokenizer, self.ends = job, tokenizer, ends
+        self.tokens: list[int] = []
+        self.told = 0  # characters
+        self.ended = False
+
+    def take(self, token: int) -> None:
+        """Take a token up, and tell what can be told of it."""
+        if self.ended or self.job.cancelled.is_set():
+            self.ended = True
+            return
+        finish = None
+        if token in self.ends:
+            finish = "stop"
+        else:
+            self.tokens.append(token)
+            if len(self.tokens) >= self.job.max_new_tokens:
+                finish = "length"
+        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        cut = min((place for stop in self.job.stop if (place := text.find(stop)) >= 0), default=None)
+        if cut is not None:
+            text, finish = text[:cut], "stop"
+        sure = len(text) if finish else len(text) - _unsure(text, self.job.stop)
+        self.ended = finish is not None
+        if sure > self.told or self.ended:
+            new, self.told = text[self.told : sure], max(self.told, sure)
+            # A client that has gone takes its event loop with it, which is no fault of this answer.
+            with suppress(RuntimeError):
+                self.job.tell(Piece(new, finish, len(self.tokens)))
+
+
+def _unsure(text: str, stops: tuple[str, ...]) -> int:
+    """How many characters at the end may still change: half of a character, or the beginning of a stop."""
+    if text.endswith("\ufffd"):
+        return len(text) - len(text.rstrip("\ufffd"))
+    begun = (size for stop in stops for size in range(len(stop) - 1, 0, -1) if text.endswith(stop[:size]))
+    return max(begun, default=0)

@@ -1,0 +1,60 @@
+"""The tokens of a request's prompt: a plain text, or a chat in the words that the adapter was trained with."""
+
+from collections.abc import Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from ..modeling_gradmem import GradMemForCausalLM
+from ..template import CHAT, get_template
+from .schema import Message
+
+
+def text_prompt(model: GradMemForCausalLM, text: str) -> list[int]:
+    """A prompt as it stands.
+
+    Raises:
+        ValueError: it has no token.
+    """
+    return _checked(model, model.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def chat_prompt(model: GradMemForCausalLM, messages: Sequence[Message]) -> list[int]:
+    """A chat up to where the answer begins.
+
+    Under the chat template all turns count. Any other template has words for one question.
+
+    Raises:
+        ValueError: the last turn is not the user's, or there are more than the template has words for.
+    """
+    if messages[-1].role != "user":
+        raise ValueError(f"The last message must be the user's, got one of the {messages[-1].role}.")
+    if model.config.template == CHAT:
+        return _checked(model, _chat_tokens(model.tokenizer, messages))
+    if len(messages) > 1:
+        raise ValueError(
+            f"This adapter's template {model.config.template!r} takes one question: send one message of the user, got "
+            f"{len(messages)} messages."
+        )
+    return text_prompt(model, get_template(model.config.template, model.tokenizer).question(messages[0].content))
+
+
+def _chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    if len(messages) == 1:
+        text = get_template(CHAT, tokenizer).question(messages[0].content)
+    else:
+        turns = [message.model_dump() for message in messages]
+        text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
+        text = text.removeprefix(str(tokenizer.bos_token)) if tokenizer.bos_token else text
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def _checked(model: GradMemForCausalLM, tokens: list[int]) -> list[int]:
+    if not tokens:
+        raise ValueError("The prompt is empty.")
+    window = getattr(model.base_model.config, "max_position_embeddings", None)
+    if window is not None and len(tokens) + model.config.num_memory_tokens >= window:
+        raise ValueError(
+            f"The prompt has {len(tokens)} tokens, and the base takes {window} with the memory's "
+            f"{model.config.num_memory_tokens} and the answer."
+        )
+    return tokens

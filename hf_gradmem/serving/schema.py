@@ -1,0 +1,86 @@
+"""What requests may hold, in OpenAI's terms where there are any. A field that would be ignored is refused."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .engine import Sampling
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class NewMemory(_Request):
+    """A context to be written.
+
+    Attributes:
+        context: a text, or its segments, each of which is reconstructed on its own.
+        id: to ask for it by; one is made up when absent.
+    """
+
+    context: str | list[str]
+    id: str | None = None
+
+
+class _Continuation(_Request):
+    """What completions and chat completions have in common.
+
+    Attributes:
+        model: its name, which is checked.
+        memory: id of the memory to read.
+        temperature: 0, which is greedy, by default.
+        top_p, seed, stop, stream, stream_options, max_tokens: as in OpenAI's API.
+        n: 1; no more answers are given to a request.
+        user: taken and not looked at.
+    """
+
+    model: str
+    memory: str
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float = Field(default=0.0, ge=0.0, le=2.0)
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    seed: int | None = None
+    stop: str | list[str] = Field(default_factory=list)
+    stream: bool = False
+    stream_options: dict[Literal["include_usage"], bool] | None = None
+    n: Literal[1] = 1
+    user: str | None = None
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are chosen. Greedy answers do not differ by what a draw depends on."""
+        if self.temperature == 0:
+            return Sampling()
+        return Sampling(self.temperature, self.top_p, self.seed)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """Texts that end an answer."""
+        given = [self.stop] if isinstance(self.stop, str) else self.stop
+        return tuple(text for text in given if text)
+
+
+class Completion(_Continuation):
+    """A prompt, which is continued as it stands."""
+
+    prompt: str
+
+
+class Message(_Request):
+    """A turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str
+
+
+class ChatCompletion(_Continuation):
+    """A chat, of which the last turn is the user's."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+
+
+def error_body(message: str, kind: str, param: str | None = None) -> dict[str, Any]:
+    """An error as OpenAI's clients read it."""
+    return {"error": {"message": message, "type": kind, "param": param, "code": None}}

@@ -1,0 +1,111 @@
+"""The memories that a server has: those of a store, which stays as it is, and those that clients write."""
+
+import re
+import shutil
+import threading
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from ..memory.store import MemoryStore
+from ..memory.written import GradMemMemory
+
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/-]{0,99}")  # which quoting makes the name of a folder, and never ".."
+
+
+class Shelf:
+    """Memories by id.
+
+    Args:
+        store: that is read from, *optional*.
+        folder: where what clients write is kept, a folder for each; kept while the server runs when `None`.
+        max_memories: most that clients may write.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+
+    def __init__(self, store: MemoryStore | None, folder: Path | None, max_memories: int) -> None:
+        self._store, self._folder, self._max = store, folder, max_memories
+        self._here: dict[str, GradMemMemory] = {}
+        self._lock = threading.Lock()
+        self._written: set[str] = set()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            # A folder whose memory was not written to its end has no name that counts.
+            self._written = {unquote(path.parent.name) for path in folder.glob("*/memory.safetensors")}
+
+    def __len__(self) -> int:
+        return len(self.ids())
+
+    def ids(self) -> list[str]:
+        """Of all memories: those of the store, then those that were written, sorted."""
+        with self._lock:
+            return [*(self._store.ids if self._store is not None else ()), *sorted(self._written)]
+
+    def __getitem__(self, name: str) -> GradMemMemory:
+        """One memory.
+
+        Raises:
+            KeyError: there is none of that id.
+        """
+        with self._lock:
+            if name in self._here:
+                return self._here[name]
+            if name in self._written and self._folder is not None:
+                return GradMemMemory.from_pretrained(self._place(name))
+            if self._store is not None and name in self._store:
+                return self._store[name]
+        raise KeyError(name)
+
+    def check_new(self, name: str) -> None:
+        """Refuse an id before anything is written.
+
+        Raises:
+            ValueError: it is no id, it is taken, or there is no room.
+        """
+        if not _ID.fullmatch(name):
+            raise ValueError(
+                f"An id has 1 to 100 letters, digits, blanks and . _ : / -, and begins with a letter or digit, got "
+                f"{name!r}."
+            )
+        with self._lock:
+            if name in self._written or (self._store is not None and name in self._store):
+                raise ValueError(f"There is a memory {name!r} already. Delete it first, or take another id.")
+            if len(self._written) >= self._max:
+                raise ValueError(f"There is no room: {self._max} memories were written. Delete some.")
+
+    def add(self, name: str, memory: GradMemMemory) -> None:
+        """Keep what was written.
+
+        Raises:
+            OSError: it cannot be written to disk.
+            ValueError: as [`check_new`].
+        """
+        self.check_new(name)
+        with self._lock:
+            if self._folder is None:
+                self._here[name] = memory
+            else:
+                memory.save_pretrained(self._place(name))
+            self._written.add(name)
+
+    def delete(self, name: str) -> None:
+        """Forget a memory that was written here.
+
+        Raises:
+            KeyError: there is none of that id.
+            ValueError: it belongs to the store.
+        """
+        with self._lock:
+            if name not in self._written:
+                if self._store is not None and name in self._store:
+                    raise ValueError(f"The memory {name!r} belongs to the store that is served, which stays as it is.")
+                raise KeyError(name)
+            self._written.remove(name)
+            self._here.pop(name, None)
+            if self._folder is not None:
+                shutil.rmtree(self._place(name))
+
+    def _place(self, name: str) -> Path:
+        assert self._folder is not None
+        return self._folder / quote(name, safe="")

@@ -1,0 +1,78 @@
+"""Commands that answer until they are ended: serve."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import command
+from .options import Device, Revision, Seed, TrustRemoteCode
+from .printing import report_done
+
+
+@command(
+    "hf-gradmem serve ./adapter",
+    "hf-gradmem serve ./adapter --memories memories/ --keep written/ --port 8001",
+)
+def serve(
+    model: Annotated[str, typer.Argument(help="Directory or Hub repository of an adapter, or of any decoder.")],
+    memories: Annotated[str | None, typer.Option(help="What write-dataset wrote, or a Hub data set of it.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="Folder for what clients write; it ends with the server when absent.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What requests call the model; its own name when absent.")] = None,
+    host: Annotated[str, typer.Option(help="Address; beyond this machine, requests need a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8000,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            envvar="HF_GRADMEM_TOKEN",
+            help="What requests must carry as a bearer token; made up and shown where others can reach the server.",
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 16,
+    queue: Annotated[int, typer.Option(min=1, help="Requests that may wait; more are told to come again.")] = 64,
+    max_body: Annotated[int, typer.Option(min=1, help="Most bytes of a request.")] = 1 << 20,
+    max_memories: Annotated[int, typer.Option(min=1, help="Most memories that clients may write.")] = 1000,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds until a request is given up.")] = 300.0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens of an answer, where a request says none.")] = 64,
+    revision: Revision = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Serve memories over HTTP, for OpenAI's clients: write contexts, and ask with the id of a memory.
+
+    Needs the extra "serve": pip install "hf-gradmem\\[serve]".
+    """
+    try:
+        from hf_gradmem.serving.serve import make_server, token_for
+    except ModuleNotFoundError as error:
+        raise ImportError(f'serve needs {error.name}: pip install "hf-gradmem[serve]"') from error
+    from hf_gradmem.commands.opening import load_model, load_store
+
+    reader = load_model(model, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code)
+    needed = token_for(host, token)
+    server = make_server(
+        reader,
+        model_name=name or Path(model).name,
+        memories=None if memories is None else load_store(memories),
+        keep=keep,
+        host=host,
+        port=port,
+        token=needed,
+        batch_size=batch_size,
+        max_waiting=queue,
+        max_body=max_body,
+        max_memories=max_memories,
+        timeout=timeout,
+        max_new_tokens=max_new_tokens,
+    )
+    shown = f"[{host}]" if ":" in host else host
+    report_done(f"Serving {name or Path(model).name} at http://{shown}:{port}/v1 until interrupted.")
+    if needed is not None and token is None:
+        report_done(f"Requests need this token: {needed}")
+    server.run()
+
+
+__all__ = ["serve"]

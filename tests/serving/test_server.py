@@ -1,0 +1,304 @@
+"""The server, over loopback, with the client that people use."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from hf_gradmem import GradMemForCausalLM
+from hf_gradmem.serving.serve import make_server, token_for
+from hf_gradmem.tasks import load_task
+
+ADAPTER = "hf_gradmem/pretrained/gradmem-kv-tiny"
+DEFAULTS: dict[str, Any] = {
+    "model_name": "kv",
+    "memories": None,
+    "keep": None,
+    "host": "127.0.0.1",
+    "port": 0,
+    "token": None,
+    "batch_size": 16,
+    "max_waiting": 64,
+    "max_body": 1 << 16,
+    "max_memories": 100,
+    "timeout": 60.0,
+    "max_new_tokens": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> GradMemForCausalLM:
+    return GradMemForCausalLM.from_pretrained(ADAPTER)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    arguments = {"num_pairs": 4, "key_length": 1, "value_length": 1, "end_mark": False}
+    found = load_task("kv_retrieval", "test", num_contexts=16, **arguments)
+    # A target ends in the token that ends an answer, which is no part of its text.
+    return [row | {"targets": [target.removesuffix("|") for target in row["targets"]]} for row in found]
+
+
+@contextmanager
+def running(model: GradMemForCausalLM, **options: Any) -> Iterator[str]:
+    """The address of a server that runs for a span, and has ended after it."""
+    before = set(threading.enumerate())
+    server = make_server(model, **DEFAULTS | options)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+        assert not [other for other in set(threading.enumerate()) - before if other.name == "hf-gradmem"]
+
+
+@pytest.fixture(scope="module")
+def address(model: GradMemForCausalLM, rows: list[dict[str, Any]]) -> Iterator[str]:
+    with running(model) as address:
+        for number, row in enumerate(rows):
+            written = httpx.post(f"{address}/v1/memories", json={"context": row["context"], "id": f"row/{number}"})
+            assert written.status_code == 201, written.text
+        yield address
+
+
+def client_of(address: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{address}/v1", api_key=key, max_retries=0)
+
+
+def expected(model: GradMemForCausalLM, row: dict[str, Any]) -> list[str]:
+    """What the model itself answers to the queries of a row."""
+    memory = model.write([row["context"]])
+    answers = []
+    for query in row["queries"]:
+        ids = model.tokenizer(query, add_special_tokens=False, return_tensors="pt").input_ids
+        tokens = model.generate(ids, memory=memory, max_new_tokens=4, do_sample=False)
+        answers.append(model.tokenizer.decode(tokens[0, ids.shape[1] :], skip_special_tokens=True))
+    return answers
+
+
+def test_answers_are_the_models_own(model, rows, address):
+    client = client_of(address)
+    for number, row in enumerate(rows[:4]):
+        given = [
+            client.completions.create(
+                model="kv", prompt=query, max_tokens=4, extra_body={"memory": f"row/{number}"}
+            ).choices[0]
+            for query in row["queries"]
+        ]
+        assert [choice.text for choice in given] == expected(model, row)
+        assert {choice.finish_reason for choice in given} == {"stop"}
+        assert [choice.text for choice in given] == row["targets"]
+
+
+def test_sixteen_clients_at_once_are_each_given_their_own_answer(rows, address):
+    wrong: list[Any] = []
+
+    def ask(number: int) -> None:
+        with client_of(address) as client:
+            for turn in range(4):
+                row = rows[number]
+                query = turn % len(row["queries"])
+                asked = {"model": "kv", "messages": [{"role": "user", "content": row["queries"][query]}]}
+                if turn % 2:
+                    chunks = client.chat.completions.create(
+                        **asked, stream=True, max_tokens=4, extra_body={"memory": f"row/{number}"}
+                    )
+                    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+                else:
+                    answer = client.chat.completions.create(
+                        **asked, max_completion_tokens=4, extra_body={"memory": f"row/{number}"}
+                    )
+                    text = answer.choices[0].message.content
+                if text != row["targets"][query]:
+                    wrong.append((number, query, text))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_a_stream_is_the_answer_in_parts_with_what_it_took(rows, address):
+    client = client_of(address)
+    asked = {"model": "kv", "prompt": rows[0]["queries"][0], "max_tokens": 4, "extra_body": {"memory": "row/0"}}
+    whole = client.completions.create(**asked)
+    parts = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(part.choices[0].text for part in parts if part.choices) == whole.choices[0].text
+    assert parts[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert parts[-1].usage == whole.usage
+    assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+
+
+def test_an_answer_ends_at_a_stop_or_at_its_length(rows, address):
+    client = client_of(address)
+    asked = {"model": "kv", "prompt": rows[0]["queries"][0], "extra_body": {"memory": "row/0"}}
+    target = rows[0]["targets"][0]
+    stopped = client.completions.create(**asked, stop=target[1:]).choices[0]
+    assert (stopped.text, stopped.finish_reason) == (target[:1], "stop")
+    streamed = client.completions.create(**asked, stop=target[1:], stream=True)
+    assert "".join(part.choices[0].text for part in streamed) == target[:1]
+    short = client.completions.create(**asked, max_tokens=1).choices[0]
+    assert (short.text, short.finish_reason) == (target[:1], "length")
+
+
+def test_a_seed_repeats_what_was_drawn(rows, address):
+    client = client_of(address)
+    asked = {"model": "kv", "prompt": "?", "max_tokens": 8, "temperature": 2.0, "extra_body": {"memory": "row/0"}}
+    drawn = [client.completions.create(**asked, seed=seed).choices[0].text for seed in (1, 1, 2, 3)]
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn)) > 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("completions", {"model": "kv", "prompt": "?", "memory": "none"}, 404, "no memory 'none'"),
+        ("completions", {"model": "gpt", "prompt": "?", "memory": "row/0"}, 404, "no model 'gpt' here, but 'kv'"),
+        ("completions", {"model": "kv", "prompt": "?"}, 400, "memory: Field required"),
+        ("completions", {"model": "kv", "prompt": "", "memory": "row/0"}, 400, "prompt is empty"),
+        ("completions", {"model": "kv", "prompt": "?", "memory": "row/0", "logprobs": 3}, 400, "no such field"),
+        ("completions", {"model": "kv", "prompt": "?", "memory": "row/0", "n": 2}, 400, "n: "),
+        ("completions", {"model": "kv", "prompt": "?" * 300, "memory": "row/0"}, 400, "the base takes 256"),
+        ("chat/completions", {"model": "kv", "messages": [], "memory": "row/0"}, 400, "messages: "),
+        (
+            "chat/completions",
+            {"model": "kv", "messages": [{"role": "user", "content": "?"}] * 2, "memory": "row/0"},
+            400,
+            "takes one question",
+        ),
+        ("memories", {"context": " "}, 400, "empty text"),
+        ("memories", {"context": "!a:b!", "id": "../out"}, 409, "begins with a letter"),
+        ("memories", {"context": "!a:b!", "id": "row/0"}, 409, "already"),
+        ("memories", {"context": "!a:b!" * 200}, 400, ""),
+        ("memories", {"context": "a" * (1 << 16)}, 413, "longer than 65536 bytes"),
+    ],
+)
+def test_a_request_that_cannot_be_met_is_told_why(path, body, status, message, address):
+    answer = httpx.post(f"{address}/v1/{path}", json=body, timeout=30)
+    assert answer.status_code == status, answer.text
+    assert message in answer.json()["error"]["message"]
+
+
+def test_memories_are_listed_described_and_forgotten(address):
+    assert httpx.post(f"{address}/v1/memories", json={"context": ["!a:b!", "!c:d!"], "id": "mine"}).status_code == 201
+    described = httpx.get(f"{address}/v1/memories/mine").json()
+    assert described["num_context_tokens"] == 10
+    assert len(described["write_losses"]) == described["write_steps"] == 2
+    first = httpx.get(f"{address}/v1/memories", params={"limit": 2}).json()
+    assert len(first["data"]) == 2
+    assert first["has_more"]
+    rest = httpx.get(f"{address}/v1/memories", params={"after": first["data"][-1]["id"]}).json()
+    listed = [memory["id"] for memory in first["data"] + rest["data"]]
+    assert "mine" in listed
+    assert len(listed) == len(set(listed)) == 17
+    assert httpx.delete(f"{address}/v1/memories/mine").json()["deleted"]
+    assert httpx.delete(f"{address}/v1/memories/mine").status_code == 404
+    assert httpx.get(f"{address}/v1/memories/mine").status_code == 404
+
+
+def test_what_clients_wrote_is_there_after_a_restart(model, rows, tmp_path):
+    with running(model, keep=tmp_path / "kept") as address:
+        assert (
+            httpx.post(f"{address}/v1/memories", json={"context": rows[0]["context"], "id": "a/b c"}).status_code == 201
+        )
+    (tmp_path / "kept" / "half").mkdir()  # as a kill in the middle of a write would leave it
+    with running(model, keep=tmp_path / "kept") as address:
+        assert [memory["id"] for memory in httpx.get(f"{address}/v1/memories").json()["data"]] == ["a/b c"]
+        answer = client_of(address).completions.create(
+            model="kv", prompt=rows[0]["queries"][1], extra_body={"memory": "a/b c"}
+        )
+        assert answer.choices[0].text == rows[0]["targets"][1]
+        assert httpx.delete(f"{address}/v1/memories/a%2Fb%20c").status_code == 200
+    assert not list((tmp_path / "kept").glob("*/memory.safetensors"))
+
+
+def test_others_need_the_token_and_the_name_of_this_machine(model):
+    with running(model, token="secret") as address:
+        assert httpx.get(f"{address}/v1/models").status_code == 401
+        assert client_of(address, "secret").models.list().data[0].id == "kv"
+        with pytest.raises(openai.AuthenticationError):
+            client_of(address, "guess").models.list()
+    with running(model) as address:
+        assert httpx.get(f"{address}/v1/models", headers={"Host": "page.example"}).status_code == 400
+    assert token_for("127.0.0.1", None) is None
+    assert token_for("::1", None) is None
+    assert len(token_for("0.0.0.0", None) or "") >= 24
+    assert token_for("0.0.0.0", "mine") == "mine"
+
+
+def test_more_than_the_queue_holds_are_told_to_come_again(model, rows, monkeypatch):
+    entered, leave = threading.Event(), threading.Event()
+    write = model.write
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        entered.set()
+        assert leave.wait(20)
+        return write(*arguments, **options)
+
+    monkeypatch.setattr(model, "write", slow)
+    statuses: list[int] = []
+
+    def post(name: str) -> None:
+        body = {"context": rows[0]["context"], "id": name}
+        statuses.append(httpx.post(f"{address}/v1/memories", json=body, timeout=30).status_code)
+
+    with running(model, max_waiting=1) as address:
+        first = threading.Thread(target=post, args=("one",))
+        first.start()
+        assert entered.wait(20)
+        second = threading.Thread(target=post, args=("two",))
+        second.start()
+        while httpx.get(f"{address}/health").json()["waiting"] < 1:
+            time.sleep(0.01)
+        refused = httpx.post(f"{address}/v1/memories", json={"context": rows[0]["context"], "id": "three"})
+        assert refused.status_code == 503
+        assert refused.headers["Retry-After"] == "1"
+        leave.set()
+        first.join()
+        second.join()
+    assert statuses == [201, 201]
+
+
+def test_a_request_that_takes_too_long_is_given_up(model, monkeypatch):
+    monkeypatch.setattr(model, "write", lambda *_, **__: time.sleep(1.0))
+    with running(model, timeout=0.2) as address:
+        answer = httpx.post(f"{address}/v1/memories", json={"context": "!a:b!"}, timeout=30)
+    assert answer.status_code == 504
+    assert "0.2 seconds" in answer.json()["error"]["message"]
+
+
+def test_a_server_that_ends_stops_answers_in_the_middle(model, rows):
+    told: list[Any] = []
+
+    def ask() -> None:
+        try:
+            parts = client_of(address).completions.create(
+                model="kv", prompt="?", max_tokens=200, stream=True, temperature=1.0, extra_body={"memory": "a"}
+            )
+            for part in parts:
+                told.append(part)
+                begun.set()
+        except (openai.APIError, httpx.HTTPError) as error:
+            told.append(error)
+
+    begun = threading.Event()
+    with running(model) as address:
+        httpx.post(f"{address}/v1/memories", json={"context": rows[0]["context"], "id": "a"})
+        thread = threading.Thread(target=ask)
+        thread.start()
+        assert begun.wait(20)
+    thread.join(20)
+    assert not thread.is_alive()
