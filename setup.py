@@ -50,6 +50,7 @@ setup(
             "nbformat>=5.11",
             "nbmake>=1.5",
             "openai>=3.57",
+            "pexpect>=4.9",
             "prompt_toolkit>=3.0.53",
             "pytest>=9.2",
             "pytest-timeout>=2.4",

@@ -7,8 +7,8 @@ seconds. Help and mistakes in options are answered without: what needs them is i
 # isort: off
 try:
     from .app import app, main
-    from . import writing, reading, serving, training, sharing  # help lists the commands in this order
+    from . import writing, reading, talking, serving, training, sharing  # help lists the commands in this order
 except KeyboardInterrupt:  # what is imported above has no `main` yet that would say so
     raise SystemExit(130) from None
 
-__all__ = ["app", "main", "reading", "serving", "sharing", "training", "writing"]
+__all__ = ["app", "main", "reading", "serving", "sharing", "talking", "training", "writing"]

@@ -27,7 +27,7 @@ app = typer.Typer(
     name="hf-gradmem",
     epilog="First steps:  [cyan]hf-gradmem demo[/]\n\nHelp on a command:  [cyan]hf-gradmem write --help[/]",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )

@@ -1,0 +1,102 @@
+"""`hf-gradmem chat`: lines from stdin, and lines typed at a terminal."""
+
+import sys
+
+import pexpect
+import pytest
+
+from hf_gradmem import GradMemForCausalLM, GradMemMemory
+from hf_gradmem.commands.chat import COMMANDS, Chat
+from tests.support.command_line import run
+
+ADAPTER = "hf_gradmem/pretrained/gradmem-kv-tiny"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return GradMemForCausalLM.from_pretrained(ADAPTER)
+
+
+def talk(model, *lines, **options):
+    """What is told of some lines, and the conversation."""
+    told: list[str] = []
+    chat = Chat(model, told.append, **options)
+    for line in lines:
+        chat.take(line)
+    return "".join(told), chat
+
+
+def test_what_was_written_is_answered_from_the_memory_in_use(model):
+    told, chat = talk(model, "/write !a:b!", "?!a:", "/write !a:c!", "?!a:", "/use text-1", "?!a:", "/memories")
+    answers = [line for line in told.splitlines() if line in ("b!", "c!")]
+    assert answers == ["b!", "c!", "b!"]
+    assert told.endswith("* text-1\n  text-2\n")
+    assert chat.in_use == "text-1"
+
+
+def test_files_are_written_under_their_names_and_memories_saved(model, tmp_path):
+    (tmp_path / "pairs.txt").write_text("\ufeff!a:b!\n", encoding="utf-8")
+    told, chat = talk(model, f"/write {tmp_path / 'pairs.txt'}", f"/save {tmp_path / 'kept'}")
+    assert "Written as pairs.txt: 5 tokens, 2 steps" in told
+    saved = GradMemMemory.from_pretrained(tmp_path / "kept")
+    assert saved.embeddings.equal(chat.written["pairs.txt"].embeddings)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("?!a:", "There is no memory yet"),
+        ("/memories", "There is no memory yet"),
+        ("/forget", "There is no memory yet"),
+        ("/use one", "no memory 'one'"),
+        ("/wrote x", "no command /wrote"),
+        ("/write", "Say what to write"),
+        ("/write missing/notes.txt", "no file missing/notes.txt"),
+        ("/write " + "!a:b!" * 100, "window"),
+        ("/help", "/save DIRECTORY"),
+    ],
+)
+def test_what_cannot_be_done_is_told_and_the_conversation_goes_on(line, message, model):
+    told, chat = talk(model, line, "/write !a:b!", "?!a:")
+    assert message in told
+    assert told.endswith("b!\n")
+    assert not chat.ended
+
+
+def test_forget_drops_the_memory_in_use(model):
+    told, chat = talk(model, "/write !a:b!", "/write !a:c!", "/forget", "?!a:", "/forget", "?!a:")
+    assert "b!\n" in told
+    assert told.endswith("There is no memory yet: /write makes one.\n")
+    assert chat.ids() == []
+
+
+def test_every_command_is_told_of_and_known(model):
+    told, chat = talk(model, "/help")
+    assert all(name in told and hasattr(chat, name.removeprefix("/")) for name in COMMANDS)
+
+
+def test_lines_from_stdin_are_taken_to_their_end():
+    given = run("chat", ADAPTER, stdin="/write !a:b!\n?!a:\n/quit\n?!a:\n")
+    assert given.exit_code == 0, given.output
+    assert given.stdout.splitlines()[1:] == ["b!"]
+
+
+def test_lines_are_typed_at_a_terminal_with_a_history(tmp_path):
+    arguments = ["-m", "hf_gradmem_cli", "chat", ADAPTER]
+    environment = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "TERM": "dumb", "PATH": "/usr/bin:/bin"}
+    child = pexpect.spawn(sys.executable, arguments, env=environment, timeout=60, encoding="utf-8")
+    child.expect("> ")
+    child.sendline("/write !a:b!")
+    child.expect("Written as text-1")
+    child.sendline("?!a:")
+    child.expect("b!")
+    child.sendcontrol("c")
+    child.expect("> ")
+    child.sendline("?!a:")
+    child.expect("b!")
+    child.expect("> ")
+    child.sendline("/quit")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+    assert list(tmp_path.rglob("chat_history"))
