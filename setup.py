@@ -36,7 +36,7 @@ setup(
     ],
     extras_require={
         "chat": ["prompt_toolkit>=3.0.53"],
-        "docs": ["mkdocs>=1.6", "mkdocstrings[python]>=1.0"],
+        "docs": ["mkdocs>=1.6", "mkdocs-jupyter>=0.26", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0"],
         "plots": ["matplotlib>=3.11"],
         "search": ["bm25s>=0.3.16"],
         "serve": ["fastapi>=0.165", "uvicorn>=0.54"],
