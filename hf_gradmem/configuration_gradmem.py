@@ -96,8 +96,9 @@ class GradMemConfig(PreTrainedConfig):
             Arguments of a `peft.LoraConfig` that is active in WRITE, or in READ, only.
         writer (`str`, defaults to `"gradient"`):
             How a context becomes a memory: `"gradient"`, or `"forward"`, the forward-only baseline (RMT): memory
-            vectors read back from behind the context, which is read `write_steps` times, whole. The options of the
-            gradient steps then keep their defaults, and there is no reconstruction loss.
+            vectors read back from behind the context, which is read `write_steps` times, whole; or `"pooled"`, the mean
+            embeddings of the context's parts. The options of the gradient steps then keep their defaults, and there is
+            no reconstruction loss.
         reconstruction_loss_weight (`float`, defaults to 0.5):
             Weight of the last reconstruction loss in the training loss. 0 is the paper's plain objective.
         write_segment_length (`int`, *optional*):
