@@ -10,9 +10,15 @@ IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 0, 0], [5, 6, 7, 8, 9, 10, 11, 12]])
 MASK = (IDS != 0).long()
 
 
+def build(**options):
+    return get_gradmem_model(tiny_causal_lm("llama", torch.float32), GradMemConfig(writer="pooled", **options))
+
+
 @pytest.fixture
 def model():
-    return get_gradmem_model(tiny_causal_lm("llama", torch.float32), GradMemConfig(num_memory_tokens=3, writer="pooled"))
+    return get_gradmem_model(
+        tiny_causal_lm("llama", torch.float32), GradMemConfig(num_memory_tokens=3, writer="pooled")
+    )
 
 
 def test_each_vector_is_the_mean_of_its_share(model):
@@ -36,4 +42,6 @@ def test_it_is_read_and_takes_no_step(model):
         with pytest.raises(ValueError, match="takes no step"):
             model.write(input_ids=IDS, **option)
     with pytest.raises(ValueError, match="holds none"):
-        get_gradmem_model(tiny_causal_lm("llama", torch.float32), GradMemConfig(writer="pooled", memory_form="key_values"))
+        get_gradmem_model(
+            tiny_causal_lm("llama", torch.float32), GradMemConfig(writer="pooled", memory_form="key_values")
+        )
