@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-import yaml
 
 
 def run_chosen(
@@ -34,8 +33,3 @@ def run_chosen(
         result = run_arm(name)
         (results / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         write_table()
-
-
-def recipe_values(path: Path) -> dict:
-    """What a recipe's file says, to be changed before it is made a recipe."""
-    return yaml.safe_load(path.read_text(encoding="utf-8"))

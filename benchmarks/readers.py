@@ -27,10 +27,10 @@ from hf_gradmem.evaluation.readers import OTHER, prompt_tokens
 from hf_gradmem.evaluation.results import evaluation_sets, load_sets, task_metric
 from hf_gradmem.tasks import load_task
 from hf_gradmem.template import get_template
-from hf_gradmem.training.recipe import Recipe, make_recipe
+from hf_gradmem.training.recipe import Recipe, load_recipe
 from hf_gradmem.training.run import build_model, build_trainer, last_checkpoint
 
-from .arms import recipe_values, run_chosen
+from .arms import run_chosen
 
 ROOT = Path(__file__).parent
 RECIPE, RESULTS, TABLE = ROOT / "readers.yaml", ROOT / "results" / "readers", ROOT / "results" / "readers.md"
@@ -56,19 +56,14 @@ ARMS: dict[str, tuple[str, dict[str, Any] | None]] = {
 
 
 def arm_recipe(name: str) -> Recipe:
-    """The recipe of an arm."""
-    values = recipe_values(RECIPE)
-    values["base_model"] = find_demo_model(Console(stderr=True))
-    values["output_dir"] = f"runs/readers/{name}"
-    options = ARMS[name][1]
+    """The recipe that an arm is trained by. Its evaluation sets are answered afterwards, and not on the way."""
+    output, options = f"runs/readers/{name}", ARMS[name][1]
+    changes = {"base_model": find_demo_model(Console(stderr=True)), "output_dir": output, "eval_sets": {}}
     if options is not None:
-        values["gradmem"] |= options
-        values["memories"] = f"{values['output_dir']}/memories"
-    values["eval_sets"], sets = {}, values["eval_sets"]
-    values["eval_strategy"] = "no"
-    recipe = make_recipe(values)
-    recipe.arguments.eval_sets = sets
-    return recipe
+        changes |= {f"gradmem.{option}": value for option, value in options.items()} | {
+            "memories": f"{output}/memories"
+        }
+    return load_recipe(RECIPE, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
 
 
 class Prompts(Dataset):
@@ -120,7 +115,7 @@ def run_arm(name: str) -> dict[str, Any]:
     """Train an arm, and answer the test sets."""
     recipe = arm_recipe(name)
     arguments, options = recipe.arguments, ARMS[name][1]
-    sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments)
+    sets = evaluation_sets(load_recipe(RECIPE).arguments.eval_sets, arguments.task_arguments)
     template = arguments.config.template
     model = train_on_prompts(recipe) if options is None else train_on_memories(recipe)
     model.eval()
