@@ -3,9 +3,9 @@
     python -m benchmarks.server_load                 # ten minutes
     python -m benchmarks.server_load --minutes 1
 
-`hf-gradmem serve` runs with the small key-value adapter of the package on loopback, in a process of its own. Each client
-is OpenAI's: it asks for a random pair of a random one of 64 memories, streamed every other time, and every tenth time it
-writes one, asks it and deletes it. Every answer is compared with what the model itself gives. The table goes to
+`hf-gradmem serve` runs with the small key-value adapter of the package on loopback, in a process of its own. Each
+client is OpenAI's: it asks for a random pair of a random one of 64 memories, streamed every other time, and every tenth
+time it writes one, asks it and deletes it. Every answer is compared with what the model itself gives. The table goes to
 `benchmarks/results/server_load.md`.
 """
 
@@ -72,14 +72,8 @@ class Client(threading.Thread):
         self, number: int, address: str, rows: list[Any], answers: list[list[str]], until: float, told: Report
     ):
         super().__init__()
-        self.number, self.address, self.rows, self.answers, self.until, self.told = (
-            number,
-            address,
-            rows,
-            answers,
-            until,
-            told,
-        )
+        self.number, self.address, self.until, self.told = number, address, until, told
+        self.rows, self.answers = rows, answers
 
     def run(self) -> None:
         """Ask."""
@@ -161,8 +155,8 @@ def table(told: Report, clients: int, minutes: float, code: int) -> str:
     settled = told.megabytes[len(told.megabytes) // 5 :]
     return f"""# A server under load
 
-`python -m benchmarks.server_load --minutes {minutes:g}`: {clients} clients at once for {minutes:g} minutes, `gradmem-kv-tiny`, on a
-shared CPU with two cores.
+`python -m benchmarks.server_load --minutes {minutes:g}`: {clients} clients at once for {minutes:g} minutes,
+`gradmem-kv-tiny`, on a shared CPU with two cores.
 
 | | |
 |---|---|
