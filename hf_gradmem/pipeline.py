@@ -300,7 +300,7 @@ def _sources(given: Any, are_memories: bool) -> tuple[list[Any], bool]:
         sources: list[Any] = [memory[index] for memory in memories for index in range(len(memory))]
         several = not alone or len(sources) > 1
     else:
-        sources, several = texts_in(given), not isinstance(given, str)
+        sources, several = texts_in(given), not isinstance(given, str | os.PathLike)
     if not sources:
         raise ValueError("There is no context: the list is empty.")
     return sources, several

@@ -112,9 +112,7 @@ def _token_starts(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return sorted({start for start, _ in encoded["offset_mapping"]} | {len(text)})
 
 
-def _last_that_fits(
-    text: str, start: int, ends: list[int], count: Callable[[str], int], max_length: int
-) -> int | None:
+def _last_that_fits(text: str, start: int, ends: list[int], count: Callable[[str], int], max_length: int) -> int | None:
     """The last of these ends with which the piece from `start` fits; `None` where there is none."""
     below, above = 0, len(ends)  # those before `below` fit, those from `above` on do not
     while below < above:

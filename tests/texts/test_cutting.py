@@ -9,7 +9,28 @@ from transformers import PreTrainedTokenizerFast
 from hf_gradmem import cut_text
 from hf_gradmem.texts.cutting import split_paragraphs
 
-WORDS = "the gate opens at noon and a ferry leaves for Bergen when Selma comes 7 12 naïve café 🙂 漢字".split()
+WORDS = [
+    "the",
+    "gate",
+    "opens",
+    "at",
+    "noon",
+    "and",
+    "a",
+    "ferry",
+    "leaves",
+    "for",
+    "Bergen",
+    "when",
+    "Selma",
+    "comes",
+    "7",
+    "12",
+    "naïve",
+    "café",
+    "🙂",
+    "漢字",
+]
 
 
 @pytest.fixture(scope="module")
