@@ -44,3 +44,12 @@ Template = Annotated[
     str | None, typer.Option(help="Words around a question: plain, question or chat; the adapter's own when absent.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Contexts at a time.")]
+SegmentLength = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Cut texts into segments of at most so many tokens, at paragraphs and sentences. When absent, only a text "
+        "that is longer than the base's window is cut, into segments that fit.",
+    ),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if files of a folder had to be skipped.")]

@@ -79,10 +79,10 @@ class GradMemMemory:
         lengths = self.num_context_tokens
         tokens = "" if lengths.is_meta or not count else f", from {_range(lengths)} tokens"
         name = f" on {self.base_name}" if self.base_name else ""
+        where = f"{str(self.embeddings.dtype).removeprefix('torch.')} on {self.embeddings.device}"
         return (
-            f"GradMemMemory({count} context{'s' * (count != 1)}{tokens}, each in {num_memory_tokens} positions of width "
-            f"{width}, {str(self.embeddings.dtype).removeprefix('torch.')} on {self.embeddings.device}, "
-            f"written by {self.fingerprint}{name})"
+            f"GradMemMemory({count} context{'s' * (count != 1)}{tokens}, each in {num_memory_tokens} positions of "
+            f"width {width}, {where}, written by {self.fingerprint}{name})"
         )
 
     def __eq__(self, other: object) -> bool:

@@ -14,7 +14,7 @@ from ..texts.reading import read_context
 Tensor = torch.Tensor
 Text = str | os.PathLike
 Context = Text | Sequence[Text] | Sequence[Sequence[Text]]
-"""A text; a list of texts is that many contexts, a list of lists contexts in segments. A path is the text in its file."""
+"""A text; a list of texts is that many contexts, a list of lists contexts in segments. A path is its file's text."""
 _A_CONTEXT = "a context is a text or a list of texts (its segments)"
 
 

@@ -1,6 +1,7 @@
 """Texts cut into segments: nothing lost, nothing too long, at the places where a reader would cut."""
 
 import random
+from itertools import pairwise
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -9,28 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from hf_gradmem import cut_text
 from hf_gradmem.texts.cutting import split_paragraphs
 
-WORDS = [
-    "the",
-    "gate",
-    "opens",
-    "at",
-    "noon",
-    "and",
-    "a",
-    "ferry",
-    "leaves",
-    "for",
-    "Bergen",
-    "when",
-    "Selma",
-    "comes",
-    "7",
-    "12",
-    "naïve",
-    "café",
-    "🙂",
-    "漢字",
-]
+WORDS = ["gate", "opens", "noon", "and", "a", "ferry", "for", "Bergen", "when", "7", "12", "naïve", "🙂", "漢字"]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +30,7 @@ def byte_pairs() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator([" ".join(WORDS[:14])] * 3, trainer)
+    tokenizer.train_from_iterator([" ".join(WORDS[:11])] * 3, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
@@ -91,7 +71,7 @@ def test_short_neighbours_are_joined_for_as_long_as_they_fit(by_word):
     text = "\n\n".join(f"Note {number}." for number in range(6))
     segments = cut_text(text, by_word, 12)
     assert segments == ["Note 0.\n\nNote 1.", "\n\nNote 2.\n\nNote 3.", "\n\nNote 4.\n\nNote 5."]
-    for left, right in zip(segments, segments[1:], strict=False):
+    for left, right in pairwise(segments):
         assert count(by_word, left + right) > 12
 
 
