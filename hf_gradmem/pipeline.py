@@ -14,6 +14,7 @@ from .memory.written import GradMemMemory
 from .modeling_gradmem import GradMemForCausalLM
 from .reading.generation import ending_tokens
 from .reading.queries import tokenize_queries
+from .template import template_in_use
 from .writing.contexts import texts_in, tokenize_contexts
 
 TASK = "gradmem-text-generation"
@@ -169,7 +170,7 @@ class GradMemTextGenerationPipeline(Pipeline):
         counts = [len(request.questions) for request in requests]
         texts = [question for request in requests for question in request.questions]
         input_ids, attention_mask = tokenize_queries(
-            texts, self.tokenizer, self.model.config.template if template is None else template
+            texts, self.tokenizer, template_in_use(template, self.model.config.template, self.tokenizer)
         )
         if isinstance(requests[0].source, GradMemMemory):
             memories: list[Any] = [request.source for request in requests]

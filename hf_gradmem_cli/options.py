@@ -41,7 +41,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for 
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps, ...")]
 Seed = Annotated[int, typer.Option(help="Seed of the random vectors that a base without an adapter writes from.")]
 Template = Annotated[
-    str | None, typer.Option(help="Words around a question: plain, question or chat; the adapter's own when absent.")
+    str | None,
+    typer.Option(help="Words around a question: plain, question, chat, chat_inside; the adapter's own when absent."),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Contexts at a time.")]
 SegmentLength = Annotated[

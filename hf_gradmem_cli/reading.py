@@ -72,7 +72,9 @@ def ask(
     tokenizer = reader.tokenizer
     if not question:
         raise ValueError("The question is empty.")
-    input_ids, attention_mask = tokenize_queries([question], tokenizer, template or reader.config.template)
+    if template is not None:
+        reader.config.template = template  # which also says what stands before the memory
+    input_ids, attention_mask = tokenize_queries([question], tokenizer, reader.config.template)
     tokens = reader.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,

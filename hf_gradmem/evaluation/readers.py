@@ -139,7 +139,7 @@ class PromptReader:
         for row in batch.rows:
             context = row["context"] if isinstance(row["context"], str) else "".join(row["context"])
             for query in row["queries"]:
-                texts.append(words.in_prompt(context, query) if self.with_context else words.question(query))
+                texts.append(words.in_prompt(context, query) if self.with_context else words.without_memory(query))
         return [start + tokenizer(text, add_special_tokens=False).input_ids for text in texts]
 
     def _check_window(self, needed: int) -> None:
