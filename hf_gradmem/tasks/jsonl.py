@@ -60,7 +60,7 @@ def load(
     check_split(split)
     files, is_split = _files(path, split)
     found = [row for file in files for row in _read(file, document)]
-    source = ", ".join(map(os.fspath, files))
+    source = ", ".join(str(file) for file in files)
     if not found:
         raise ValueError(f"{source} holds no row.")
     if not is_split:
