@@ -50,7 +50,7 @@ def prompt_tokens(
     for row in rows:
         context = row["context"] if isinstance(row["context"], str) else "".join(row["context"])
         for query in row["queries"]:
-            texts.append(words.in_prompt(context, query) if with_context else words.question(query))
+            texts.append(words.in_prompt(context, query) if with_context else words.without_memory(query))
     return [start + tokenizer(text, add_special_tokens=False).input_ids for text in texts]
 
 
