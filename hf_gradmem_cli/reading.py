@@ -79,7 +79,7 @@ def ask(
 
 def _look_up(memories: str, name: str, revision: str | None) -> "GradMemMemory":
     from hf_gradmem.commands.opening import load_store
-    from hf_gradmem.memory.store import without_progress_bars
+    from hf_gradmem.memory.silence import without_progress_bars
 
     with without_progress_bars():
         store = load_store(memories, revision=revision)

@@ -23,6 +23,13 @@ from .options import (
 from .plain import PlainConsole
 from .printing import describe_vectors, describe_writer, print_facts, print_json, print_memory
 
+IdColumn = Annotated[
+    str | None, typer.Option(help="Column of the ids; 'id' where there is one, else rows are numbered.")
+]
+KeepText = Annotated[
+    bool, typer.Option("--keep-text", help="Keep the contexts beside their memories: ask then finds words in them.")
+]
+
 
 @command(
     "hf-gradmem demo",
@@ -127,7 +134,8 @@ def write(
 @command(
     "hf-gradmem write-dataset notes.jsonl --model ./adapter --output memories/",
     "accelerate launch -m hf_gradmem_cli write-dataset notes.parquet --model ./adapter --output memories/",
-    'hf-gradmem ask "When does gate 7 open?" --memories memories/ --id airport --model ./adapter',
+    "hf-gradmem write-dataset notes.jsonl --model ./adapter --output memories/ --keep-text",
+    'hf-gradmem ask "When does gate 7 open?" --memories memories/ --model ./adapter',
     name="write-dataset",
 )
 def write_dataset(
@@ -135,12 +143,11 @@ def write_dataset(
     model: Model,
     output: OutputDirectory,
     context_column: Annotated[str, typer.Option(help="Column of the contexts: texts, or lists of texts.")] = "context",
-    id_column: Annotated[
-        str | None, typer.Option(help="Column of the ids; 'id' where there is one, else rows are numbered.")
-    ] = None,
+    id_column: IdColumn = None,
     split: Annotated[str, typer.Option(help="Which part of a data set on the Hub.")] = "train",
     batch_size: BatchSize = 8,
     shard_size: Annotated[int, typer.Option(min=1, help="Memories in a file; what a killed run loses at most.")] = 1000,
+    keep_text: KeepText = False,
     steps: Steps = None,
     learning_rate: LearningRate = None,
     tolerance: Tolerance = None,
@@ -161,7 +168,8 @@ def write_dataset(
     from hf_gradmem.commands.opening import PLAIN_BASE_TOLERANCE, is_adapter, load_model
     from hf_gradmem.commands.write_dataset import processes
     from hf_gradmem.commands.write_dataset import write_dataset as write_rows
-    from hf_gradmem.memory.store import FACTS_FILE, without_progress_bars
+    from hf_gradmem.memory.shards import FACTS_FILE
+    from hf_gradmem.memory.silence import without_progress_bars
 
     check_output(output, FACTS_FILE)
     with without_progress_bars():
@@ -182,10 +190,10 @@ def write_dataset(
         write_steps=steps,
         write_learning_rate=learning_rate,
         tolerance=tolerance,
-        # Without the way to them: the facts are pushed with the memories.
-        model_name=_last_name(model),
+        model_name=_last_name(model),  # without the way to it: the facts are pushed with the memories
         source_name=_last_name(source),
         show_progress=shows_progress(as_json),
+        keep_text=keep_text,
     )
     state.destroy_process_group()
     if state.is_main_process:

@@ -8,7 +8,7 @@ from pathlib import Path
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from ..memory.store import silent_errors
+from ..memory.silence import silent_errors
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _ROWS_AT_A_TIME = 1000  # that are checked

@@ -25,13 +25,14 @@ from ..memory.shards import (
     FACTS_FILE,
     FORMAT,
     FORMAT_VERSION,
+    KEEPS_TEXT,
     as_columns,
     check_shard,
-    features,
+    features_of,
     read_facts,
     shard_name,
 )
-from ..memory.store import without_progress_bars
+from ..memory.silence import without_progress_bars
 from ..modeling_gradmem import GradMemForCausalLM
 from ..writing.contexts import Contexts
 from ..writing.write import write_contexts
@@ -49,6 +50,7 @@ _NOT_WRITES = (
     "base_model_id",
     "includes_base",
     "read_lora",
+    "confidence",
 )
 _CARD = """---
 tags:
@@ -102,6 +104,7 @@ class _Job:
     batch_size: int
     shard_size: int
     show_progress: bool
+    keep_text: bool
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "shard_size"):
@@ -153,7 +156,7 @@ class _Job:
         num_memory_tokens, width = model.form.shape
         settings = {name: getattr(model.config, name) for name in type(model.config).__annotations__}
         for name in _NOT_WRITES:
-            settings.pop(name)
+            settings.pop(name, None)
         fingerprint, base_name = model.identity()
         rates = model.write_log_learning_rate
         source = {"sha256": rows.check_ids(), "context_column": rows.context_column, "id_column": rows.id_column}
@@ -177,6 +180,8 @@ class _Job:
             },
             "model": model_name,
         }
+        if self.keep_text:
+            facts[KEEPS_TEXT] = True
         return json.loads(json.dumps(facts))
 
     def _check_contexts(self) -> None:
@@ -224,9 +229,9 @@ class _Job:
             )
         except FloatingPointError as error:
             raise FloatingPointError(f"In the shard that begins with row {numbers.start}: {error}") from error
-        columns = features(facts["num_memory_tokens"], facts["hidden_size"], facts["dtype"])
+        columns = as_columns(ids, memory, texts if self.keep_text else None)
         with whole_file(path) as unfinished, without_progress_bars():
-            Dataset.from_dict(as_columns(ids, memory), features=columns).to_parquet(unfinished)
+            Dataset.from_dict(columns, features=features_of(facts)).to_parquet(unfinished)
 
 
 def write_dataset(
@@ -244,6 +249,7 @@ def write_dataset(
     model_name: str | None = None,
     source_name: str | None = None,
     show_progress: bool = False,
+    keep_text: bool = False,
 ) -> dict[str, Any]:
     """Write a memory for each row, and keep them where [`MemoryStore`] finds them by id.
 
@@ -262,6 +268,7 @@ def write_dataset(
         write_steps, write_learning_rate, tolerance: as in [`GradMemForCausalLM.write`].
         model_name, source_name: how to call them in the facts.
         show_progress: show a progress bar over this process's share.
+        keep_text: keep the contexts beside their memories, so that [`MemoryStore.search`] can look for words in them.
 
     Returns:
         The facts of the store; and `written`, how many memories this process wrote in this call.
@@ -274,7 +281,7 @@ def write_dataset(
     """
     rows = DatasetRows(source, context_column, id_column)
     options = {"write_steps": write_steps, "write_learning_rate": write_learning_rate, "tolerance": tolerance}
-    job = _Job(model, rows, Path(directory).expanduser(), options, batch_size, shard_size, show_progress)
+    job = _Job(model, rows, Path(directory).expanduser(), options, batch_size, shard_size, show_progress, keep_text)
     return _carry_out(job, model_name, source_name)
 
 

@@ -123,7 +123,9 @@ class RecipeArguments:
         if self.base_model is not None and self.base_config is not None:
             raise ValueError("A recipe names either a base_model or a base_config to build one from, and not both.")
         if self.adapter is None and self.base_model is None and self.base_config is None:
-            raise ValueError("A recipe names a base_model, a base_config to build one from, or an adapter to go on from.")
+            raise ValueError(
+                "A recipe names a base_model, a base_config to build one from, or an adapter to go on from."
+            )
         if self.adapter is not None and (self.base_config is not None or self.gradmem):
             raise ValueError(
                 f"The adapter {self.adapter} comes with its base and its options: leave base_config and gradmem out."
