@@ -19,9 +19,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_gradmem import GradMemForCausalLM, get_gradmem_model
-from hf_gradmem.commands.questions import likelihood
 from hf_gradmem.evaluation import answer_queries
 from hf_gradmem.evaluation.metrics import SquadMetric
+from hf_gradmem.reading.answering import answer_log_probs
 from hf_gradmem.tasks import load_task
 from hf_gradmem.tasks.facts import NOT_TOLD
 
@@ -123,10 +123,12 @@ def told_apart(model: GradMemForCausalLM, rows: list[dict[str, Any]], size: int)
     without, told = [], []
     for part in (rows[first : first + size] for first in range(0, len(rows), size)):
         memory = model.write([row["context"][0] for row in part])
-        for index, row in enumerate(part):
-            for query, target in zip(row["queries"], row["targets"], strict=True):
-                score = likelihood(model, memory[index], query, NOT_TOLD)
-                (without if target.strip() == NOT_TOLD else told).append(score)
+        asked = [(index, query) for index, row in enumerate(part) for query in row["queries"]]
+        about, queries = [index for index, _ in asked], [query for _, query in asked]
+        scores = answer_log_probs(model, queries, [NOT_TOLD] * len(queries), memory, context_index=about).tolist()
+        targets = [target.strip() for row in part for target in row["targets"]]
+        for score, target in zip(scores, targets, strict=True):
+            (without if target == NOT_TOLD else told).append(score)
     above = np.subtract.outer(without, told)
     return float((above > 0).mean() + 0.5 * (above == 0).mean())
 

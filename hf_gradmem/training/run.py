@@ -163,6 +163,7 @@ def build_model(
             base_model = _new_base(arguments.base_config or {}, tokenizer)
         model = get_gradmem_model(base_model, arguments.adapter or arguments.config, tokenizer=tokenizer)
     model.base_model.requires_grad_(arguments.train_base)
+    model.config.confidence = None  # which was fitted on answers of before
     return model
 
 
