@@ -280,7 +280,7 @@ class GradMemTextGenerationPipeline(Pipeline):
 
         def records(question: str) -> list[dict[str, Any]]:
             sequences = next(generated)
-            beside = next(sure, [{}] * len(sequences))
+            beside: list[dict[str, Any]] = next(sure, [{}] * len(sequences))
             return [record(question, tokens) | more for tokens, more in zip(sequences, beside, strict=True)]
 
         results = []

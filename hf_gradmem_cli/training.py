@@ -179,8 +179,9 @@ def calibrate(
     from hf_gradmem.training.recipe import load_recipe
 
     directory = check_adapter_directory(model)
-    for path in [directory / "config.json"] * (not check) + [report] * (report is not None):
-        check_writable(path)
+    for path in (None if check else directory / "config.json", report):
+        if path is not None:
+            check_writable(path)
     arguments = load_recipe(recipe, override or ()).arguments
     sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments, eval_set or ())
     rows = load_sets(arguments.task, sets, split)

@@ -62,7 +62,8 @@ def run_calibration(
     """
     if metric is None:
         raise ValueError("The task's answers are not compared with anything: a confidence needs right and wrong ones.")
-    if not fit and model.config.confidence is None:
+    present = model.config.confidence
+    if not fit and present is None:
         raise ValueError("The adapter has no confidence to measure: calibrate it first, on another split.")
     parts = {of: ask_rows(model, list(given), metric, **options) for of, given in rows.items()}
     every = Asked.cat(list(parts.values()))
@@ -70,7 +71,7 @@ def run_calibration(
         calibration, sure = calibrate_on(every, name)
         model.config.confidence = calibration.to_dict()
     else:
-        sure = Calibration.of(model.config.confidence)(every.features)
+        sure = Calibration.of(present or {})(every.features)
     split = dict(zip(parts, sure.split([len(part.right) for part in parts.values()]), strict=True))
     measured = {of: measure_confidence(part, split[of]) for of, part in parts.items()}
     return {"confidence": model.config.confidence, "sets": measured | {"all": measure_confidence(every, sure)}}

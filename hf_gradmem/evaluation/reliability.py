@@ -90,7 +90,7 @@ def ask_rows(
     last = model.write([rows[-1]["context"]], measure_final_loss=True)  # for the first row
     with tqdm(total=len(rows), desc="Asking", unit="context", disable=not show_progress) as bar:
         for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
+            part = list(rows[start : start + batch_size])
             memory = model.write([row["context"] for row in part], measure_final_loss=True)
             others = GradMemMemory.cat([last, memory])[: len(part)]
             last = memory[-1]

@@ -228,5 +228,5 @@ def _log_probs(
     ids, mask = torch.cat([input_ids, padded], dim=1), torch.cat([attention_mask, real], dim=1)
     labels = torch.cat([torch.full_like(input_ids, IGNORED_LABEL), padded.masked_fill(real == 0, IGNORED_LABEL)], dim=1)
     index = torch.tensor(context_index, dtype=torch.long)
-    rows = (part.to(model.device) for part in (ids, mask, labels, index))
-    return mean_log_probs(model.read_phase, memory, Queries(*rows, shape=(len(ids),))).double().cpu()
+    ids, mask, labels, index = (part.to(model.device) for part in (ids, mask, labels, index))
+    return mean_log_probs(model.read_phase, memory, Queries(ids, mask, labels, index, (len(ids),))).double().cpu()
