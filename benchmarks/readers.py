@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from transformers import DataCollatorForSeq2Seq, Trainer
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
-from hf_gradmem.commands.demo import find_demo_model
+from hf_gradmem.commands.packaged import find_demo_model
 from hf_gradmem.evaluation import evaluate_rows
 from hf_gradmem.evaluation.readers import OTHER, prompt_tokens
 from hf_gradmem.evaluation.results import evaluation_sets, load_sets, task_metric

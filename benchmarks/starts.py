@@ -19,7 +19,7 @@ from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
-from hf_gradmem.commands.demo import find_demo_model
+from hf_gradmem.commands.packaged import find_demo_model
 from hf_gradmem.tasks import load_task
 from hf_gradmem.training.start import Start, learn_start
 

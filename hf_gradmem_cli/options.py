@@ -12,8 +12,8 @@ def output_option(text: str) -> Any:
 
 
 _MODEL = (
-    "Directory or Hub repository of a GradMem adapter, or of any decoder. A copy in the local Hub cache is used as it "
-    "is; `hf download` brings it up to date."
+    "Directory or Hub repository of a GradMem adapter, or of any decoder; gradmem-smollm2-135m comes with the package. "
+    "A copy in the local Hub cache is used as it is; `hf download` brings it up to date."
 )
 _READER = "The model that the memory was written with."
 

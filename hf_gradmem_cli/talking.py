@@ -31,8 +31,8 @@ def chat(
     Lines come from the terminal, with completion and a history (the extra "chat"), or from stdin.
     """
     from hf_gradmem.commands.chat import Chat, typed_line
-    from hf_gradmem.commands.demo import demo_cache
     from hf_gradmem.commands.opening import PLAIN_BASE_TOLERANCE, is_adapter, load_memory, load_model, load_store
+    from hf_gradmem.commands.packaged import user_cache
 
     tolerance = (
         None if is_adapter(model, revision=revision, trust_remote_code=trust_remote_code) else PLAIN_BASE_TOLERANCE
@@ -52,7 +52,7 @@ def chat(
         return
     if not manners.quiet:
         talk.help("")
-    next_line = typed_line(talk, demo_cache() / "chat_history")
+    next_line = typed_line(talk, user_cache() / "chat_history")
     while not talk.ended:
         try:
             line = next_line()

@@ -27,7 +27,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from benchmarks.cards import card_with_figures
-from hf_gradmem.commands.demo import HUB_NAME, find_demo_model
+from hf_gradmem.commands.packaged import HUB_NAME, find_demo_model
 from hf_gradmem.commands.push import push
 from hf_gradmem_cli import app
 

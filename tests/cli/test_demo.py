@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_gradmem.commands.demo import GGUF_FILE
+from hf_gradmem.commands.packaged import GGUF_FILE
 from hf_gradmem.commands.questions import answer_notes
 from hf_gradmem.tasks.facts import NOT_TOLD
 from tests.support.command_line import run, run_process

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from typer.testing import CliRunner
 
 from hf_gradmem import GradMemConfig, get_gradmem_model
-from hf_gradmem.commands.demo import GGUF_FILE, PACKAGE
+from hf_gradmem.commands.packaged import GGUF_FILE, PACKAGE
 from hf_gradmem_cli import app
 from tests.support.small_models import EVERY_OPTION, PLAIN, named_base, nameless_base, small_tokenizer, with_memory
 from tests.support.tiny_models import tiny_tokens
