@@ -12,6 +12,7 @@ from . import pipeline as _pipeline
 from .configuration_gradmem import GradMemConfig
 from .memory.written import GradMemMemory
 from .modeling_gradmem import GradMemForCausalLM, GradMemOutput, get_gradmem_model
+from .texts.cutting import cut_text
 
 if TYPE_CHECKING:
     from .memory.store import MemoryStore
@@ -45,5 +46,6 @@ __all__ = [
     "GradMemMemory",
     "GradMemOutput",
     "MemoryStore",
+    "cut_text",
     "get_gradmem_model",
 ]

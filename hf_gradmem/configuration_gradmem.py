@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .losses import LOSSES
-from .template import check_template
+from .template import check_template, places_memory
 from .variants import KINDS, chosen, unread
 
 # In a config.json, the save that the file belongs to: of the directory, and not of the model.
@@ -96,8 +96,9 @@ class GradMemConfig(PreTrainedConfig):
             Arguments of a `peft.LoraConfig` that is active in WRITE, or in READ, only.
         writer (`str`, defaults to `"gradient"`):
             How a context becomes a memory: `"gradient"`, or `"forward"`, the forward-only baseline (RMT): memory
-            vectors read back from behind the context, which is read `write_steps` times, whole. The options of the
-            gradient steps then keep their defaults, and there is no reconstruction loss.
+            vectors read back from behind the context, which is read `write_steps` times, whole; or `"pooled"`, the mean
+            embeddings of the context's parts. The options of the gradient steps then keep their defaults, and there is
+            no reconstruction loss.
         reconstruction_loss_weight (`float`, defaults to 0.5):
             Weight of the last reconstruction loss in the training loss. 0 is the paper's plain objective.
         write_segment_length (`int`, *optional*):
@@ -109,10 +110,12 @@ class GradMemConfig(PreTrainedConfig):
             keeps their order, as if each had been appended.
         template (`str` or `dict`, defaults to `"plain"`):
             The words around a query, and around a context that stands in a prompt: `"plain"` (none), `"question"`
-            (`Question: … Answer:`), `"chat"` (a user's turn of the tokenizer's chat template, behind the memory), or
-            `{"context": "...", "query": "..."}` with `{context}` and `{query}` in them. Training, evaluation, the
-            pipeline and the command line put them around texts; tokens are read as they are, and WRITE takes a context
-            as it is.
+            (`Question: … Answer:`), `"chat"` (a user's turn of the tokenizer's chat template, behind the memory),
+            `"chat_inside"` (the same with the memory inside the turn, right before the question), or
+            `{"context": "...", "query": "..."}` with `{context}` and `{query}` in them; the words for the query may say
+            by `{memory}`, before `{query}`, where the memory stands. Training, evaluation, the pipeline and the command
+            line put the words around texts; tokens are read as they are, behind the memory and what READ has before
+            it, and WRITE takes a context as it is.
         includes_base (`bool`, defaults to `False`):
             Whether checkpoints hold the base as well; set when the base has no name or was trained, and stays.
         base_model_id (`str`, *optional*):
@@ -194,6 +197,12 @@ class GradMemConfig(PreTrainedConfig):
             raise ValueError(f"write_betas must be two numbers in [0, 1), got {self.write_betas}.")
         check_template(self.template)
         self._check_variants()
+        form = self.memory_form if isinstance(self.memory_form, str) else self.memory_form.get("name")
+        if places_memory(self.template) and form == "key_values":
+            raise ValueError(
+                f"template={self.template!r} puts words before the memory, and keys and values in the cache stand "
+                "before everything else. Use template='chat', or memory_form='input_vectors'."
+            )
         if self.learn_write_learning_rate != "none" and self.write_steps == 0:
             raise ValueError(
                 f"learn_write_learning_rate={self.learn_write_learning_rate!r} needs write_steps of at least 1, "

@@ -138,8 +138,8 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         graph, gradient, mode or weight changed.
 
         Args:
-            context: text; a list of texts is that many contexts, a list of lists contexts in segments. Tokenised
-                without special tokens.
+            context: a text, or the `Path` of a text file; a list of them is that many contexts, a list of lists
+                contexts in segments. Tokenised without special tokens.
             input_ids: `(batch, length)` tokens in place of text, padded on either side.
             attention_mask: `(batch, length)`; all ones by default.
             segment_ids: `(batch, length)`; a segment is a run of equal values.

@@ -14,6 +14,7 @@ from .memory.written import GradMemMemory
 from .modeling_gradmem import GradMemForCausalLM
 from .reading.generation import ending_tokens
 from .reading.queries import tokenize_queries
+from .template import template_in_use
 from .writing.contexts import texts_in, tokenize_contexts
 
 TASK = "gradmem-text-generation"
@@ -169,7 +170,7 @@ class GradMemTextGenerationPipeline(Pipeline):
         counts = [len(request.questions) for request in requests]
         texts = [question for request in requests for question in request.questions]
         input_ids, attention_mask = tokenize_queries(
-            texts, self.tokenizer, self.model.config.template if template is None else template
+            texts, self.tokenizer, template_in_use(template, self.model.config.template, self.tokenizer)
         )
         if isinstance(requests[0].source, GradMemMemory):
             memories: list[Any] = [request.source for request in requests]
@@ -300,7 +301,7 @@ def _sources(given: Any, are_memories: bool) -> tuple[list[Any], bool]:
         sources: list[Any] = [memory[index] for memory in memories for index in range(len(memory))]
         several = not alone or len(sources) > 1
     else:
-        sources, several = texts_in(given), not isinstance(given, str)
+        sources, several = texts_in(given), not isinstance(given, str | os.PathLike)
     if not sources:
         raise ValueError("There is no context: the list is empty.")
     return sources, several

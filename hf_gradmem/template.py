@@ -12,13 +12,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 _FIELDS = ("context", "query")
-_FIELD = re.compile(r"\{(context|query)\}")
+_FIELD = re.compile(r"\{(context|query|memory)\}")
+_MEMORY = "{memory}"
 TEMPLATES: dict[str, dict[str, str]] = {
     "plain": {"context": "{context}", "query": "{query}"},
     "question": {"context": "{context}\n", "query": "Question: {query}\nAnswer:"},
 }
-"""The templates that are spelled out, by name. `"chat"` is the tokenizer's own."""
-CHAT = "chat"
+"""The templates that are spelled out, by name. `"chat"` and `"chat_inside"` are the tokenizer's own."""
+CHAT, CHAT_INSIDE = "chat", "chat_inside"
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,20 @@ class Template:
     Attributes:
         query: around a query alone, as it stands behind a memory; the answer follows.
         prompt: around a context and a query, as they stand in a prompt; the answer follows.
+        header: what stands before the memory, in READ alone.
     """
 
     query: str
     prompt: str
+    header: str = ""
 
     def question(self, query: str) -> str:
-        """What READ is given."""
+        """What READ is given behind the memory."""
         return _filled(self.query, query=query)
+
+    def without_memory(self, query: str) -> str:
+        """What the plain base is given where no context is."""
+        return self.header + self.question(query)
 
     def in_prompt(self, context: str, query: str) -> str:
         """What the plain base is given."""
@@ -50,25 +57,33 @@ def check_template(value: Any) -> None:
     """Refuse what is no template.
 
     Args:
-        value: `"plain"`, `"question"`, `"chat"`, or `{"context": "...", "query": "..."}` with `{context}` and `{query}`
-            once in the words of that name.
+        value: `"plain"`, `"question"`, `"chat"`, `"chat_inside"`, or `{"context": "...", "query": "..."}` with
+            `{context}` and `{query}` once in the words of that name. A `{memory}` before `{query}` says where the
+            memory stands.
 
     Raises:
         ValueError: it is something else, or its words lack their field.
     """
-    if isinstance(value, str) and (value in TEMPLATES or value == CHAT):
+    names = [*TEMPLATES, CHAT, CHAT_INSIDE]
+    if isinstance(value, str) and value in names:
         return
     if not isinstance(value, Mapping) or set(value) != set(_FIELDS):
         raise ValueError(
-            f"template must be one of {', '.join([*TEMPLATES, CHAT])}, or a mapping with {' and '.join(_FIELDS)}, got "
-            f"{value!r}."
+            f"template must be one of {', '.join(names)}, or a mapping with {' and '.join(_FIELDS)}, got {value!r}."
         )
     for name in _FIELDS:
         words = value[name]
-        if not isinstance(words, str) or _FIELD.findall(words) != [name]:
+        allowed = [[name], ["memory", name]] if name == "query" else [[name]]
+        if not isinstance(words, str) or _FIELD.findall(words) not in allowed:
+            memory = f" ({_MEMORY} may stand before it)" if name == "query" else ""
             raise ValueError(
-                f"The words for {name} in a template hold {{{name}}} once and no other field, got {words!r}."
+                f"The words for {name} in a template hold {{{name}}} once and no other field{memory}, got {words!r}."
             )
+
+
+def places_memory(value: str | Mapping[str, str]) -> bool:
+    """Whether a template says where the memory stands, behind words of its own; otherwise it stands first."""
+    return value == CHAT_INSIDE or (isinstance(value, Mapping) and _MEMORY in value["query"])
 
 
 def get_template(value: str | Mapping[str, str], tokenizer: PreTrainedTokenizerBase) -> Template:
@@ -82,11 +97,40 @@ def get_template(value: str | Mapping[str, str], tokenizer: PreTrainedTokenizerB
         ValueError: it is no template, or the tokenizer has none.
     """
     check_template(value)
-    if value == CHAT:
+    if value in (CHAT, CHAT_INSIDE):
         query, prompt = (_chat(turn, tokenizer) for turn in ("{query}", "{context}\n\n{query}"))
-        return Template(query, prompt)
+        if value == CHAT:
+            return Template(query, prompt)
+        header, _, query = _chat(f"{_MEMORY}{{query}}", tokenizer).partition(_MEMORY)
+        return Template(query, prompt, header)
     words = TEMPLATES[value] if isinstance(value, str) else value
-    return Template(words["query"], words["context"] + words["query"])
+    header, _, query = words["query"].rpartition(_MEMORY)
+    return Template(query, header + words["context"] + query, header)
+
+
+def template_in_use(
+    given: str | Mapping[str, str] | None, own: str | Mapping[str, str], tokenizer: PreTrainedTokenizerBase
+) -> str | Mapping[str, str]:
+    """The template given for a call, or the model's own.
+
+    Args:
+        given: for the call; `None` is the model's own.
+        own: `config.template` of the model, which says what READ puts before a memory.
+        tokenizer: the model's.
+
+    Raises:
+        ValueError: the two differ in what stands before the memory.
+    """
+    if given is None or given == own:
+        return own
+    if (places_memory(given) or places_memory(own)) and (
+        get_template(given, tokenizer).header != get_template(own, tokenizer).header
+    ):
+        raise ValueError(
+            f"The template {given!r} has the memory at another place than the model's own, {own!r}, and READ puts it "
+            "there. Set model.config.template to it."
+        )
+    return given
 
 
 def _chat(turn: str, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -6,24 +6,48 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hf_gradmem import GradMemMemory
+    from hf_gradmem.commands.text_folder import TextFolder
 
 
 def read_context(text: str | None, file: Path | None) -> str:
     """The context from one of its three sources; the newlines that end a file or stdin are not part of it."""
+    from hf_gradmem.texts.reading import read_context as read_file
+
     if text is not None and file is not None:
         raise ValueError("Give the context as an argument or as --file, and not both.")
     if text is None and file is None and sys.stdin.isatty():
         raise ValueError("There is no context: give it as an argument, as --file, or on stdin.")
-    try:
-        if file is not None:
-            text = file.read_text(encoding="utf-8").rstrip("\n")
-        elif text is None:
+    if file is not None:
+        return read_file(file)
+    if text is None:
+        try:
             text = sys.stdin.read().rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file or 'stdin'} is not UTF-8 text ({error}).") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"stdin is not UTF-8 text ({error}).") from error
+    elif _is_a_place(text):
+        raise ValueError(f"{text} is a file or folder here. Give it as --file to write what it holds.")
     if not text:
         raise ValueError("The context is empty.")
     return text
+
+
+def read_contexts(text: str | None, file: Path | None) -> "tuple[list[str], TextFolder | None]":
+    """The context from one of its sources, or the texts of a folder that is given as the file."""
+    if file is None or text is not None or not file.is_dir():
+        return [read_context(text, file)], None
+    from hf_gradmem.commands.text_folder import TextFolder
+
+    folder = TextFolder(file)
+    folder.warn_of_skipped()
+    _, texts = folder.read(range(len(folder)))
+    return [text for text in texts if isinstance(text, str)], folder
+
+
+def _is_a_place(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except (OSError, ValueError):  # too long for a name, or with a byte 0 in it
+        return False
 
 
 def choose(memory: "GradMemMemory", index: int | None) -> "GradMemMemory":

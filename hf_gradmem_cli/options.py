@@ -41,6 +41,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for 
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps, ...")]
 Seed = Annotated[int, typer.Option(help="Seed of the random vectors that a base without an adapter writes from.")]
 Template = Annotated[
-    str | None, typer.Option(help="Words around a question: plain, question or chat; the adapter's own when absent.")
+    str | None,
+    typer.Option(help="Words around a question: plain, question, chat, chat_inside; the adapter's own when absent."),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Contexts at a time.")]
+SegmentLength = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Cut texts into segments of at most so many tokens, at paragraphs and sentences. When absent, only a text "
+        "that is longer than the base's window is cut, into segments that fit.",
+    ),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Exit with 1 if files of a folder had to be skipped.")]

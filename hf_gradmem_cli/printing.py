@@ -65,7 +65,8 @@ def print_memory(facts: dict[str, Any]) -> None:
     print_facts(of_all)
     for index, context in enumerate(facts["contexts"]):
         typer.echo()
-        rows: list[tuple[str, str | None]] = [("context", str(index))] if len(facts["contexts"]) > 1 else []
+        called = f"{index}: {context['file']}" if "file" in context else str(index)
+        rows: list[tuple[str, str | None]] = [("context", called)] if len(facts["contexts"]) > 1 else []
         pieces = f" in {context['segments']} segments" if context["segments"] > 1 else ""
         rows.append(("tokens written", f"{context['tokens']}{pieces}"))
         rows.append(("steps", str(context["steps"])))

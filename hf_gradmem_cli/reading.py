@@ -7,7 +7,19 @@ import typer
 
 from .app import command
 from .inputs import choose, read_context
-from .options import AsJson, Device, Index, Memory, MemoryRevision, Reader, Revision, Seed, Template, TrustRemoteCode
+from .options import (
+    AsJson,
+    Device,
+    Index,
+    Memory,
+    MemoryRevision,
+    Reader,
+    Revision,
+    Seed,
+    SegmentLength,
+    Template,
+    TrustRemoteCode,
+)
 from .printing import print_json, print_memory, print_text, print_tokens
 
 if TYPE_CHECKING:
@@ -60,7 +72,9 @@ def ask(
     tokenizer = reader.tokenizer
     if not question:
         raise ValueError("The question is empty.")
-    input_ids, attention_mask = tokenize_queries([question], tokenizer, template or reader.config.template)
+    if template is not None:
+        reader.config.template = template  # which also says what stands before the memory
+    input_ids, attention_mask = tokenize_queries([question], tokenizer, reader.config.template)
     tokens = reader.generate(
         input_ids=input_ids,
         attention_mask=attention_mask,
@@ -103,6 +117,7 @@ def inspect(
     context_file: Annotated[
         Path | None, typer.Option(help="The text that was written: show which of its tokens the memory holds.")
     ] = None,
+    segment_length: SegmentLength = None,
     html: Annotated[Path | None, typer.Option(help="Also write these tokens as a page of HTML.")] = None,
     revision: Revision = None,
     memory_revision: MemoryRevision = None,
@@ -137,7 +152,7 @@ def inspect(
             facts_of_one["decoded"] = decoded
             facts_of_one["kv_cache_bytes"] = kv_cache_bytes(reader.decoder, facts_of_one["tokens"])
         if context is not None:
-            held = _tokens_held(reader, loaded, context, html)
+            held = _tokens_held(reader, loaded, context, segment_length, html)
             facts["token_losses"] = held.to_dict()
     if as_json:
         print_json(facts)
@@ -148,12 +163,18 @@ def inspect(
 
 
 def _tokens_held(
-    reader: "GradMemForCausalLM", memory: "GradMemMemory", context: str, html: Path | None
+    reader: "GradMemForCausalLM",
+    memory: "GradMemMemory",
+    context: str,
+    segment_length: int | None,
+    html: Path | None,
 ) -> "TokenLosses":
     from hf_gradmem.evaluation import token_losses
     from hf_gradmem.evaluation.heat_map import save_heat_map
+    from hf_gradmem.writing.fitting import fit_contexts
 
-    (held,) = token_losses(reader, memory, context)
+    fitting = fit_contexts(reader.writer, reader.tokenizer, [context], segment_length)
+    (held,) = token_losses(reader, memory, fitting)
     if html is not None:
         save_heat_map([held], html)
     return held

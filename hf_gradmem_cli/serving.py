@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .app import command
+from .app import command, manners
 from .options import Device, Revision, Seed, TrustRemoteCode
 from .printing import report_done
 
@@ -72,7 +72,10 @@ def serve(
     report_done(f"Serving {name or Path(model).name} at http://{shown}:{port}/v1 until interrupted.")
     if needed is not None and token is None:
         report_done(f"Requests need this token: {needed}")
-    server.run()
+    try:
+        server.run()
+    except KeyboardInterrupt:  # the way to end it; what was under way has ended by now
+        manners.interrupted = False
 
 
 __all__ = ["serve"]

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from .app import command, shows_progress
 from .options import AsJson, BatchSize, Device, Overrides, Revision, Seed, Template, TrustRemoteCode, output_option
 from .printing import print_json, print_results, report_done
+
+if TYPE_CHECKING:
+    from hf_gradmem import GradMemForCausalLM
 
 Baselines = Annotated[
     list[str] | None,
@@ -108,13 +111,12 @@ def evaluate(
     for model in dict.fromkeys(models):
         report["results"] += evaluate_model(
             model,
-            load_model(model, arguments.gradmem, **how),
+            _with_template(load_model(model, arguments.gradmem, **how), template),
             rows,
             sets,
             steps or (),
             metric=chosen,
             baselines=baseline or (),
-            template=template,
             batch_size=batch_size,
             show_progress=shows_progress(as_json),
         )
@@ -124,6 +126,13 @@ def evaluate(
         print_json(report)
     else:
         print_results(report["results"])
+
+
+def _with_template(model: "GradMemForCausalLM", template: str | None) -> "GradMemForCausalLM":
+    """The model with other words around queries, which also say what stands before the memory."""
+    if template is not None:
+        model.config.template = template
+    return model
 
 
 def _check_evaluation(

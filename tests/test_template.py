@@ -57,6 +57,17 @@ def test_the_chat_template_is_the_tokenizers_without_the_token_that_begins_a_tex
     assert chat.target("  ") == "  "
 
 
+def test_a_template_may_say_where_the_memory_stands(tokenizer):
+    tokenizer.chat_template = CHAT
+    inside, chat = get_template("chat_inside", tokenizer), get_template("chat", tokenizer)
+    assert (inside.header, inside.question("q")) == ("u", "qa ")
+    assert inside.without_memory("q") == chat.question("q") == "uqa "
+    assert inside.in_prompt("c", "q") == chat.in_prompt("c", "q")
+    assert inside.target(" yes") == "yes"
+    own = get_template({"context": "({context})", "query": "Notes: {memory} ?{query}:"}, tokenizer)
+    assert (own.header, own.question("q"), own.in_prompt("c", "q")) == ("Notes: ", " ?q:", "Notes: (c) ?q:")
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
@@ -64,6 +75,8 @@ def test_the_chat_template_is_the_tokenizers_without_the_token_that_begins_a_tex
         ({"query": "{query}"}, "context and query"),
         ({"context": "{context}", "query": "{query}", "answer": ""}, "context and query"),
         ({"context": "words", "query": "{query}"}, "words for context.*'words'"),
+        ({"context": "{context}", "query": "{query}{memory}"}, "words for query.*may stand before it"),
+        ({"context": "{memory}{context}", "query": "{query}"}, "words for context"),
         ({"context": "{context}", "query": "{query} {query}"}, "words for query"),
         ({"context": "{context}{query}", "query": "{query}"}, "words for context"),
         ({"context": "{context}", "query": 3}, "words for query.*3"),

@@ -27,7 +27,7 @@ from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
 # Beside the forms by their names, forms with settings of their own.
 WITH_SETTINGS = [{"name": "key_values", "write": "values"}]
 # What the configuration has no place for.
-REFUSED = {("forward", "key_values")}
+REFUSED = {("forward", "key_values"), ("pooled", "key_values")}
 LONG, SHORT, QUERY = tiny_tokens(1, 9, seed=1), tiny_tokens(1, 6, seed=2), tiny_tokens(2, 4, seed=3)
 
 
@@ -117,7 +117,9 @@ def test_a_step_of_training_lowers_the_loss_with_a_finite_gradient(settings):
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert all(gradient.isfinite().all() for gradient in gradients.values())
     assert any(gradient.any() for gradient in gradients.values())
-    if settings.get("meta_gradient") != "none":
+    if settings["writer"] == "pooled":
+        assert "memory_init" not in gradients
+    elif settings.get("meta_gradient") != "none":
         assert gradients["memory_init"].any()
     size = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
     with torch.no_grad():

@@ -27,6 +27,7 @@ from ..memory.shards import (
     FORMAT_VERSION,
     as_columns,
     check_shard,
+    count_segments,
     features,
     read_facts,
     shard_name,
@@ -34,8 +35,11 @@ from ..memory.shards import (
 from ..memory.store import without_progress_bars
 from ..modeling_gradmem import GradMemForCausalLM
 from ..writing.contexts import Contexts
+from ..writing.fitting import fit_contexts
 from ..writing.write import write_contexts
-from .dataset_rows import DatasetRows
+from .dataset_rows import CONTEXT_COLUMN, DatasetRows
+from .rows import Rows
+from .text_folder import TextFolder
 
 # Processes wait for each other at the start and at the end, where one may have hours more to do than another.
 _PATIENCE = timedelta(days=30)
@@ -96,9 +100,10 @@ class _Job:
     """
 
     model: GradMemForCausalLM
-    rows: DatasetRows
+    rows: Rows
     directory: Path
     options: dict[str, Any]
+    segment_length: int | None
     batch_size: int
     shard_size: int
     show_progress: bool
@@ -171,6 +176,7 @@ class _Job:
             "source": source | {"name": source_name},
             "write": self.options
             | {
+                "segment_length": self.segment_length,
                 "learned_step_sizes": None if rates is None else hash_tensors({"write_log_learning_rate": rates}),
                 "base_dtype": str(model.dtype).removeprefix("torch."),
                 "config": settings,
@@ -183,14 +189,19 @@ class _Job:
         """Refuse now what would otherwise fail after hours of writing."""
         with tqdm(total=len(self.rows), desc="Checking", unit="row", disable=not self.show_progress) as bar:
             for numbers in self.rows.slices():
-                ids, texts = self.rows.read(numbers)
-                contexts = self.model.tokenize(texts)
+                ids, contexts = self._read(numbers)
                 try:
                     _check_fits(self.model, contexts)
                 except ValueError:
                     _name_unfit(self.model, numbers, ids, contexts)
                     raise
                 bar.update(len(numbers))
+
+    def _read(self, numbers: range) -> tuple[list[str], Contexts]:
+        """Ids of some rows, and their contexts, cut where they have to be."""
+        ids, texts = self.rows.read(numbers)
+        fitting = fit_contexts(self.model.writer, self.model.tokenizer, texts, self.segment_length)
+        return ids, self.model.tokenize(fitting)
 
     def missing(self, facts: dict[str, Any]) -> list[tuple[Path, range]]:
         """The files that are not there yet, and the rows whose memories belong into each.
@@ -211,11 +222,11 @@ class _Job:
 
     def write_shard(self, path: Path, numbers: range, facts: dict[str, Any], bar: tqdm) -> None:
         """Write the memories of these rows, and then their file, whole or not at all."""
-        ids, texts = self.rows.read(numbers)
+        ids, contexts = self._read(numbers)
         try:
             memory = write_contexts(
                 self.model.writer,
-                self.model.tokenize(texts),
+                contexts,
                 identity=Identity(facts["fingerprint"], facts["base_name"]),
                 batch_size=self.batch_size,
                 on_batch=bar.update,
@@ -231,16 +242,17 @@ class _Job:
 
 def write_dataset(
     model: GradMemForCausalLM,
-    source: Dataset,
+    source: Dataset | TextFolder,
     directory: str | os.PathLike,
     *,
-    context_column: str = "context",
+    context_column: str = CONTEXT_COLUMN,
     id_column: str | None = None,
     batch_size: int = 8,
     shard_size: int = 1000,
     write_steps: int | None = None,
     write_learning_rate: float | None = None,
     tolerance: float | None = None,
+    segment_length: int | None = None,
     model_name: str | None = None,
     source_name: str | None = None,
     show_progress: bool = False,
@@ -252,30 +264,50 @@ def write_dataset(
 
     Args:
         model: the writer, with a tokenizer.
-        source: rows with a context, which is a text or a list of texts, its segments.
+        source: rows with a context, which is a text or a list of texts, its segments; or a folder of text files, each a
+            context under its path. Files that cannot be read are skipped with a warning.
         directory: where the store is to be; new, empty, or begun by the same call.
-        context_column: where the contexts are.
+        context_column: where the contexts are; by default also `"segments"`, in rows without a `"context"`.
         id_column: where the ids are; `"id"` where there is such a column, else the row's number is its id.
         batch_size: how many contexts are written at a time. Within a shard, those of similar length are.
         shard_size: how many memories a file holds: what is lost, at most, if the process is killed, and held in
             working memory at a time.
         write_steps, write_learning_rate, tolerance: as in [`GradMemForCausalLM.write`].
+        segment_length: cut every context into segments of at most so many tokens. By default those that are longer
+            than the base's window are cut, at paragraphs and sentences, into segments that fit.
         model_name, source_name: how to call them in the facts.
         show_progress: show a progress bar over this process's share.
 
     Returns:
-        The facts of the store; and `written`, how many memories this process wrote in this call.
+        The facts of the store; and `written`, how many memories this process wrote in this call, `segments`, how many
+            segments all contexts, the one with the most, and how many contexts were written in several, and `skipped`,
+            why files of a folder were left out.
 
     Raises:
         OSError: the directory cannot be written to, or another call is writing to it.
-        ValueError: a column is missing; an id comes twice; a context is empty or longer than the base's window; the
-            directory holds something else, a file that is not whole, or memories of another model, source or setting.
+        ValueError: a column is missing; an id comes twice; a context is empty; a segment length does not fit into the
+            base's window; the directory lies in the folder that is written, or holds something else, a file that is not
+            whole, or memories of another model, source or setting.
         FloatingPointError: a loss became NaN or infinite; what was written before is kept.
     """
-    rows = DatasetRows(source, context_column, id_column)
+    place = Path(directory).expanduser()
+    rows = _rows_of(source, context_column, id_column, place)
     options = {"write_steps": write_steps, "write_learning_rate": write_learning_rate, "tolerance": tolerance}
-    job = _Job(model, rows, Path(directory).expanduser(), options, batch_size, shard_size, show_progress)
+    job = _Job(model, rows, place, options, segment_length, batch_size, shard_size, show_progress)
     return _carry_out(job, model_name, source_name)
+
+
+def _rows_of(source: Dataset | TextFolder, context_column: str, id_column: str | None, directory: Path) -> Rows:
+    if not isinstance(source, TextFolder):
+        return DatasetRows(source, context_column, id_column)
+    if id_column is not None or context_column != CONTEXT_COLUMN:
+        raise ValueError(f"{source.path} is a folder of text files, which has no columns: leave their names out.")
+    if directory.resolve().is_relative_to(source.path.resolve()):
+        raise ValueError(
+            f"{directory} lies in {source.path}, the folder that is written: its own files would be among the texts. "
+            "Give a directory beside it."
+        )
+    return source
 
 
 def _carry_out(job: _Job, model_name: str | None, source_name: str | None) -> dict[str, Any]:
@@ -288,6 +320,8 @@ def _carry_out(job: _Job, model_name: str | None, source_name: str | None) -> di
                 held.enter_context(job.begun(model_name, source_name))
             except (ValueError, OSError) as error:
                 mistake = error
+            else:
+                job.rows.warn_of_skipped()
         _stop_all(mistake)
         return _write_share(job, state)
 
@@ -310,7 +344,8 @@ def _write_share(job: _Job, state: PartialState) -> dict[str, Any]:
     if state.is_main_process:
         for left_behind in (job.directory / "data").glob(".*"):  # by a run that was killed
             left_behind.unlink(missing_ok=True)
-    return facts | {"written": sum(len(numbers) for _, numbers in own)}
+    counts = {"written": sum(len(numbers) for _, numbers in own), "skipped": dict(job.rows.skipped)}
+    return facts | counts | {"segments": count_segments(job.directory, facts["num_shards"])}
 
 
 def _stop_all(mistake: Exception | None) -> None:

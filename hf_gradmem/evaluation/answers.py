@@ -9,6 +9,7 @@ from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.generation import ending_tokens
 from ..reading.queries import pad_left, tokenize_queries
+from ..template import template_in_use
 
 
 def answer_queries(
@@ -33,7 +34,7 @@ def answer_queries(
         ValueError: a memory of another model.
     """
     input_ids, mask = tokenize_queries(
-        queries, model.tokenizer, model.config.template if template is None else template
+        queries, model.tokenizer, template_in_use(template, model.config.template, model.tokenizer)
     )
     ending = ending_tokens(model.tokenizer, model.generation_config)
     with plain_generation():

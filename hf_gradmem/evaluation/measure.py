@@ -17,7 +17,7 @@ from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.scoring import count_right
 from ..tasks import check_row
 from ..tasks.collator import DataCollatorForGradMem
-from ..template import get_template
+from ..template import get_template, template_in_use
 from ..writing.contexts import Contexts
 from .metrics import ExactMatch, SquadMetric
 from .readers import OTHER, MemoryReader, PromptReader, ReadBatch, Reader, check_baselines
@@ -69,7 +69,7 @@ def evaluate_rows(
     for baseline in dict.fromkeys(baselines):
         conditions += [(baseline, steps) for steps in (dict.fromkeys(write_steps) if baseline == OTHER else [None])]
     totals = {condition: _Totals(metric, math.prod(model.form.shape)) for condition in conditions}
-    words = model.config.template if template is None else template
+    words = template_in_use(template, model.config.template, model.tokenizer)
     collator = DataCollatorForGradMem(model.tokenizer, add_end_token=metric is not None, template=words)
     contexts: _Contexts | None = None
     bar = tqdm(total=len(batches) * len(conditions), desc="Evaluating", disable=not show_progress)

@@ -5,11 +5,12 @@ of another context is a baseline too: what a trained reader guesses. Each reader
 answer tokens, and generates answers to the same queries.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from ..base.token_ids import IGNORED_LABEL
 from ..memory.written import GradMemMemory
@@ -28,6 +29,29 @@ def check_baselines(baselines: Sequence[str]) -> None:
     for baseline in baselines:
         if baseline not in BASELINES:
             raise ValueError(f"There is no baseline {baseline!r}. The baselines are {', '.join(BASELINES)}.")
+
+
+def prompt_tokens(
+    rows: Iterable[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | Mapping[str, str],
+    with_context: bool = True,
+) -> list[list[int]]:
+    """What stands before the answer to each query of the rows, for a base that has no memory.
+
+    Args:
+        rows: with `context` and `queries`.
+        tokenizer: which puts what it begins texts with in front.
+        template: the words around contexts and queries.
+        with_context: whether the context stands in the prompt.
+    """
+    words, start = get_template(template, tokenizer), leading_tokens(tokenizer)
+    texts = []
+    for row in rows:
+        context = row["context"] if isinstance(row["context"], str) else "".join(row["context"])
+        for query in row["queries"]:
+            texts.append(words.in_prompt(context, query) if with_context else words.without_memory(query))
+    return [start + tokenizer(text, add_special_tokens=False).input_ids for text in texts]
 
 
 @dataclass(frozen=True)
@@ -108,7 +132,14 @@ class PromptReader:
         ]
         # Behind an empty query, the first token of the answer is one that no other reader is asked for.
         unscored = [int(not query) for query in batch.queries]
-        rows = list(zip(self._prompts(batch), answers, unscored, strict=True))
+        rows = list(
+            zip(
+                prompt_tokens(batch.rows, self.model.tokenizer, batch.template, self.with_context),
+                answers,
+                unscored,
+                strict=True,
+            )
+        )
         for start in range(0, len(rows), self.batch_size):
             part = rows[start : start + self.batch_size]
             yield self._run(
@@ -132,15 +163,7 @@ class PromptReader:
         return [answer for part in parts for answer in answer_prompts(self.model, part, max_new_tokens)]
 
     def _prompts(self, batch: ReadBatch) -> list[list[int]]:
-        """What stands before each answer."""
-        tokenizer = self.model.tokenizer
-        words, start = get_template(batch.template, tokenizer), leading_tokens(tokenizer)
-        texts = []
-        for row in batch.rows:
-            context = row["context"] if isinstance(row["context"], str) else "".join(row["context"])
-            for query in row["queries"]:
-                texts.append(words.in_prompt(context, query) if self.with_context else words.question(query))
-        return [start + tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+        return prompt_tokens(batch.rows, self.model.tokenizer, batch.template, self.with_context)
 
     def _check_window(self, needed: int) -> None:
         window = self.model.decoder.window

@@ -13,7 +13,8 @@ from ..base.layout import reorder
 from ..base.lora import inject_lora, lora_parameters, lora_phase
 from ..base.modes import layers_recomputed, settled
 from ..base.output_head import OutputHead
-from ..base.running import DecoderInputs
+from ..base.running import DecoderInputs, side_by_side
+from ..template import get_template, leading_tokens, places_memory
 from .form import MemoryForm
 
 Tensor = torch.Tensor
@@ -35,6 +36,7 @@ class Phase:
     # The model is `Any`: its parameters are set and read by name, which no type of a module knows.
     def __init__(self, name: str, module: Any, decoder: Decoder, form: MemoryForm) -> None:
         self.name, self.module, self.decoder, self.form = name, module, decoder, form
+        self._header: tuple[Any, Any, list[int]] | None = None  # and the template and tokenizer that it is of
         count = form.num_control_tokens
         for vectors in self.control_vectors:
             empty = torch.empty((count, form.hidden_size), **form.like) if count else None
@@ -122,9 +124,42 @@ class Phase:
         with lora_phase(self.name), settled(self.decoder.base_model):
             yield
 
+    @property
+    def header_ids(self) -> list[int]:
+        """The tokens that the template of the model's configuration puts before the memory, in READ alone."""
+        template = self.module.config.template
+        if self.name != "read" or not places_memory(template):
+            return []
+        tokenizer = self.module.tokenizer
+        if self._header is None or self._header[0] != template or self._header[1] is not tokenizer:
+            words = get_template(template, tokenizer).header
+            ids = tokenizer(words, add_special_tokens=False).input_ids
+            self._header = template, tokenizer, [*leading_tokens(tokenizer), *ids]
+        return self._header[2]
+
+    @property
+    def prefix_length(self) -> int:
+        """Positions before a context or a query: those of the memory, and of the words before it."""
+        return self.form.prefix_length + len(self.header_ids)
+
     def prefix(self, memory: Tensor) -> DecoderInputs:
-        """What the decoder is given for memories `(batch, num_memory_tokens, width)`, a row for each."""
-        return self.form.prefix(memory, *(getattr(self.module, name) for name in self.control_vectors))
+        """What the decoder is given for memories `(batch, num_memory_tokens, width)`, a row for each.
+
+        Raises:
+            ValueError: words are to stand before a memory that stands in the cache, before everything else.
+        """
+        prefix = self.form.prefix(memory, *(getattr(self.module, name) for name in self.control_vectors))
+        header = self.header_ids
+        if not header:
+            return prefix
+        if prefix.past is not None:
+            raise ValueError(
+                f"The template {self.module.config.template!r} puts words before the memory, and a memory of this form "
+                "stands before everything else. Use a template without {memory}, such as 'chat'."
+            )
+        ids = torch.tensor([header], device=prefix.input_ids.device)
+        words = self.decoder.tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+        return side_by_side([words.take(ids.new_zeros(len(memory))), prefix])
 
     def logits(self, inputs: DecoderInputs, places: Tensor | None = None) -> Tensor:
         """Logits `(rows, length, vocab)` under this phase's head and LoRA.

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow
 import torch
 from datasets import Array2D, Features, List, Value
-from pyarrow import parquet
+from pyarrow import compute, parquet
 
 from .checks import broken, check_tensors
 from .written import GradMemMemory
@@ -201,6 +201,19 @@ def rows_by_id(ids: Sequence[str | None], directory: Any, facts: dict[str, Any])
 
 def _shard_of(row: int, facts: dict[str, Any]) -> str:
     return shard_name(row // facts["shard_size"], facts["num_shards"])
+
+
+def count_segments(directory: Path, num_shards: int) -> dict[str, int]:
+    """Into how many segments the contexts of a finished store were cut.
+
+    Returns:
+        `total`, of all contexts; `most`, of the one that has the most; `contexts`, how many have several.
+    """
+    counts: list[int] = []
+    for index in range(num_shards):
+        column = parquet.read_table(directory / shard_name(index, num_shards), columns=["segment_lengths"])
+        counts += compute.list_value_length(column["segment_lengths"]).to_pylist()
+    return {"total": sum(counts), "most": max(counts), "contexts": sum(count > 1 for count in counts)}
 
 
 # ------------------------------------------------------------------------------------------------ rows

@@ -29,9 +29,12 @@ _SHOWN_CHARACTERS = 100  # of what a file says wrongly
 Tensor = torch.Tensor
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class GradMemMemory:
     """Contexts as WRITE left them. Indexing gives a memory again; a single index gives a batch of one.
+
+    `==` answers with a bool, on whatever devices the two are: whether all tensors and the fingerprint are equal. As a
+    value that can be changed a memory has no hash: keep memories by a name in a dict, not in a set.
 
     Attributes:
         embeddings (`torch.Tensor` of shape `(batch, num_memory_tokens, hidden_size)`):
@@ -66,6 +69,34 @@ class GradMemMemory:
         """Whether each memory was written in more than one piece, `(batch,)`."""
         return (self.segment_lengths > 0).sum(1) > 1
 
+    @property
+    def shape(self) -> torch.Size:
+        """That of `embeddings`, `(batch, num_memory_tokens, hidden_size)`."""
+        return self.embeddings.shape
+
+    def __repr__(self) -> str:
+        count, num_memory_tokens, width = self.shape
+        lengths = self.num_context_tokens
+        tokens = "" if lengths.is_meta or not count else f", from {_range(lengths)} tokens"
+        name = f" on {self.base_name}" if self.base_name else ""
+        where = f"{str(self.embeddings.dtype).removeprefix('torch.')} on {self.embeddings.device}"
+        return (
+            f"GradMemMemory({count} context{'s' * (count != 1)}{tokens}, each in {num_memory_tokens} positions of "
+            f"width {width}, {where}, written by {self.fingerprint}{name})"
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, GradMemMemory):
+            return NotImplemented
+        ours, theirs = self.tensors, other.tensors
+        return (
+            self.fingerprint == other.fingerprint
+            and ours.keys() == theirs.keys()
+            and all(_equal(ours[name], theirs[name]) for name in ours)
+        )
+
+    __hash__ = None  # type: ignore[assignment] # it can be changed
+
     def __len__(self) -> int:
         return self.embeddings.shape[0]
 
@@ -82,6 +113,10 @@ class GradMemMemory:
         """The same memory on another device. Its precision is the writing model's and stays."""
         device = torch.device(device)
         return self._map(lambda tensor: tensor.to(device))
+
+    def cpu(self) -> "GradMemMemory":
+        """The same memory in the working memory of the CPU."""
+        return self.to("cpu")
 
     def relabelled(self, fingerprint: str | None) -> "GradMemMemory":
         """The same memory under another fingerprint: on your word that the model which has it reads these numbers.
@@ -254,6 +289,18 @@ class GradMemMemory:
         num_bytes = self.embeddings.numel() * self.embeddings.element_size()
         lengths = self.num_context_tokens.tolist()
         return memory_card(self.embeddings.shape, num_bytes, lengths, self.fingerprint, self.base_name, repo_id)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same numbers in the same precision; a number that is missing, NaN, equals another."""
+    if one.dtype != other.dtype or one.shape != other.shape or one.is_meta or other.is_meta:
+        return one is other
+    return torch.allclose(one.detach().cpu(), other.detach().cpu(), rtol=0, atol=0, equal_nan=True)
+
+
+def _range(numbers: Tensor) -> str:
+    smallest, largest = int(numbers.min()), int(numbers.max())
+    return f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
 
 
 def _text_or_null(path: Path, name: str, written: str) -> str | None:

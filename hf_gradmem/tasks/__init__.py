@@ -5,7 +5,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from . import babi, facts, kv_retrieval, mixture, squad, text
+from . import babi, facts, jsonl, kv_retrieval, mixture, squad, text
 from .rows import FEATURES, check_row
 from .task import Task
 
@@ -15,6 +15,7 @@ TASKS: dict[str, Task] = {
     "squad": squad.TASK,
     "facts": facts.TASK,
     "text": text.TASK,
+    "jsonl": jsonl.TASK,
 }
 """The tasks by name."""
 

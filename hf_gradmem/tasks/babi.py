@@ -12,8 +12,9 @@ from datasets import Dataset
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from ..texts.reading import read_text
 from .rows import FEATURES, check_split, checked
-from .sources import load_hub, read_text, source_name, take_split
+from .sources import load_hub, source_name, take_split
 from .task import Task
 
 PAD, BOS, END, UNKNOWN = "<pad>", "<bos>", "<eos>", "<unk>"

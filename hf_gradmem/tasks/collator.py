@@ -36,7 +36,7 @@ class DataCollatorForGradMem:
         max_query_length: most tokens of query and answer together; the query loses its beginning.
         queries_per_context: most queries on a context; those after them are left out.
         padding: `"longest"` pads to the longest of the batch, `"max_length"` to the three limits above, so that all
-            batches have one shape.
+            batches have one shape, `"queries"` to those of the queries alone, so that answers have one shape.
         add_end_token: whether an answer that does not end in the tokenizer's end token gets one.
         template: the words around each query, as in [`~hf_gradmem.GradMemConfig`]: the adapter's.
 
@@ -51,7 +51,7 @@ class DataCollatorForGradMem:
     max_context_length: int | None = None
     max_query_length: int | None = None
     queries_per_context: int | None = None
-    padding: Literal["longest", "max_length"] = "longest"
+    padding: Literal["longest", "max_length", "queries"] = "longest"
     add_end_token: bool = True
     template: str | Mapping[str, str] = "plain"
     truncated: dict[str, int] = field(default_factory=lambda: {"contexts": 0, "queries": 0, "left out": 0}, init=False)
@@ -62,12 +62,13 @@ class DataCollatorForGradMem:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
-        if self.padding not in ("longest", "max_length"):
-            raise ValueError(f"padding must be 'longest' or 'max_length', got {self.padding!r}.")
+        needed = {"longest": (), "max_length": limits, "queries": limits[1:]}
+        if self.padding not in needed:
+            raise ValueError(f"padding must be 'longest', 'max_length' or 'queries', got {self.padding!r}.")
         self._words = get_template(self.template, self.tokenizer)
-        missing = [name for name in limits if getattr(self, name) is None]
-        if self.padding == "max_length" and missing:
-            raise ValueError(f"padding='max_length' needs {', '.join(missing)} as well.")
+        missing = [name for name in needed[self.padding] if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"padding={self.padding!r} needs {', '.join(missing)} as well.")
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Build the batch of these rows: tensors, and `write_steps`, a number, and `memory` where rows have them."""
@@ -101,7 +102,8 @@ class DataCollatorForGradMem:
                 raise ValueError(f"The context of row {index} of the batch has no tokens: {text!r}.")
             self.truncated["contexts"] += self.max_context_length is not None and len(row) > self.max_context_length
         limit = self.max_context_length
-        width = self._width(max(len(row[:limit]) for row in ids), limit)
+        longest = max(len(row[:limit]) for row in ids)
+        width = longest if limit is None or self.padding != "max_length" else limit
         batch = {
             "context_input_ids": _padded([row[:limit] for row in ids], width, self._pad_id),
             "context_attention_mask": _padded([[1] * len(row[:limit]) for row in ids], width, 0),
@@ -122,9 +124,9 @@ class DataCollatorForGradMem:
                 raise ValueError(f"The target {text!r} has no tokens.")
         pairs = iter([self._fitted(query, target) for query, target in zip(queries, targets, strict=True)])
         grouped = [[next(pairs) for _ in range(count)] for count in kept]
-        number = self._width(max(kept), limit)
-        longest = max(len(query) + len(target) for group in grouped for query, target in group)
-        width = self._width(longest, self.max_query_length)
+        number, width = max(kept), max(len(query) + len(target) for group in grouped for query, target in group)
+        if self.padding != "longest" and limit is not None and self.max_query_length is not None:
+            number, width = limit, self.max_query_length
         flat = [pair for group in grouped for pair in group + [([], [])] * (number - len(group))]
         shape = (len(rows), number, width)
         return {
@@ -134,10 +136,6 @@ class DataCollatorForGradMem:
                 [[IGNORED_LABEL] * len(query) + target for query, target in flat], width, IGNORED_LABEL
             ).view(shape),
         }
-
-    def _width(self, longest: int, limit: int | None) -> int:
-        """How long a dimension of the batch is made."""
-        return longest if self.padding == "longest" or limit is None else limit
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids

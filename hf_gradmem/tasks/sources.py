@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets import Dataset, load_dataset
@@ -20,19 +19,6 @@ def source_name(path: str | os.PathLike | None, hub_name: str | None) -> str:
     if name is None or (path is not None and hub_name is not None):
         raise ValueError(f"Give either path or hub_name, and not both: got path={path!r}, hub_name={hub_name!r}.")
     return name
-
-
-def read_text(path: str | os.PathLike) -> str:
-    """A UTF-8 file, with plain newlines.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is not UTF-8.
-    """
-    try:
-        return Path(path).expanduser().read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}).") from error
 
 
 def load_hub(hub_name: str, config: str | None, split: str, revision: str | None = None) -> Dataset:

@@ -12,9 +12,10 @@ from typing import Any
 
 from datasets import Dataset
 
+from ..texts.reading import read_text
+from ..texts.sentences import split_sentences
 from .rows import FEATURES_WITH_ANSWERS, check_split, checked
-from .sentences import split_sentences
-from .sources import load_hub, read_text, source_name, take_evenly, take_split
+from .sources import load_hub, source_name, take_evenly, take_split
 from .task import Task
 
 

@@ -104,7 +104,8 @@ def _check_questions(model: GradMemForCausalLM, rows: Dataset) -> None:
         check_row(row, f"row {number}")
         for query, target in zip(row["queries"], row["targets"], strict=True):
             asked = words.question(query) + words.target(target)
-            needed = model.form.prefix_length + len(model.tokenizer(asked, add_special_tokens=False).input_ids) + 1
+            tokens = model.tokenizer(asked, add_special_tokens=False).input_ids
+            needed = model.read_phase.prefix_length + len(tokens) + 1
             if window is not None and needed > window:
                 raise ValueError(
                     f"A question of row {number} needs {needed} positions with memory and answer, but the window "

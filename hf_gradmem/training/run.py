@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -89,6 +89,7 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
             max_context_length=arguments.max_context_length,
             max_query_length=arguments.max_query_length,
             queries_per_context=arguments.queries_per_context,
+            padding=_padding(arguments, training.world_size),
             add_end_token=get_task(arguments.task).add_end_token,
             template=model.config.template,
         ),
@@ -104,6 +105,22 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
     text = published_recipe(yaml.safe_dump(published, sort_keys=False).strip())
     fill_model_card(trainer, arguments.task, text, set_arguments(recipe.values))
     return trainer
+
+
+def _padding(arguments: RecipeArguments, world_size: int) -> Literal["longest", "queries"]:
+    """How batches are padded: processes that evaluate together join their answers, which then have one shape.
+
+    Raises:
+        ValueError: the recipe does not say which.
+    """
+    if world_size == 1 or not arguments.eval_sets:
+        return "longest"
+    if arguments.max_query_length is None or arguments.queries_per_context is None:
+        raise ValueError(
+            f"{world_size} processes evaluate in batches of one shape: give the recipe max_query_length and "
+            "queries_per_context, or no eval_sets."
+        )
+    return "queries"
 
 
 def training_data(

@@ -1,5 +1,6 @@
 """Contexts as the caller gives them, texts or tokens, brought into one form and checked."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..base.token_ids import check_vocabulary, checked_like, checked_mask, checked_tokens
+from ..texts.reading import read_context
 
 Tensor = torch.Tensor
-Context = str | Sequence[str] | Sequence[Sequence[str]]
-"""A text; a list of texts is that many contexts, a list of lists contexts in segments."""
+Text = str | os.PathLike
+Context = Text | Sequence[Text] | Sequence[Sequence[Text]]
+"""A text; a list of texts is that many contexts, a list of lists contexts in segments. A path is its file's text."""
 _A_CONTEXT = "a context is a text or a list of texts (its segments)"
 
 
@@ -89,16 +92,24 @@ def given_contexts(
 
 
 def texts_in(texts: Any) -> list[Any]:
-    """A text as a list of one, and a list of texts, or of lists of them, as it is.
+    """A text as a list of one, and a list of texts, or of lists of them, as it is. A path is read.
 
     Raises:
         TypeError: it is neither. The keys of a mapping would be taken for texts, and a set has no order.
+        OSError: the file of a path cannot be read.
+        ValueError: that file is no text, or blank.
     """
     if isinstance(texts, str):
         return [texts]
+    if isinstance(texts, os.PathLike):
+        return [read_context(texts)]
     if isinstance(texts, Mapping | Set) or not hasattr(texts, "__iter__"):
         raise TypeError(f"{_A_CONTEXT}, got a {type(texts).__name__}: {texts!r}.")
     return list(texts)
+
+
+def _segments(item: Any) -> list[Any]:
+    return [read_context(text) if isinstance(text, os.PathLike) else text for text in texts_in(item)]
 
 
 def tokenize_contexts(
@@ -107,14 +118,15 @@ def tokenize_contexts(
     """Texts as tokens, in segments if any context has several.
 
     Args:
-        context: a text, a list of texts (that many contexts) or a list of lists (contexts in segments).
+        context: a text, a list of texts (that many contexts) or a list of lists (contexts in segments); each text may
+            be the path of its file.
         tokenizer: applied to each segment on its own, without special tokens.
         segment_length: cut a context of one text every so many tokens where others come in segments.
 
     Raises:
         TypeError: something in there is not a text.
     """
-    segmented = [texts_in(item) for item in texts_in(context)]
+    segmented = [_segments(item) for item in texts_in(context)]
     for item in segmented:
         if not all(isinstance(segment, str) for segment in item):
             raise TypeError(f"{_A_CONTEXT}, got {item!r}.")

@@ -20,6 +20,7 @@ def test_write_without_a_context_is_a_mistake(base: str, tmp_path: Path) -> None
     assert "context.txt" in mistake(run("write", "--file", tmp_path / "context.txt", *options))
     (tmp_path / "latin1.txt").write_bytes("caf\xe9".encode("latin-1"))
     assert "not UTF-8" in mistake(run("write", "--file", tmp_path / "latin1.txt", *options))
+    assert "Give it as --file" in mistake(run("write", tmp_path / "latin1.txt", *options))
     assert not (tmp_path / "memory").exists()
 
 
@@ -27,7 +28,7 @@ def test_options_out_of_range_are_mistakes(base: str, tmp_path: Path) -> None:
     options = ["--model", base, "--output", tmp_path / "memory"]
     assert "write_steps" in mistake(run("write", TEXT, *options, "--steps", -1))
     assert "num_memory_tokens" in mistake(run("write", TEXT, *options, "--memory-tokens", 0))
-    assert "window" in mistake(run("write", 300 * "a", *options))
+    assert "at most 124" in mistake(run("write", TEXT, *options, "--segment-length", 125))
     assert run("write", TEXT, *options, "--optimizer", "lion").exit_code == 2
     assert "no device 'cuda:99'" in mistake(run("write", TEXT, *options, "--device", "cuda:99"))
     assert "no device 'toaster'" in mistake(run("write", TEXT, *options, "--device", "toaster"))

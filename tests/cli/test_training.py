@@ -54,3 +54,27 @@ def test_a_wrong_recipe_is_one_line_and_nothing_is_written(tmp_path: Path, overr
     assert message in result.stderr
     assert result.stderr.count("\n") == 1
     assert not adapter.exists()
+
+
+def test_rows_of_ones_own_train_evaluate_and_are_written_as_memories(base: str, tmp_path: Path) -> None:
+    rows = tmp_path / "secret" / "rows.jsonl"
+    rows.parent.mkdir()
+    given = [{"context": f"Gate {n}.", "question": "Which?", "answers": [str(n), f"gate {n}"]} for n in range(6)]
+    rows.write_text("\n".join(map(json.dumps, given)), encoding="utf-8")
+    recipe, adapter = tmp_path / "recipe.yaml", tmp_path / "adapter"
+    lines = RECIPE.strip().splitlines()[3:]
+    kept = [line for line in lines if not line.startswith(("base_config", "train_base"))]
+    own = ["task: jsonl", f"task_arguments: {{path: {rows}, validation_share: 0.5}}", f"base_model: {base}"]
+    recipe.write_text("\n".join([*own, "eval_sets: {held out: {}}", *kept]), encoding="utf-8")
+    options = ["--override", f"output_dir={adapter}", "--override", "stages=[{steps: 1}]"]
+    trained = run("train", recipe, *options)
+    assert trained.exit_code == 0, trained.stderr
+    assert "secret" not in (adapter / "README.md").read_text(encoding="utf-8")
+    evaluated = run("evaluate", adapter, "--recipe", recipe, "--split", "validation", "--json")
+    assert evaluated.exit_code == 0, evaluated.stderr
+    report = json.loads(evaluated.stdout)
+    assert (report["metric"], report["results"][0]["num_answers"]) == ("squad", 3)
+    assert "f1" in report["results"][0]
+    written = run("write-dataset", rows, "--model", adapter, "--output", tmp_path / "memories", "--json")
+    assert written.exit_code == 0, written.stderr
+    assert json.loads(written.stdout)["num_rows"] == 6

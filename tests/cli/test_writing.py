@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-from hf_gradmem import GradMemConfig, GradMemMemory, get_gradmem_model
+from hf_gradmem import GradMemConfig, GradMemMemory, cut_text, get_gradmem_model
+from hf_gradmem.commands.opening import load_model
 from tests.support.command_line import TEXT, mistake, run
 
 
@@ -56,3 +57,46 @@ def test_an_adapter_writes_by_its_own_configuration(base: str, tmp_path: Path) -
     saved = GradMemMemory.from_pretrained(tmp_path / "memory")
     torch.testing.assert_close(saved.embeddings, adapter.write(TEXT).embeddings, rtol=1e-5, atol=1e-6)
     assert "--memory-tokens" in mistake(run("write", TEXT, *options, "--memory-tokens", 3))
+
+
+def test_a_text_longer_than_the_window_is_cut_and_the_report_says_into_how_many(base: str, tmp_path: Path) -> None:
+    long = "\n\n".join(f"Gate {gate} opens at noon. Its ferry leaves later." for gate in range(12))
+    (tmp_path / "long.txt").write_text(long, encoding="utf-8")
+    options = ["--file", tmp_path / "long.txt", "--model", base, "--output", tmp_path / "memory", "--steps", 1]
+    result = run("write", *options)
+    assert result.exit_code == 0, result.output
+    model = load_model(base)
+    segments = cut_text(long, model.tokenizer, model.writer.longest_segment)
+    assert f"in {len(segments)} segments" in result.stdout
+    saved = GradMemMemory.from_pretrained(tmp_path / "memory")
+    assert saved.segment_lengths.tolist() == [[len(segment) for segment in segments]]
+    context = ["--model", base, "--context-file", tmp_path / "long.txt", "--json"]
+    inspected = run("inspect", tmp_path / "memory", *context)
+    assert "".join(json.loads(inspected.stdout)["token_losses"]["tokens"]) == long
+
+    facts = json.loads(run("write", *options, "--segment-length", 30, "--json").stdout)
+    assert facts["contexts"][0]["segments"] == len(cut_text(long, model.tokenizer, 30))
+
+
+def test_a_folder_gives_a_memory_for_each_text_in_the_order_of_their_paths(base: str, tmp_path: Path) -> None:
+    folder = tmp_path / "notes"
+    for name, text in (("b.md", "second"), ("a/z.txt", "first"), ("c.rst", "not a text file here")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text + "\n", encoding="utf-8")
+    (folder / "binary.txt").write_bytes(b"\xff\xd8\xff")
+    options = ["--file", folder, "--model", base, "--steps", 2]
+    result = run("write", *options, "--output", tmp_path / "memory", "--json")
+    assert result.exit_code == 0, result.output
+    facts = json.loads(result.stdout)
+    assert [(each["file"], each["tokens"]) for each in facts["contexts"]] == [("a/z.txt", 5), ("b.md", 6)]
+    assert facts["skipped"] == {"binary.txt": "not text in UTF-8"}
+    (line,) = result.stderr.splitlines()
+    assert "Skipped 1 of 3 files: binary.txt (not text in UTF-8)" in line
+    saved = GradMemMemory.from_pretrained(tmp_path / "memory")
+    expected = load_model(base).write(["first", "second"], write_steps=2)
+    torch.testing.assert_close(saved.embeddings, expected.embeddings, rtol=1e-5, atol=1e-6)
+
+    strict = run("write", *options, "--output", tmp_path / "strict", "--strict")
+    assert strict.exit_code == 1
+    assert "1: b.md" in strict.stdout
+    assert len(GradMemMemory.from_pretrained(tmp_path / "strict")) == 2

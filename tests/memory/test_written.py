@@ -213,3 +213,52 @@ def test_moving_a_memory_moves_every_tensor_and_casts_none():
         assert getattr(memory, name).device.type == "cpu"
     with pytest.raises((TypeError, RuntimeError)):
         memory.to(torch.bfloat16)
+
+
+# ------------------------------------------------------------------------------------------------ as a value
+
+
+def test_a_memory_is_shown_in_one_line_with_what_it_is():
+    memory = memory_of(segments=2)
+    memory.segment_lengths = torch.tensor([[3, 4], [9, 0], [5, 5]])
+    assert repr(memory) == (
+        "GradMemMemory(3 contexts, from 7 to 10 tokens, each in 2 positions of width 4, float32 on cpu, written by "
+        "abc-123 on me/base)"
+    )
+    alone = replace(memory[1], fingerprint=None, base_name=None)
+    assert repr(alone).startswith("GradMemMemory(1 context, from 9 tokens, ")
+    assert repr(alone).endswith("written by None)")
+    assert "0 contexts, each" in repr(memory[[]])
+    assert "on meta" in repr(memory.to("meta"))
+    assert memory.shape == (3, 2, 4)
+
+
+def test_memories_are_equal_if_tensors_and_writer_are():
+    memory = memory_of()
+    memory.write_losses[1, 1] = torch.nan  # a sample that had stopped
+    again = memory_of()
+    again.write_losses[1, 1] = torch.nan
+    assert (memory == again) is True
+    assert (memory != again) is False
+    assert memory == replace(again, base_name="another name for it")
+    assert (memory == again.embeddings) is False
+    changes = {
+        "embeddings": memory.embeddings.nextafter(torch.tensor(9.0)),
+        "write_losses": memory.write_losses.nan_to_num(0.0),
+        "segment_lengths": memory.segment_lengths + 1,
+        "final_write_loss": None,
+        "fingerprint": "abc-124",
+    }
+    for name, value in changes.items():
+        assert (memory == replace(again, **{name: value})) is False, name
+    assert memory != memory.to("meta")
+    assert memory[:2] != memory
+    assert replace(memory, embeddings=memory.embeddings.double()) != memory
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(memory)
+
+
+def test_a_memory_comes_to_the_cpu():
+    memory = memory_of()
+    assert memory.cpu() == memory
+    assert memory.cpu().embeddings.device.type == "cpu"

@@ -148,6 +148,7 @@ def test_row_that_cannot_be_trained_on_is_named(change, message):
     [
         ({"max_query_length": 0}, "max_query_length .* 0"),
         ({"padding": "left"}, "padding .* 'left'"),
+        ({"padding": "queries", "max_query_length": 5}, "needs queries_per_context"),
         ({"padding": "max_length", "max_query_length": 5}, "needs max_context_length, queries_per_context"),
     ],
 )

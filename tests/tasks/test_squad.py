@@ -5,7 +5,7 @@ import json
 import pytest
 
 from hf_gradmem.tasks import load_task
-from hf_gradmem.tasks.sentences import split_sentences
+from hf_gradmem.texts.sentences import split_sentences
 
 PARAGRAPH = (
     'Dr. Smith came in 1973. He met J. R. Jones, who said "Go!" loudly. It cost $3.50 in the U.S. market. The end.'

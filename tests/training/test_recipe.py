@@ -53,6 +53,7 @@ def test_unreadable_recipe_is_named(text, message, tmp_path):
         ("stages.1.steps=3", "override 'stages.1.steps=3'"),
         ("stages.0.pairs=3", "Stage 0 .*pairs"),
         ("base_model=name", "either a base_model or a base_config"),
+        ("adapter=name", "The adapter name brings base and options"),
         ("base_config={hidden_size: 3}", "needs a model_type"),
         ("gradmem.write_stps=3", "nearest is 'write_steps'"),
         ("max_steps=3", "set by its stages: it is 6, not 3"),

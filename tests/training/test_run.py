@@ -5,11 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hf_gradmem import GradMemForCausalLM
 from hf_gradmem.tasks import load_task
 from hf_gradmem.training.callbacks import log_writes
+from hf_gradmem.training.recipe import make_recipe
 from hf_gradmem.training.run import build_trainer, last_checkpoint, run_training
 from tests.support.tiny_training import (
     TINY,
@@ -201,6 +202,39 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     values = TINY | plain | {"output_dir": str(tmp_path / "two"), "per_device_train_batch_size": 2}
     on_two_processes("train", json.dumps(values))
     assert_same_weights(weights(tmp_path / "one"), weights(tmp_path / "two"), tolerance=1e-6)
+
+
+def test_two_processes_evaluate_ragged_rows_as_one_does(tmp_path):
+    ragged = {"num_contexts": 9, "num_pairs": [1, 4], "seed": 1}
+    values = TINY | {"stages": [{"steps": 1}], "per_device_eval_batch_size": 2, "eval_sets": {"ragged": ragged}}
+    alone = run_training(make_recipe(values | {"output_dir": str(tmp_path / "one"), "per_device_train_batch_size": 8}))
+    limits = {"max_query_length": 8, "queries_per_context": 4}
+    on_two_processes("train", json.dumps(values | limits | {"output_dir": str(tmp_path / "two")}))
+    together = json.loads((tmp_path / "two" / "results.json").read_text(encoding="utf-8"))["metrics"]
+    for name in ("eval_ragged_exact_match", "eval_ragged_token_accuracy"):
+        assert together[name] == pytest.approx(alone["metrics"][name], abs=1e-6)
+
+
+def test_processes_that_evaluate_need_one_shape(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "world_size", 2)
+    with pytest.raises(ValueError, match="give the recipe max_query_length and queries_per_context"):
+        build_trainer(tiny_recipe(tmp_path, eval_sets={"a": {"num_contexts": 2}}))
+
+
+def test_training_goes_on_from_an_adapter(tmp_path):
+    run_training(tiny_recipe(tmp_path / "first"))
+    values = {name: value for name, value in TINY.items() if name not in ("base_config", "gradmem")}
+    values |= {"adapter": str(tmp_path / "first"), "gradmem": {"reconstruction_loss_weight": 0.0}}
+    trainer = build_trainer(make_recipe(values | {"output_dir": str(tmp_path / "second")}))
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    saved = weights(tmp_path / "first")
+    assert all(torch.equal(before[name], tensor) for name, tensor in saved.items())
+    assert trainer.model.config.reconstruction_loss_weight == 0.0
+    assert trainer.model.config.write_head
+    trainer.train()
+    changed = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(before[name], tensor)}
+    assert {"memory_init", "write_log_learning_rate", "write_head.weight"} <= changed
+    assert any(name.startswith("base_model.") for name in changed)
 
 
 def test_streamed_set_on_two_processes_keeps_queries_with_their_contexts():

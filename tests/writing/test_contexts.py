@@ -43,6 +43,29 @@ def test_a_list_is_contexts_and_a_list_in_it_is_segments(with_tokenizer):
     torch.testing.assert_close(segments.embeddings[1], contexts.embeddings[1])
 
 
+def test_a_path_is_the_text_in_its_file(with_tokenizer, tmp_path):
+    (tmp_path / "one.txt").write_bytes(b"\xef\xbb\xbfw20 w21\r\nw22\r\n\n")
+    (tmp_path / "two.md").write_text("w30", encoding="utf-8")
+    one, two = tmp_path / "one.txt", tmp_path / "two.md"
+    expected = with_tokenizer.write(["w20 w21\nw22", "w30"])
+    assert with_tokenizer.write([one, two]) == expected
+    assert with_tokenizer.write(one) == with_tokenizer.write("w20 w21\nw22")
+    assert with_tokenizer.write([[one, "w40"], [two]]) == with_tokenizer.write([["w20 w21\nw22", "w40"], ["w30"]])
+
+
+def test_a_path_that_holds_no_text_is_named(with_tokenizer, tmp_path):
+    contents = {"blank.txt": b" \n\n", "latin.txt": "caf\xe9".encode("latin-1"), "picture.txt": b"\x89PNG\0\0"[1:]}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    for name, message in (("blank.txt", "is blank"), ("latin.txt", "not UTF-8"), ("picture.txt", "the byte 0")):
+        with pytest.raises(ValueError, match=rf"{name} .*{message}"):
+            with_tokenizer.write(tmp_path / name)
+    with pytest.raises(IsADirectoryError, match=r"is a folder.*write-dataset"):
+        with_tokenizer.write(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"missing\.txt"):
+        with_tokenizer.write(tmp_path / "missing.txt")
+
+
 @pytest.fixture(scope="module")
 def model():
     model = with_memory(nameless_base(), **PLAIN)

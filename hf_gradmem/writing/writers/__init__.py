@@ -2,9 +2,10 @@
 
 from .forward import ForwardWriter
 from .gradient import GradientWriter
+from .pooled import PooledWriter
 from .writer import Descent, Writer, WriteTrace
 
-WRITERS: dict[str, type[Writer]] = {"gradient": GradientWriter, "forward": ForwardWriter}
+WRITERS: dict[str, type[Writer]] = {"gradient": GradientWriter, "forward": ForwardWriter, "pooled": PooledWriter}
 """The writers by name."""
 
 __all__ = ["WRITERS", "Descent", "WriteTrace", "Writer"]

@@ -34,8 +34,12 @@ class ForwardWriter(Writer):
         self.keeps_graph = not checkpoint_write_steps
 
     def rows(self, contexts: Contexts) -> ContextRows:
-        copy_behind = self.phase.form.num_memory_tokens
-        return self._split(replace(contexts, segment_ids=None), "Shorten it.", copy_behind)
+        return self._split(replace(contexts, segment_ids=None), "Shorten it.")
+
+    @property
+    def positions_behind(self) -> int:
+        """Those of the memory's copy."""
+        return self.phase.form.num_memory_tokens
 
     def step_sizes(self, write_steps: int | None, write_learning_rate: float | None) -> list[Tensor | float]:
         if write_learning_rate is not None:

@@ -27,6 +27,8 @@ Tensor = torch.Tensor
 class GradientWriter(Writer):
     """Descends on an objective of the memory, the weights frozen (the paper's WRITE, eq. 3 and 4)."""
 
+    takes_segments = True
+
     def __init__(
         self,
         phase: Phase,
@@ -88,7 +90,7 @@ class GradientWriter(Writer):
     def rows(self, contexts: Contexts) -> ContextRows:
         return self._split(
             contexts,
-            "Give the context in segments, or set write_segment_length.",
+            "Give the context in segments (hf_gradmem.cut_text makes them), or set write_segment_length.",
             segment_length=self.segment_length,
             prefix_segments=self.prefix_segments,
         )

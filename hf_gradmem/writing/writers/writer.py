@@ -59,9 +59,15 @@ class Writer(ABC):
         phase: WRITE.
         write_steps: steps that are taken unless another number is asked for.
         keeps_graph: whether the graphs of all steps are alive until the backward pass.
+        takes_segments: whether a context may come in segments, of which a row holds one and those before it.
+        segment_length: tokens that a context of one text is cut into by itself, if it is.
+        prefix_segments: how many segments stand before each in its row.
     """
 
     keeps_graph = False
+    takes_segments = False
+    segment_length: int | None = None
+    prefix_segments = 0
 
     def __init__(self, phase: Phase, write_steps: int) -> None:
         self.phase, self.write_steps = phase, write_steps
@@ -73,6 +79,28 @@ class Writer(ABC):
         Raises:
             ValueError: one is longer than the base's window.
         """
+
+    @property
+    def positions_behind(self) -> int:
+        """Positions of a row behind the context's tokens."""
+        return 0
+
+    @property
+    def room(self) -> int | None:
+        """Most tokens of a context in one row: the base's window without memory and control tokens.
+
+        `None` where the base sets no limit.
+        """
+        window = self.phase.decoder.window
+        return None if window is None else window - self.phase.form.prefix_length - self.positions_behind
+
+    @property
+    def longest_segment(self) -> int | None:
+        """Most tokens of each segment of a context that is cut: as many fit with the segments that stand before them.
+
+        `None` where the base sets no limit.
+        """
+        return None if self.room is None else self.room // (1 + self.prefix_segments)
 
     def num_steps(self, write_steps: int | None) -> int:
         """How many steps to take; `None` stands for the configuration's.
@@ -122,12 +150,12 @@ class Writer(ABC):
         """Compile what a step spends its time on; `False` where nothing but the base itself is worth it."""
         return False
 
-    def _split(self, contexts: Contexts, remedy: str, positions_behind: int = 0, **cut: Any) -> ContextRows:
+    def _split(self, contexts: Contexts, remedy: str, **cut: Any) -> ContextRows:
         """Cut contexts into rows that fit into the base's window; `cut` is passed on to `split_context`."""
         rows = split_context(contexts.input_ids, contexts.mask, contexts.segment_ids, **cut)
         decoder = self.phase.decoder
-        needed = rows.input_ids.shape[1] + self.phase.form.prefix_length + positions_behind
-        if decoder.window is not None and needed > decoder.window:
+        if self.room is not None and rows.input_ids.shape[1] > self.room:
+            needed = rows.input_ids.shape[1] + self.phase.form.prefix_length + self.positions_behind
             raise ValueError(
                 f"The longest context row needs {needed} positions (memory and control tokens included), but the "
                 f"window of {decoder.name} is {decoder.window}. {remedy}"

@@ -1,0 +1,160 @@
+"""What READ can make of a text by how it is given: the same base, LoRA, questions and outer steps for each.
+
+    python -m benchmarks.readers                  # every arm that has no result yet
+    python -m benchmarks.readers full_context     # this one
+
+A LoRA of SmolLM2-135M-Instruct, frozen, is trained on the questions of `readers.yaml` to answer from memories that
+gradient descent wrote, from what a forward pass left at the memory's positions, from mean embeddings, or with the
+context in the prompt. Answers to questions on unseen articles and people are generated and scored as
+`hf-gradmem evaluate` does. Beside each memory stands another context's: what the reader guesses. Results go to
+`benchmarks/results/readers/<arm>.json`, the table to `benchmarks/results/readers.md`. A run that was interrupted goes
+on from its memories and its last checkpoint in `runs/`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from torch.utils.data import Dataset
+from transformers import DataCollatorForSeq2Seq, Trainer
+
+from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
+from hf_gradmem.commands.demo import find_demo_model
+from hf_gradmem.evaluation import evaluate_rows
+from hf_gradmem.evaluation.readers import OTHER, prompt_tokens
+from hf_gradmem.evaluation.results import evaluation_sets, load_sets, task_metric
+from hf_gradmem.tasks import load_task
+from hf_gradmem.template import get_template
+from hf_gradmem.training.recipe import Recipe, load_recipe
+from hf_gradmem.training.run import build_model, build_trainer, last_checkpoint
+
+from .arms import run_chosen
+
+ROOT = Path(__file__).parent
+RECIPE, RESULTS, TABLE = ROOT / "readers.yaml", ROOT / "results" / "readers", ROOT / "results" / "readers.md"
+VALUES = {
+    "num_memory_tokens": 16,
+    "memory_form": {"name": "key_values", "write": "values"},
+    "write_optimizer": "adam",
+    "meta_gradient": "first_order",
+    "write_steps": 12,
+    "write_learning_rate": 0.1,
+}
+VECTORS = {"num_memory_tokens": 16}
+# Title, and options over those of the recipe; `None` for the context in the prompt.
+ARMS: dict[str, tuple[str, dict[str, Any] | None]] = {
+    "values": ("written: 16 positions of values, 12 steps", VALUES),
+    "pooled": ("16 mean embeddings", VECTORS | {"writer": "pooled"}),
+    "forward": (
+        "16 vectors read back from behind the context (RMT)",
+        VECTORS | {"writer": "forward", "write_steps": 1},
+    ),
+    "full_context": ("the context in the prompt", None),
+}
+
+
+def arm_recipe(name: str) -> Recipe:
+    """The recipe that an arm is trained by. Its evaluation sets are answered afterwards, and not on the way."""
+    output, options = f"runs/readers/{name}", ARMS[name][1]
+    changes = {"base_model": find_demo_model(Console(stderr=True)), "output_dir": output, "eval_sets": {}}
+    if options is not None:
+        changes |= {f"gradmem.{option}": value for option, value in options.items()} | {
+            "memories": f"{output}/memories"
+        }
+    return load_recipe(RECIPE, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
+
+
+class Prompts(Dataset):
+    """A prompt with context and question, and the answer as its labels, for each question of the rows."""
+
+    def __init__(self, rows: Any, tokenizer: Any, template: Any) -> None:
+        words = get_template(template, tokenizer)
+        targets = [target for row in rows for target in row["targets"]]
+        self.items = []
+        for prompt, target in zip(prompt_tokens(rows, tokenizer, template), targets, strict=True):
+            answer = [*tokenizer(words.target(target), add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+            self.items.append({"input_ids": prompt + answer, "labels": [-100] * len(prompt) + answer})
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        return self.items[index]
+
+
+def train_on_memories(recipe: Recipe) -> GradMemForCausalLM:
+    """READ's LoRA, trained as the recipe says."""
+    trainer = build_trainer(recipe)
+    trainer.train(resume_from_checkpoint=last_checkpoint(str(recipe.training.output_dir)))
+    return trainer.model
+
+
+def train_on_prompts(recipe: Recipe) -> GradMemForCausalLM:
+    """The same LoRA, trained with the context in the prompt; it is part of the base that comes back."""
+    arguments, training = recipe.arguments, recipe.training
+    lora, template = arguments.config.read_lora, arguments.config.template
+    plain = {"num_memory_tokens": 1, "template": template}
+    arguments.gradmem = plain
+    model = build_model(arguments)
+    training.remove_unused_columns, training.batch_eval_metrics = True, False
+    adapted = get_peft_model(model.base_model, LoraConfig(**lora, task_type="CAUSAL_LM"))
+    rows = load_task(arguments.task, "train", **arguments.task_arguments)
+    trainer = Trainer(
+        model=adapted,
+        args=training,
+        train_dataset=Prompts(rows, model.tokenizer, template),
+        data_collator=DataCollatorForSeq2Seq(model.tokenizer, padding=True),
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(str(training.output_dir)))
+    return get_gradmem_model(adapted.merge_and_unload(), GradMemConfig(**plain), tokenizer=model.tokenizer)
+
+
+def run_arm(name: str) -> dict[str, Any]:
+    """Train an arm, and answer the test sets."""
+    recipe = arm_recipe(name)
+    arguments, options = recipe.arguments, ARMS[name][1]
+    sets = evaluation_sets(load_recipe(RECIPE).arguments.eval_sets, arguments.task_arguments)
+    template = arguments.config.template
+    model = train_on_prompts(recipe) if options is None else train_on_memories(recipe)
+    model.eval()
+    steps = [] if options is None else [model.writer.write_steps]
+    baselines = ["prompt"] if options is None else [OTHER]
+    records = {}
+    for set_name, rows in load_sets(arguments.task, sets, "test").items():
+        metric = task_metric(arguments.task)
+        records[set_name] = evaluate_rows(
+            model, rows, steps, metric, baselines=baselines, template=template, batch_size=8
+        )
+    return {"arm": ARMS[name][0], "arguments": sets, "records": records}
+
+
+def write_table() -> None:
+    """The table of all arms that have a result."""
+    lines = [
+        "# One reader, by how it is given a text",
+        "",
+        "`python -m benchmarks.readers`: 100 outer steps of 16 questions for each arm (`readers.yaml`),",
+        "SmolLM2-135M-Instruct frozen, READ's LoRA of rank 8, one seed. Exact match / F1 of generated answers on",
+        "unseen articles (Short SQuAD, development half) and people (facts); in brackets from another's memory.",
+        "",
+        "| READ is given | Short SQuAD | facts |",
+        "|---|---|---|",
+    ]
+    for name, (title, _) in ARMS.items():
+        path = RESULTS / f"{name}.json"
+        if path.is_file():
+            records = json.loads(path.read_text(encoding="utf-8"))["records"]
+            cells = [" ".join(_cell(record) for record in records[of]) for of in ("short_squad", "facts")]
+            lines.append(f"| {title} | {' | '.join(cells)} |")
+    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _cell(record: dict[str, Any]) -> str:
+    figures = f"{record['exact_match']:.3f} / {record['f1']:.3f}"
+    return f"({figures})" if record["context"] == OTHER else figures
+
+
+if __name__ == "__main__":
+    run_chosen(__doc__, ARMS, RESULTS, run_arm, write_table)
