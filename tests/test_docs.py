@@ -216,6 +216,31 @@ def test_links_to_files_lead_somewhere(page: Path) -> None:
     assert [link for link in links(page) if link not in made and not (page.parent / link).exists()] == []
 
 
+_FIGURE = re.compile(r"\d*\.\d+")
+
+
+def test_figures_of_when_it_pays_stand_in_the_files_that_it_names() -> None:
+    page = DOCS / "when.md"
+    text = page.read_text(encoding="utf-8")
+    before, table = text.split("| context, tokens |")[0], text.split("| context, tokens |")[1].split("\n\n")[0]
+    (name,) = [link for link in re.findall(r"\]\(([^)]+\.md)\)", before) if "performance" in link]
+    measured = (page.parent / name).read_text(encoding="utf-8").split("## READ")[1].splitlines()
+    rows = table.splitlines()[2:]
+    assert len(rows) == 2
+    for row in rows:
+        context, *figures = [cell.strip() for cell in row.strip("| ").split("|")]
+        (there,) = [line for line in measured if line.startswith(f"| {context.replace(',', '')} | 1 |")]
+        assert [figure for figure in figures if f" {figure} |" not in there] == [], row
+
+    answers = text.split("| what | exact match | file |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(answers) == 7
+    linked = ""
+    for _, figures, file in (row.strip("| ").split(" | ") for row in answers):
+        found = re.search(r"\]\(([^)]+)\)", file)
+        linked = linked if found is None else (page.parent / found[1]).read_text(encoding="utf-8")
+        assert [figure for figure in _FIGURE.findall(figures) if figure.removeprefix("0") not in linked] == [], figures
+
+
 # ------------------------------------------------------------------------------------------------ the built site
 
 
