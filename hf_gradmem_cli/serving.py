@@ -17,9 +17,7 @@ from .printing import report_done
 def serve(
     model: Annotated[str, typer.Argument(help="Directory or Hub repository of an adapter, or of any decoder.")],
     memories: Annotated[str | None, typer.Option(help="What write-dataset wrote, or a Hub data set of it.")] = None,
-    keep: Annotated[
-        Path | None, typer.Option(help="Folder for what clients write; it ends with the server when absent.")
-    ] = None,
+    keep: Annotated[Path | None, typer.Option(help="Folder for what clients write; kept in RAM when absent.")] = None,
     name: Annotated[str | None, typer.Option(help="What requests call the model; its own name when absent.")] = None,
     host: Annotated[str, typer.Option(help="Address; beyond this machine, requests need a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8000,
@@ -52,10 +50,10 @@ def serve(
     from hf_gradmem.commands.opening import load_model, load_store
 
     reader = load_model(model, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code)
-    needed = token_for(host, token)
+    needed, served = token_for(host, token), name or Path(model).name
     server = make_server(
         reader,
-        model_name=name or Path(model).name,
+        model_name=served,
         memories=None if memories is None else load_store(memories),
         keep=keep,
         host=host,
@@ -68,8 +66,7 @@ def serve(
         timeout=timeout,
         max_new_tokens=max_new_tokens,
     )
-    shown = f"[{host}]" if ":" in host else host
-    report_done(f"Serving {name or Path(model).name} at http://{shown}:{port}/v1 until interrupted.")
+    report_done(f"Serving {served} at http://{f'[{host}]' if ':' in host else host}:{port}/v1 until interrupted.")
     if needed is not None and token is None:
         report_done(f"Requests need this token: {needed}")
     try:

@@ -15,6 +15,8 @@ from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.generation import ending_tokens
 from ..reading.queries import tokenize_queries
+from ..texts.reading import read_context
+from ..writing.fitting import fit_contexts
 
 HELP = """\
 A line is a question, which is answered from the memory in use.
@@ -96,13 +98,12 @@ class Chat:
         path = Path(os.path.expanduser(given))
         name, text = self._new_id(), given
         if os.path.isfile(path):  # which a text too long for a name is not, where `Path` would raise
-            name, text = path.name, path.read_text(encoding="utf-8-sig").strip()
+            name, text = path.name, read_context(path)
         elif os.path.isdir(path) or ("/" in given and " " not in given):
             raise ValueError(f"There is no file {given}.")
-        if not text:
-            raise ValueError(f"{given} holds no text.")
         begin = time.perf_counter()
-        memory = self.model.write(text, tolerance=self.tolerance)
+        (context,) = fit_contexts(self.model.writer, self.model.tokenizer, [text])
+        memory = self.model.write(context if isinstance(context, str) else [context], tolerance=self.tolerance)
         losses = [loss for loss in memory.write_losses[0].tolist() if not math.isnan(loss)]
         self.keep(name, memory)
         took = f"{int(memory.num_context_tokens[0])} tokens, {len(losses)} steps, {time.perf_counter() - begin:.0f} s"

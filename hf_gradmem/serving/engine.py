@@ -15,6 +15,7 @@ from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.generation import ending_tokens
 from ..reading.queries import pad_left
+from ..writing.fitting import fit_contexts
 
 
 class QueueFullError(Exception):
@@ -199,7 +200,11 @@ class Engine:
 
 
 def _write(model: GradMemForCausalLM, batch: list[Write]) -> None:
-    memory = model.write([job.context for job in batch])
+    contexts = fit_contexts(model.writer, model.tokenizer, [job.context for job in batch])
+    # Texts that stayed whole and those that were cut are not written together.
+    segmented = [[context] if isinstance(context, str) else context for context in contexts]
+    whole = all(isinstance(context, str) for context in contexts)
+    memory = model.write(contexts if whole else segmented)
     for index, job in enumerate(batch):
         job.tell(Piece(memory=memory[index].to("cpu")))
 

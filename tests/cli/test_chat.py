@@ -52,7 +52,7 @@ def test_files_are_written_under_their_names_and_memories_saved(model, tmp_path)
         ("/wrote x", "no command /wrote"),
         ("/write", "Say what to write"),
         ("/write missing/notes.txt", "no file missing/notes.txt"),
-        ("/write " + "!a:b!" * 100, "window"),
+        ("/write " + "!a:b!" * 100, "Written as text-1: 500 tokens"),
         ("/help", "/save DIRECTORY"),
     ],
 )
