@@ -18,9 +18,9 @@ import numpy as np
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_gradmem import GradMemForCausalLM, get_gradmem_model
-from hf_gradmem.commands.questions import likelihood
 from hf_gradmem.evaluation import answer_queries
 from hf_gradmem.evaluation.metrics import SquadMetric
+from hf_gradmem.reading.answering import answer_log_probs
 from hf_gradmem.tasks import load_task
 from hf_gradmem.tasks.facts import NOT_TOLD
 
@@ -106,8 +106,8 @@ def measure_facts(model: GradMemForCausalLM, num_contexts: int, size: int) -> di
             predictions, references = [given[index] for index in chosen], [[targets[index]] for index in chosen]
             measured = SquadMetric().compute(predictions=predictions, references=references)
             scores[part] = {"num_answers": len(chosen), "exact_match": measured["exact_match"]}
-        unknown = [likelihood(model, memory[index], query, NOT_TOLD) for index, query, _ in asked]
-        results[name] = scores | {"auroc_not_in_memory": told_apart(unknown, targets)}
+        unknown = answer_log_probs(model, queries, [NOT_TOLD] * len(queries), memory, context_index=about)
+        results[name] = scores | {"auroc_not_in_memory": told_apart(unknown.tolist(), targets)}
     return results
 
 

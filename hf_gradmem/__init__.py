@@ -12,6 +12,7 @@ from . import pipeline as _pipeline
 from .configuration_gradmem import GradMemConfig
 from .memory.written import GradMemMemory
 from .modeling_gradmem import GradMemForCausalLM, GradMemOutput, get_gradmem_model
+from .reading.answering import Answer
 from .texts.cutting import cut_text
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "Answer",
     "DataCollatorForGradMem",
     "GradMemConfig",
     "GradMemForCausalLM",

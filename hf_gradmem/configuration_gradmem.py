@@ -9,6 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .losses import LOSSES
+from .reading.confidence import check_confidence
 from .template import check_template, places_memory
 from .variants import KINDS, chosen, unread
 
@@ -116,6 +117,9 @@ class GradMemConfig(PreTrainedConfig):
             by `{memory}`, before `{query}`, where the memory stands. Training, evaluation, the pipeline and the command
             line put the words around texts; tokens are read as they are, behind the memory and what READ has before
             it, and WRITE takes a context as it is.
+        confidence (`dict`, *optional*):
+            How `model.answer` makes a confidence of what reading an answer leaves behind: the coefficients that
+            `hf-gradmem calibrate` fitted, and the questions that it fitted them on. Without them there is none.
         includes_base (`bool`, defaults to `False`):
             Whether checkpoints hold the base as well; set when the base has no name or was trained, and stays.
         base_model_id (`str`, *optional*):
@@ -157,6 +161,7 @@ class GradMemConfig(PreTrainedConfig):
     write_prefix_segments: int = 1
     write_segments_in_turn: bool = False
     template: str | dict = "plain"
+    confidence: dict | None = None
     includes_base: bool = False
     base_model_id: str | None = None
 
@@ -196,6 +201,8 @@ class GradMemConfig(PreTrainedConfig):
         if len(self.write_betas) != 2 or not all(0 <= beta < 1 for beta in self.write_betas):
             raise ValueError(f"write_betas must be two numbers in [0, 1), got {self.write_betas}.")
         check_template(self.template)
+        if self.confidence is not None:
+            check_confidence(self.confidence)
         self._check_variants()
         form = self.memory_form if isinstance(self.memory_form, str) else self.memory_form.get("name")
         if places_memory(self.template) and form == "key_values":

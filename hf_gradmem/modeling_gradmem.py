@@ -5,7 +5,7 @@ No algorithm is here: the class holds the objects of `memory/`, `writing/` and `
 
 import copy
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,9 @@ from .losses import LOSSES, Passed, needs_last_loss, outer_loss
 from .memory.phase import Phase
 from .memory.written import GradMemMemory
 from .modeling_wrapper import GradMemPreTrainedModel, compiled_in_parts
+from .reading.answering import Answer, answer_questions
 from .reading.generation import can_generate_from_base, generate_from_base, sorted_prompts, with_prompts
+from .reading.output import GradMemOutput
 from .reading.queries import Queries, checked_prompts, checked_queries
 from .reading.read import read
 from .writing.contexts import Context, Contexts, given_contexts, tokenize_contexts
@@ -31,30 +33,6 @@ from .writing.write import write_contexts, write_in_forward
 from .writing.writers import Writer, WriteTrace
 
 Tensor = torch.Tensor
-
-
-@dataclass
-class GradMemOutput(ModelOutput):
-    """Output of [`GradMemForCausalLM`].
-
-    Args:
-        loss (`torch.FloatTensor` of shape `()`, *optional*):
-            `read_loss` plus `reconstruction_loss_weight` times the mean last reconstruction loss, given labels.
-        logits (`torch.FloatTensor` of shape `(..., query_length, vocab_size)`):
-            Aligned with `input_ids`: position i predicts token i + 1. Meaningless at padding.
-        read_loss (`torch.FloatTensor` of shape `()`, *optional*):
-            Mean cross-entropy over the label tokens of the batch.
-        write_losses (`torch.FloatTensor` of shape `(batch, write_steps)`, *optional*):
-            Each context's reconstruction loss before each step, detached. `None` when a memory was given.
-        memory ([`GradMemMemory`]):
-            What was read.
-    """
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    read_loss: Tensor | None = None
-    write_losses: Tensor | None = None
-    memory: GradMemMemory | None = None
 
 
 class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
@@ -352,6 +330,28 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         return {"input_ids": input_ids} | {
             name: kwargs[name] for name in ("attention_mask", "memory", "context_index") if name in kwargs
         }
+
+    def answer(
+        self,
+        questions: str | Sequence[str],
+        memory: GradMemMemory,
+        *,
+        context_index: Sequence[int] | Tensor | None = None,
+        **options: Any,
+    ) -> list[Answer]:
+        """Greedy answers to questions, with how sure the model is of each: see [`Answer`].
+
+        Args:
+            questions: texts, put into the adapter's template.
+            memory: one memory for all questions, or one for each.
+            context_index: `(questions,)`, which memory each question is about.
+            options: `memory_ids`, names of the memories for the answers; `max_new_tokens` (50); `template`, the words
+                around a question in place of the adapter's; `batch_size` (32), questions at a time.
+
+        Raises:
+            ValueError: a question is empty, the numbers do not match, or a memory is of another model.
+        """
+        return answer_questions(self, questions, memory, context_index=context_index, **options)
 
     @torch.no_grad()
     def reconstruct(self, memory: GradMemMemory, prefix_input_ids: Tensor | None = None) -> Tensor:

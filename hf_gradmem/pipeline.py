@@ -12,6 +12,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .memory.written import GradMemMemory
 from .modeling_gradmem import GradMemForCausalLM
+from .reading.answering import answer_features, confidences, up_to_end
 from .reading.generation import ending_tokens
 from .reading.queries import tokenize_queries
 from .template import template_in_use
@@ -108,6 +109,8 @@ class GradMemTextGenerationPipeline(Pipeline):
             return_full_text: whether `generated_text` begins with the question. `False` by default.
             return_tensors: return `generated_token_ids`, the new tokens, in place of `generated_text`.
             skip_special_tokens: leave special tokens out of the text. `True` by default.
+            return_confidence: also give `log_prob` and `confidence` of each answer, as in [`Answer`], by two more
+                forward passes; `confidence` is `None` for an adapter that is not calibrated. `False` by default.
             streamer: receives the tokens as they come, one question after the other: the questions are then read one
                 at a time. Not with beam search.
             kwargs: arguments of `generate`.
@@ -184,7 +187,9 @@ class GradMemTextGenerationPipeline(Pipeline):
         prompts = {"input_ids": input_ids, "attention_mask": attention_mask, "context_index": index}
         return source | prompts | {"requests": requests}
 
-    def _forward(self, model_inputs: dict[str, Any], rows_at_a_time: int = 1, **kwargs: Any) -> dict[str, Any]:
+    def _forward(
+        self, model_inputs: dict[str, Any], rows_at_a_time: int = 1, return_confidence: bool = False, **kwargs: Any
+    ) -> dict[str, Any]:
         """Write the contexts, unless there are memories, and generate after each question."""
         write_options = {name: kwargs.pop(name) for name in _WRITE_OPTIONS if name in kwargs}
         kwargs = self._generation_arguments(kwargs)
@@ -196,13 +201,32 @@ class GradMemTextGenerationPipeline(Pipeline):
                 attention_mask=contexts.attention_mask,
                 segment_ids=contexts.segment_ids,
                 batch_size=rows_at_a_time,
+                measure_final_loss=return_confidence,
                 **write_options,
             )
         rows = torch.arange(len(model_inputs["input_ids"]))
-        generated = []
+        generated: list[list[list[int]]] = []
+        sure: list[list[dict[str, Any]]] = []
         for part in rows.split(1 if kwargs.get("streamer") is not None else rows_at_a_time):
             generated += self._generate(model_inputs, memory, part, kwargs)
-        return {"generated": generated, "requests": model_inputs["requests"]}
+            if return_confidence:
+                sure += self._confidences(model_inputs, memory, part, generated[-len(part) :])
+        return {"generated": generated, "sure": sure, "requests": model_inputs["requests"]}
+
+    def _confidences(
+        self, inputs: dict[str, Any], memory: GradMemMemory, part: Tensor, generated: list[list[list[int]]]
+    ) -> list[list[dict[str, Any]]]:
+        """What the answers to some of the questions are worth, for each returned sequence."""
+        per_question = len(generated[0])
+        rows = part.repeat_interleave(per_question)
+        ends = ending_tokens(self.tokenizer, self.model.generation_config).get("eos_token_id")
+        answers = [up_to_end(tokens, ends) for sequences in generated for tokens in sequences]
+        index = inputs["context_index"][rows].tolist()
+        ids, mask = inputs["input_ids"][rows].cpu(), inputs["attention_mask"][rows].cpu()
+        features = answer_features(self.model, memory, ids, mask, answers, index)
+        known = zip(features[:, 0].tolist(), confidences(self.model, features), strict=True)
+        told = [{"log_prob": log_prob, "confidence": confidence} for log_prob, confidence in known]
+        return [told[first : first + per_question] for first in range(0, len(told), per_question)]
 
     def _generation_arguments(self, given: dict[str, Any]) -> dict[str, Any]:
         """What to pass to `generate`: what was asked for here and at the start, then the base's, then our defaults."""
@@ -247,6 +271,7 @@ class GradMemTextGenerationPipeline(Pipeline):
     ) -> list[Any]:
         """The answers to each request of a batch."""
         generated = iter(model_outputs["generated"])
+        sure = iter(model_outputs["sure"])
 
         def record(question: str, tokens: list[int]) -> dict[str, Any]:
             if return_tensors:
@@ -254,9 +279,14 @@ class GradMemTextGenerationPipeline(Pipeline):
             text = str(self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens))
             return {"generated_text": question + text if return_full_text else text}
 
+        def records(question: str) -> list[dict[str, Any]]:
+            sequences = next(generated)
+            beside: list[dict[str, Any]] = next(sure, [{}] * len(sequences))
+            return [record(question, tokens) | more for tokens, more in zip(sequences, beside, strict=True)]
+
         results = []
         for request in model_outputs["requests"]:
-            answers = [[record(question, tokens) for tokens in next(generated)] for question in request.questions]
+            answers = [records(question) for question in request.questions]
             results.append(answers if request.nested else answers[0])
         return results
 

@@ -21,7 +21,15 @@ if TYPE_CHECKING:
 
 def print_json(value: dict[str, Any]) -> None:
     """One JSON object, with control characters as its escapes, which a reader turns back."""
-    text = json.dumps(value, ensure_ascii=False, indent=2)
+    _print_json(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def print_json_line(value: dict[str, Any]) -> None:
+    """The same in one line, where there is one for each of several."""
+    _print_json(json.dumps(value, ensure_ascii=False))
+
+
+def _print_json(text: str) -> None:
     typer.echo(re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
@@ -134,6 +142,23 @@ def _print_records(records: list[dict[str, Any]], measures: tuple[str, ...]) -> 
             table.add_column(Text(header.replace(" ", "\n")), justify="right", no_wrap=True)
     for record in records:
         table.add_row(*(Text(_shown(record.get(name))) for name in columns))
+    PlainConsole().print(table)
+
+
+def print_reliability(sets: dict[str, dict[str, Any]]) -> None:
+    """How far a confidence can be acted on: one row for each set, and the reliability table of all together."""
+    measures = ["auroc", "auroc_own", "auroc_own_or_other", "brier", "share_right_own", "share_right_other"]
+    _print_table(["set", *measures, "num_answers"], [{"set": name} | measured for name, measured in sets.items()])
+    typer.echo()
+    _print_table(["from", "to", "confidence", "right", "count"], sets["all"]["reliability"])
+
+
+def _print_table(columns: list[str], records: list[dict[str, Any]]) -> None:
+    table = Table(box=None, pad_edge=False)
+    for name in columns:
+        table.add_column(Text(name.replace("_", "\n")), justify="left" if name == "set" else "right", overflow="fold")
+    for record in records:
+        table.add_row(*(Text(_shown(record[name])) for name in columns))
     PlainConsole().print(table)
 
 

@@ -1,11 +1,11 @@
 """Commands that read memories: ask, inspect."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import command
+from .app import command, shows_progress
 from .inputs import choose, read_context
 from .options import (
     AsJson,
@@ -20,27 +20,46 @@ from .options import (
     Template,
     TrustRemoteCode,
 )
-from .printing import print_json, print_memory, print_text, print_tokens
+from .printing import print_json, print_json_line, print_memory, print_text, print_tokens, report_done
 
 if TYPE_CHECKING:
-    from hf_gradmem import GradMemForCausalLM, GradMemMemory
+    from hf_gradmem import GradMemForCausalLM, GradMemMemory, MemoryStore
+    from hf_gradmem.commands.asking import Asked
     from hf_gradmem.evaluation import TokenLosses
+
+
+Questions = Annotated[
+    Path | None,
+    typer.Option(help='A file of questions in place of one: one a line, or .jsonl with "question" in each line.'),
+]
+MemoryId = Annotated[
+    str | None, typer.Option("--id", help="Which of the memories to read; the question finds it when absent.")
+]
+Top = Annotated[
+    int, typer.Option(min=1, help="How many of the memories to read without --id; the surest answer is given.")
+]
+AbstainBelow = Annotated[float | None, typer.Option(help="Below this confidence, 0..1, say that it is not in memory.")]
 
 
 @command(
     'hf-gradmem ask "When does gate 7 open?" --memory ./memory --model ./adapter',
-    'hf-gradmem ask "Which gate?" --memory ./memory --model ./adapter --template chat --max-new-tokens 20',
     'hf-gradmem ask "Which gate?" --memories memories/ --id airport --model ./adapter',
+    'hf-gradmem ask "When does gate 7 open?" --memories memories/ --model ./adapter --abstain-below 0.5',
+    "hf-gradmem ask --questions questions.txt --memories memories/ --model ./adapter --json",
 )
 def ask(
-    question: Annotated[str, typer.Argument(help="What to continue from the memory.")],
     model: Reader,
+    question: Annotated[str | None, typer.Argument(help="What to continue from the memory.")] = None,
+    questions: Questions = None,
     memory: Annotated[str | None, typer.Option(help="Directory, file or Hub repository of the memory.")] = None,
     memories: Annotated[
         str | None, typer.Option(help="What write-dataset wrote, or a Hub data set of it, in place of --memory.")
     ] = None,
-    name: Annotated[str | None, typer.Option("--id", help="Which of the memories to read.")] = None,
+    name: MemoryId = None,
+    top: Top = 3,
+    abstain_below: AbstainBelow = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Stop after so many tokens.")] = 50,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at a time.")] = 32,
     template: Template = None,
     index: Index = None,
     revision: Revision = None,
@@ -50,55 +69,87 @@ def ask(
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Answer a question from a memory: print the model's greedy continuation.
+    """Answer questions from a memory, or from the memories that they are about.
+
+    Of many memories without --id, those are read under which the question is the most likely; where the store keeps
+    its texts, words choose which of them come into question. The answer's memory is named.
 
     Sensible answers need a trained adapter; a base without one can only continue the text of its memory.
     """
+    from hf_gradmem.commands.asking import ask_memory, ask_store, read_questions
     from hf_gradmem.commands.opening import load_memory, load_reader
-    from hf_gradmem.reading.generation import ending_tokens
-    from hf_gradmem.reading.queries import tokenize_queries
 
-    if (memory is None) == (memories is None):
-        raise ValueError("Give the memory either as --memory, or as --memories and --id.")
-    if (memories is None) != (name is None) or (memories is not None and index is not None):
-        raise ValueError("--id goes with --memories, and --index with --memory.")
+    _check_asked(question, questions, memory, memories, name, index)
+    asked = [question or ""] if questions is None else read_questions(questions)
+    store = None if memories is None else _open_store(memories, memory_revision)
     if memory is not None:
         chosen = choose(load_memory(memory, revision=memory_revision), index)
-    elif memories is not None and name is not None:
-        chosen = _look_up(memories, name, memory_revision)
+    elif store is not None:
+        chosen = _look_up(store, store.ids[0] if name is None else name)
     reader = load_reader(
         model, chosen, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code
     )
-    tokenizer = reader.tokenizer
-    if not question:
-        raise ValueError("The question is empty.")
     if template is not None:
         reader.config.template = template  # which also says what stands before the memory
-    input_ids, attention_mask = tokenize_queries([question], tokenizer, reader.config.template)
-    tokens = reader.generate(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        memory=chosen,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        **ending_tokens(tokenizer, reader.generation_config),
-    )
-    answer = tokenizer.decode(tokens[0, input_ids.shape[1] :], skip_special_tokens=True)
-    if as_json:
-        source = {"memory": memory} if memories is None else {"memories": memories, "id": name}
-        print_json({"question": question, "answer": answer, **source, "model": model})
+    how: dict[str, Any] = {"abstain_below": abstain_below, "max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    how["template"] = reader.config.template
+    if store is not None and name is None:
+        found = ask_store(reader, asked, store, top=top, show_progress=shows_progress(as_json), **how)
     else:
-        print_text(str(answer))
+        found = ask_memory(reader, asked, chosen, memory_id=name, **how)
+    source = {"memory": memory} if memories is None else {"memories": memories}
+    for each in found:
+        if as_json:
+            (print_json if questions is None else print_json_line)(each.to_dict() | source | {"model": model})
+        else:
+            _print_answer(each, several=questions is not None, searched=memories is not None and name is None)
 
 
-def _look_up(memories: str, name: str, revision: str | None) -> "GradMemMemory":
+def _check_asked(
+    question: str | None,
+    questions: Path | None,
+    memory: str | None,
+    memories: str | None,
+    name: str | None,
+    index: int | None,
+) -> None:
+    """Refuse what contradicts itself before anything is loaded."""
+    if (question is None) == (questions is None):
+        raise ValueError("Give either a question or --questions, a file of them.")
+    if question == "":
+        raise ValueError("The question is empty.")
+    if (memory is None) == (memories is None):
+        raise ValueError("Give the memory either as --memory, or as --memories, of which --id chooses one.")
+    if (name is not None and memories is None) or (index is not None and memories is not None):
+        raise ValueError("--id goes with --memories, and --index with --memory.")
+
+
+def _print_answer(asked: "Asked", several: bool, searched: bool) -> None:
+    """The answer; then, unless that is all that is wanted, where it is from and how sure the model is."""
+    if several:
+        print_text(asked.question)
+    print_text(asked.text)
+    answer = asked.answer
+    told = [f"from {answer.memory_id}"] if searched else []
+    if answer.confidence is not None:
+        told.append(f"confidence {answer.confidence:.2f}")
+    if told:
+        report_done(", ".join(told))
+    if several:
+        report_done("")
+
+
+def _open_store(memories: str, revision: str | None) -> "MemoryStore":
     from hf_gradmem.commands.opening import load_store
-    from hf_gradmem.memory.store import without_progress_bars
+    from hf_gradmem.memory.silence import without_progress_bars
 
     with without_progress_bars():
-        store = load_store(memories, revision=revision)
+        return load_store(memories, revision=revision)
+
+
+def _look_up(store: "MemoryStore", name: str) -> "GradMemMemory":
     if name not in store:
-        raise ValueError(f"There is no memory {name!r} in {memories}, which has {len(store)}.")
+        raise ValueError(f"There is no memory {name!r} in {store.name}, which has {len(store)}.")
     return store[name]
 
 

@@ -1,4 +1,4 @@
-"""Commands that train and measure: train, evaluate, plot."""
+"""Commands that train and measure: train, evaluate, calibrate, plot."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import typer
 
 from .app import command, shows_progress
 from .options import AsJson, BatchSize, Device, Overrides, Revision, Seed, Template, TrustRemoteCode, output_option
-from .printing import print_json, print_results, report_done
+from .printing import print_json, print_reliability, print_results, report_done
 
 if TYPE_CHECKING:
     from hf_gradmem import GradMemForCausalLM
@@ -18,6 +18,9 @@ Baselines = Annotated[
     typer.Option(
         help="prompt or none: the plain base, the context in its prompt or nowhere; other: another row's memory."
     ),
+]
+EvalSets = Annotated[
+    list[str] | None, typer.Option("--set", help="Only this evaluation set of the recipe; may be repeated.")
 ]
 Metric = Annotated[
     Literal["exact_match", "squad", "none"] | None,
@@ -74,9 +77,7 @@ def evaluate(
         list[int] | None, typer.Option(min=0, help="Steps of WRITE to measure at; the model's own when absent.")
     ] = None,
     baseline: Baselines = None,
-    eval_set: Annotated[
-        list[str] | None, typer.Option("--set", help="Only this evaluation set of the recipe; may be repeated.")
-    ] = None,
+    eval_set: EvalSets = None,
     sweep: Sweeps = None,
     split: Annotated[str, typer.Option(help="Which part of the task: validation or test.")] = "test",
     metric: Metric = None,
@@ -150,6 +151,69 @@ def _check_evaluation(
     check_baselines(baselines)
     if template is not None:
         check_template(template)
+
+
+@command(
+    "hf-gradmem calibrate ./adapter --recipe recipe.yaml",
+    "hf-gradmem calibrate ./adapter --recipe recipe.yaml --contexts 200 --report calibration.json",
+    "hf-gradmem calibrate ./adapter --recipe recipe.yaml --split test --check",
+)
+def calibrate(
+    model: Annotated[str, typer.Argument(help="Directory of the adapter, whose config.json gets the coefficients.")],
+    recipe: Annotated[Path, typer.Option(help="The recipe whose evaluation sets are asked.")],
+    eval_set: EvalSets = None,
+    split: Annotated[str, typer.Option(help="Which part of the task: validation or test.")] = "validation",
+    check: Annotated[
+        bool, typer.Option("--check", help="Measure the confidence that the adapter has, and write nothing into it.")
+    ] = False,
+    contexts: Annotated[int | None, typer.Option(min=2, help="At most so many contexts of each set.")] = None,
+    metric: Metric = None,
+    override: Overrides = None,
+    batch_size: BatchSize = 64,
+    report: Annotated[Path | None, typer.Option(help="Also write the results to this JSON file.")] = None,
+    device: Device = "auto",
+    trust_remote_code: TrustRemoteCode = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fit how sure an adapter is of its answers, on questions that it was not trained on.
+
+    Each question is asked of its own context's memory and of another's. What tells right answers from wrong ones goes
+    into the adapter's config.json: answers then come with a confidence. What is printed is measured on contexts that
+    the coefficients were not fitted on.
+    """
+    from hf_gradmem.commands.calibrate import check_adapter_directory, run_calibration, save_confidence
+    from hf_gradmem.commands.opening import load_model
+    from hf_gradmem.evaluation.results import evaluation_sets, load_sets, save_results, task_metric
+    from hf_gradmem.files import check_writable
+    from hf_gradmem.training.recipe import load_recipe
+
+    directory = check_adapter_directory(model)
+    for path in (None if check else directory / "config.json", report):
+        if path is not None:
+            check_writable(path)
+    arguments = load_recipe(recipe, override or ()).arguments
+    sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments, eval_set or ())
+    rows = load_sets(arguments.task, sets, split)
+    if contexts is not None:
+        rows = {name: part.select(range(min(contexts, len(part)))) for name, part in rows.items()}
+    result = run_calibration(
+        load_model(model, device=device, trust_remote_code=trust_remote_code),
+        rows,
+        task_metric(arguments.task) if metric is None else None if metric == "none" else metric,
+        f"{arguments.task} {split}: {', '.join(f'{len(part)} contexts of {name}' for name, part in rows.items())}",
+        fit=not check,
+        batch_size=batch_size,
+        show_progress=shows_progress(as_json),
+    )
+    whole = {"model": model, "task": arguments.task, "split": split, **result}
+    if not check:
+        save_confidence(directory, result["confidence"])
+    if report is not None:
+        save_results(whole, report)
+    if as_json:
+        print_json(whole)
+    else:
+        print_reliability(whole["sets"])
 
 
 @command(

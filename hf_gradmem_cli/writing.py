@@ -41,6 +41,9 @@ Source = Annotated[
 IdColumn = Annotated[
     str | None, typer.Option(help="Column of the ids; 'id' where there is one, else rows are numbered.")
 ]
+KeepText = Annotated[
+    bool, typer.Option("--keep-text", help="Keep the contexts beside their memories: ask then finds words in them.")
+]
 
 
 @command(
@@ -167,7 +170,8 @@ def _print_written(facts: dict[str, Any], as_json: bool, strict: bool) -> None:
     "hf-gradmem write-dataset notes.jsonl --model ./adapter --output memories/",
     "hf-gradmem write-dataset notes/ --model ./adapter --output memories/ --strict",
     "accelerate launch -m hf_gradmem_cli write-dataset notes.parquet --model ./adapter --output memories/",
-    'hf-gradmem ask "When does gate 7 open?" --memories memories/ --id airport --model ./adapter',
+    "hf-gradmem write-dataset notes.jsonl --model ./adapter --output memories/ --keep-text",
+    'hf-gradmem ask "When does gate 7 open?" --memories memories/ --model ./adapter',
     name="write-dataset",
 )
 def write_dataset(
@@ -181,6 +185,7 @@ def write_dataset(
     shard_size: Annotated[int, typer.Option(min=1, help="Memories in a file; what a killed run loses at most.")] = 1000,
     segment_length: SegmentLength = None,
     strict: Strict = False,
+    keep_text: KeepText = False,
     steps: Steps = None,
     learning_rate: LearningRate = None,
     tolerance: Tolerance = None,
@@ -200,7 +205,8 @@ def write_dataset(
     from hf_gradmem.commands.dataset_rows import load_source
     from hf_gradmem.commands.opening import PLAIN_BASE_TOLERANCE, is_adapter, load_model
     from hf_gradmem.commands.write_dataset import write_dataset as write_rows
-    from hf_gradmem.memory.store import FACTS_FILE, without_progress_bars
+    from hf_gradmem.memory.shards import FACTS_FILE
+    from hf_gradmem.memory.silence import without_progress_bars
 
     check_output(output, FACTS_FILE)
     with without_progress_bars():
@@ -224,6 +230,7 @@ def write_dataset(
         model_name=_last_name(model),
         source_name=_last_name(source),
         show_progress=shows_progress(as_json),
+        keep_text=keep_text,
     )
     state.destroy_process_group()
     if state.is_main_process:

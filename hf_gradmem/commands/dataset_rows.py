@@ -6,7 +6,7 @@ from typing import Any
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from ..memory.store import silent_errors
+from ..memory.silence import silent_errors
 from .rows import Rows
 from .text_folder import TextFolder
 

@@ -1,11 +1,9 @@
 """The end of the demo: notes in English are written, gone, and asked about."""
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
@@ -13,11 +11,9 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..evaluation import answer_queries
-from ..memory.written import GradMemMemory
-from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
-from ..reading.queries import tokenize_queries
+from ..modeling_gradmem import get_gradmem_model
+from ..reading.answering import answer_log_probs
 from ..tasks.facts import NOT_TOLD
-from ..template import get_template
 
 LANGUAGE_ADAPTER = Path(__file__).parents[1] / "pretrained" / "gradmem-smollm2-135m"
 # Each note with what is asked about it, and what it says.
@@ -93,23 +89,9 @@ def answer_notes(base_name: str) -> Notes:
     asked = [(index, *question) for index, (_, questions) in enumerate(NOTES) for question in questions]
     about, questions, expected = (list(column) for column in zip(*asked, strict=True))
     answers = [answer.strip() for answer in answer_queries(model, memory, questions, about, max_new_tokens=16)]
-    answered = [
-        Answered(question, answer, right, likelihood(model, memory[index], question, answer))
-        for index, question, answer, right in zip(about, questions, answers, expected, strict=True)
-    ]
+    likelihoods = answer_log_probs(model, questions, answers, memory, context_index=about).exp().tolist()
+    answered = [Answered(*parts) for parts in zip(questions, answers, expected, likelihoods, strict=True)]
     return Notes(notes, answered, memory.write_losses.shape[1], seconds)
-
-
-@torch.no_grad()
-def likelihood(model: GradMemForCausalLM, memory: GradMemMemory, question: str, answer: str) -> float:
-    """Geometric mean of the probabilities that a memory gives to an answer's tokens, and to its end."""
-    words = get_template(model.config.template, model.tokenizer)
-    query, _ = tokenize_queries([question], model.tokenizer, model.config.template)
-    target = model.tokenizer(words.target(f" {answer}"), add_special_tokens=False).input_ids
-    target = torch.tensor([[*target, model.tokenizer.eos_token_id]])
-    labels = torch.cat([torch.full_like(query, -100), target], dim=1)
-    output = model(input_ids=torch.cat([query, target], dim=1), labels=labels, memory=memory)
-    return math.exp(-float(output.read_loss))
 
 
 def tell_notes(console: Console, notes: Notes) -> None:

@@ -25,14 +25,15 @@ from ..memory.shards import (
     FACTS_FILE,
     FORMAT,
     FORMAT_VERSION,
+    KEEPS_TEXT,
     as_columns,
     check_shard,
     count_segments,
-    features,
+    features_of,
     read_facts,
     shard_name,
 )
-from ..memory.store import without_progress_bars
+from ..memory.silence import without_progress_bars
 from ..modeling_gradmem import GradMemForCausalLM
 from ..writing.contexts import Contexts
 from ..writing.fitting import fit_contexts
@@ -53,6 +54,7 @@ _NOT_WRITES = (
     "base_model_id",
     "includes_base",
     "read_lora",
+    "confidence",
 )
 _CARD = """---
 tags:
@@ -107,6 +109,7 @@ class _Job:
     batch_size: int
     shard_size: int
     show_progress: bool
+    keep_text: bool
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "shard_size"):
@@ -158,7 +161,7 @@ class _Job:
         num_memory_tokens, width = model.form.shape
         settings = {name: getattr(model.config, name) for name in type(model.config).__annotations__}
         for name in _NOT_WRITES:
-            settings.pop(name)
+            settings.pop(name, None)
         fingerprint, base_name = model.identity()
         rates = model.write_log_learning_rate
         source = {"sha256": rows.check_ids(), "context_column": rows.context_column, "id_column": rows.id_column}
@@ -183,13 +186,15 @@ class _Job:
             },
             "model": model_name,
         }
+        if self.keep_text:
+            facts[KEEPS_TEXT] = True
         return json.loads(json.dumps(facts))
 
     def _check_contexts(self) -> None:
         """Refuse now what would otherwise fail after hours of writing."""
         with tqdm(total=len(self.rows), desc="Checking", unit="row", disable=not self.show_progress) as bar:
             for numbers in self.rows.slices():
-                ids, contexts = self._read(numbers)
+                ids, _, contexts = self._read(numbers)
                 try:
                     _check_fits(self.model, contexts)
                 except ValueError:
@@ -197,11 +202,11 @@ class _Job:
                     raise
                 bar.update(len(numbers))
 
-    def _read(self, numbers: range) -> tuple[list[str], Contexts]:
-        """Ids of some rows, and their contexts, cut where they have to be."""
+    def _read(self, numbers: range) -> tuple[list[str], list[str | list[str]], Contexts]:
+        """Ids of some rows, their texts, and these as contexts, cut where they have to be."""
         ids, texts = self.rows.read(numbers)
         fitting = fit_contexts(self.model.writer, self.model.tokenizer, texts, self.segment_length)
-        return ids, self.model.tokenize(fitting)
+        return ids, texts, self.model.tokenize(fitting)
 
     def missing(self, facts: dict[str, Any]) -> list[tuple[Path, range]]:
         """The files that are not there yet, and the rows whose memories belong into each.
@@ -222,7 +227,7 @@ class _Job:
 
     def write_shard(self, path: Path, numbers: range, facts: dict[str, Any], bar: tqdm) -> None:
         """Write the memories of these rows, and then their file, whole or not at all."""
-        ids, contexts = self._read(numbers)
+        ids, texts, contexts = self._read(numbers)
         try:
             memory = write_contexts(
                 self.model.writer,
@@ -235,9 +240,9 @@ class _Job:
             )
         except FloatingPointError as error:
             raise FloatingPointError(f"In the shard that begins with row {numbers.start}: {error}") from error
-        columns = features(facts["num_memory_tokens"], facts["hidden_size"], facts["dtype"])
+        columns = as_columns(ids, memory, texts if self.keep_text else None)
         with whole_file(path) as unfinished, without_progress_bars():
-            Dataset.from_dict(as_columns(ids, memory), features=columns).to_parquet(unfinished)
+            Dataset.from_dict(columns, features=features_of(facts)).to_parquet(unfinished)
 
 
 def write_dataset(
@@ -256,6 +261,7 @@ def write_dataset(
     model_name: str | None = None,
     source_name: str | None = None,
     show_progress: bool = False,
+    keep_text: bool = False,
 ) -> dict[str, Any]:
     """Write a memory for each row, and keep them where [`MemoryStore`] finds them by id.
 
@@ -277,6 +283,7 @@ def write_dataset(
             than the base's window are cut, at paragraphs and sentences, into segments that fit.
         model_name, source_name: how to call them in the facts.
         show_progress: show a progress bar over this process's share.
+        keep_text: keep the contexts beside their memories, so that [`MemoryStore.search`] can look for words in them.
 
     Returns:
         The facts of the store; and `written`, how many memories this process wrote in this call, `segments`, how many
@@ -293,7 +300,7 @@ def write_dataset(
     place = Path(directory).expanduser()
     rows = _rows_of(source, context_column, id_column, place)
     options = {"write_steps": write_steps, "write_learning_rate": write_learning_rate, "tolerance": tolerance}
-    job = _Job(model, rows, place, options, segment_length, batch_size, shard_size, show_progress)
+    job = _Job(model, rows, place, options, segment_length, batch_size, shard_size, show_progress, keep_text)
     return _carry_out(job, model_name, source_name)
 
 

@@ -167,10 +167,10 @@ def _read(reader: Reader, batch: ReadBatch, tokenizer: Any, total: "_Totals") ->
         targets = [words.target(target) for row in batch.rows for target in row["targets"]]
         longest = max(len(tokenizer(target, add_special_tokens=False).input_ids) for target in targets)
         total.predictions += reader.answers(batch, max_new_tokens=longest + 1)
-        total.references += _references(batch.rows, targets, tokenizer)
+        total.references += references_of(batch.rows, targets, tokenizer)
 
 
-def _references(rows: list[dict[str, Any]], targets: list[str], tokenizer: Any) -> list[list[str]]:
+def references_of(rows: list[dict[str, Any]], targets: list[str], tokenizer: Any) -> list[list[str]]:
     """The reference answers of each query, the target as a generated answer that is right would be decoded."""
     further = [
         row["answers"][number] if row.get("answers") else [] for row in rows for number in range(len(row["queries"]))

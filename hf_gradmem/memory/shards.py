@@ -6,7 +6,7 @@ The facts, the files and the ids are checked when a store is opened, the numbers
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from .checks import broken, check_tensors
 from .written import GradMemMemory
 
 FACTS_FILE = "memories.json"
+# The column of source texts, and the fact that there is one: without it a store has no such column.
+TEXT, KEEPS_TEXT = "text", "keeps_text"
 FORMAT = "gradmem-memories"
 FORMAT_VERSION = 2
 _READABLE_VERSIONS = (1, FORMAT_VERSION)  # 1 has a fingerprint of another kind, and no base_name
@@ -36,8 +38,8 @@ def shard_name(index: int, num_shards: int) -> str:
     return f"data/train-{index:05d}-of-{num_shards:05d}.parquet"
 
 
-def features(num_memory_tokens: int, hidden_size: int, dtype: str) -> Features:
-    """The columns of a data set of memories."""
+def features(num_memory_tokens: int, hidden_size: int, dtype: str, keeps_text: bool = False) -> Features:
+    """The columns of a data set of memories; `text` holds the segments of what was written."""
     return Features(
         {
             "id": Value("string"),
@@ -47,11 +49,19 @@ def features(num_memory_tokens: int, hidden_size: int, dtype: str) -> Features:
             "segment_lengths": List(Value("int64")),
             "num_context_tokens": Value("int64"),
         }
+        | ({TEXT: List(Value("string"))} if keeps_text else {})
     )
 
 
-def as_columns(ids: Sequence[str], memory: GradMemMemory) -> dict[str, list[Any]]:
-    """Memories and their ids as the columns of [`features`].
+def features_of(facts: Mapping[str, Any]) -> Features:
+    """The columns of a store with these facts."""
+    return features(facts["num_memory_tokens"], facts["hidden_size"], facts["dtype"], bool(facts.get(KEEPS_TEXT)))
+
+
+def as_columns(
+    ids: Sequence[str], memory: GradMemMemory, texts: Sequence[str | list[str]] | None = None
+) -> dict[str, list[Any]]:
+    """Memories and their ids, and what was written if it is to be kept, as the columns of [`features`].
 
     Raises:
         ValueError: the loss after the last step was not measured, or the memories hold what could not be read again.
@@ -60,7 +70,7 @@ def as_columns(ids: Sequence[str], memory: GradMemMemory) -> dict[str, list[Any]
         raise ValueError("These memories have no final_write_loss. Write them with measure_final_loss=True.")
     check_tensors(memory.tensors, f"The memory of {ids[0]!r}, or one of those after it,")
     lengths = memory.segment_lengths.cpu()
-    return {
+    columns: dict[str, list[Any]] = {
         "id": list(ids),
         "embeddings": list(memory.embeddings.cpu().numpy()),
         "write_losses": memory.write_losses.cpu().tolist(),
@@ -69,6 +79,9 @@ def as_columns(ids: Sequence[str], memory: GradMemMemory) -> dict[str, list[Any]
         "segment_lengths": [row[row > 0].tolist() for row in lengths],
         "num_context_tokens": lengths.sum(1).tolist(),
     }
+    if texts is not None:
+        columns[TEXT] = [[text] if isinstance(text, str) else list(text) for text in texts]
+    return columns
 
 
 # ------------------------------------------------------------------------------------------------ facts
@@ -109,6 +122,8 @@ def _check_facts(facts: dict[str, Any], path: Path) -> None:
         refuse("fingerprint", "a text")
     if not isinstance(facts.get("base_name"), str | None):
         refuse("base_name", "a text or null")
+    if not isinstance(facts.get(KEEPS_TEXT), bool | None):
+        refuse(KEEPS_TEXT, "true or false")
     num_shards = math.ceil(facts["num_rows"] / facts["shard_size"])
     if facts["num_shards"] != num_shards:
         refuse("num_shards", f"{num_shards}, for {facts['num_rows']} rows at {facts['shard_size']} in a shard,")
@@ -165,7 +180,7 @@ def check_shard(path: Path, num_rows: int, facts: dict[str, Any]) -> None:
         raise ValueError(f"{path} is not a readable Parquet file ({_one_line(error)}). {_SHARD_REMEDY}") from error
     if found != num_rows:
         raise broken(path, f"it has {found} rows", f"{num_rows} by {FACTS_FILE}", _SHARD_REMEDY)
-    columns = features(facts["num_memory_tokens"], facts["hidden_size"], facts["dtype"]).arrow_schema
+    columns = features_of(facts).arrow_schema
     if sorted(schema.names) != sorted(columns.names):
         raise broken(path, f"its columns are {', '.join(schema.names)}", ", ".join(columns.names), _SHARD_REMEDY)
     for name in columns.names:

@@ -6,49 +6,31 @@ README.md                           the card of a data set on the Hub
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-import datasets
 from datasets import Dataset, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from huggingface_hub import CommitInfo, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import filter_repo_objects
+from tqdm.auto import tqdm
 
 from ..hub.cards import address_card
 from ..hub.client import CARD_FILE, folder_files, prepare_repository, push_files
 from ..hub.errors import one_line_errors
-from .shards import FACTS_FILE, checked_shards, features, read_facts, read_row, rows_by_id
+from ..modeling_gradmem import GradMemForCausalLM
+from .bm25 import WordIndex
+from .merging import check_joinable, finish_append, merged_facts, write_appended, write_merged
+from .search import GENERIC_QUESTIONS, LikelihoodSearch, SearchResult, best_results, check_search
+from .shards import FACTS_FILE, KEEPS_TEXT, TEXT, checked_shards, features_of, read_facts, read_row, rows_by_id
+from .silence import silent_errors, without_progress_bars
 from .written import GradMemMemory
 
+_SEARCH_FOLDER = "search"
 PUSHED = [FACTS_FILE, CARD_FILE, "data/train-*.parquet"]
-
-
-@contextmanager
-def without_progress_bars() -> Iterator[None]:
-    """Silence the progress bars of `datasets` for a span."""
-    if datasets.are_progress_bars_disabled():
-        yield
-        return
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()
-
-
-@contextmanager
-def silent_errors() -> Iterator[None]:
-    """Silence the log of `datasets` for a span: it logs the errors that it raises."""
-    verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    try:
-        yield
-    finally:
-        datasets.logging.set_verbosity(verbosity)
 
 
 class MemoryStore:
@@ -57,11 +39,14 @@ class MemoryStore:
         store = MemoryStore.from_pretrained("memories/")
         memory = store["some id"]           # a GradMemMemory of one context
         memory = store[["one id", "another"]]
+        found = store.search(model, "When does gate 7 open?")
+
+    Iterating gives the ids, as of a mapping; `items` and `batches` also give the memories.
 
     Attributes:
         dataset (`datasets.Dataset`): a row for each memory, mapped from disk.
         facts (`dict`): `memories.json`: fingerprint, base_name, model, shape, and how the memories were written.
-        directory (`pathlib.Path`, *optional*): where the store lies, unless it came from the Hub.
+        directory (`pathlib.Path`, *optional*): where the store lies, unless it came from the Hub or is a part of one.
         name (`str`, *optional*): how messages call it.
 
     Raises:
@@ -75,6 +60,8 @@ class MemoryStore:
         self.facts = facts
         self.directory = directory
         self.name = name or str(directory or "The store")
+        self._search_folder = None if directory is None else directory / _SEARCH_FOLDER
+        self._searches: tuple[Any, LikelihoodSearch] | None = None
         # Ids alone are kept in working memory.
         self._row_of = rows_by_id(dataset.with_format(None).select_columns("id")[:]["id"], self.name, facts)
 
@@ -120,6 +107,8 @@ class MemoryStore:
                     f"There is no directory {str(name_or_path)!r}, nor can it be a Hub repository: {error}"
                 ) from error
             directory = Path(snapshot)
+        if is_local:
+            finish_append(directory)
         facts = read_facts(directory)
         dataset = _load(checked_shards(directory, facts), facts)
         return cls(dataset, facts, directory if is_local else None, str(name_or_path))
@@ -154,10 +143,209 @@ class MemoryStore:
                 raise KeyError(f"There is no memory {each!r} among these {len(self)}. Ids are {some} and so on.")
         if not names:
             raise KeyError("No id was given.")
-        table = self.dataset.with_format("arrow")[[self._row_of[each] for each in names]]
+        return self._read([self._row_of[each] for each in names], names)
+
+    def _read(self, rows: list[int] | slice, names: Sequence[str]) -> GradMemMemory:
+        table = self.dataset.with_format("arrow")[rows]
         return GradMemMemory.cat(
             [read_row(table, row, self.facts, f"The memory {each!r} of {self.name}") for row, each in enumerate(names)]
         )
+
+    # ------------------------------------------------------------------------------------------------ going through
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._row_of)
+
+    def items(self) -> Iterator[tuple[str, GradMemMemory]]:
+        """Each id with its memory, read from disk as they are asked for."""
+        for ids, memories in self.batches():
+            yield from ((name, memories[row]) for row, name in enumerate(ids))
+
+    def batches(self, batch_size: int = 64) -> Iterator[tuple[list[str], GradMemMemory]]:
+        """Ids and memories in the order they were written in, read from disk so many at a time.
+
+        Raises:
+            ValueError: `batch_size` is below 1, or a number in a row is missing or out of range.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        ids = self.ids
+        for start in range(0, len(ids), batch_size):
+            part = ids[start : start + batch_size]
+            yield part, self._read(slice(start, start + len(part)), part)
+
+    def filter(self, keep: Collection[str] | Callable[[dict[str, Any]], bool]) -> "MemoryStore":
+        """A part of the store, on the same files, in the store's order.
+
+        Args:
+            keep: the ids to keep; or a function of a row's facts that says whether to: `id`, `num_context_tokens`,
+                `final_write_loss`, `write_losses`, `segment_lengths`, and `text`, the segments that were written, where
+                the store keeps them.
+
+        Raises:
+            KeyError: there is no such id.
+            TypeError: an id was given by itself; ids come in a list.
+            ValueError: nothing is left.
+        """
+        if callable(keep):
+            names = [name for name in self.dataset.column_names if name != "embeddings"]
+            facts = self.dataset.with_format(None).select_columns(names)
+            rows = [number for number, row in enumerate(facts) if keep(row)]
+        elif isinstance(keep, str):
+            raise TypeError(f"Give the ids to keep in a list, or a function of a row's facts, got {keep!r}.")
+        else:
+            for name in keep:
+                if name not in self:
+                    raise KeyError(f"There is no memory {name!r} among these {len(self)}.")
+            rows = sorted({self._row_of[name] for name in keep})
+        if not rows:
+            raise ValueError(f"No memory of {self.name} is left: none of {len(self)} was to be kept.")
+        part = type(self)(self.dataset.select(rows), self.facts, None, f"A part of {self.name}")
+        part._search_folder = self._search_folder
+        return part
+
+    @classmethod
+    def merge(
+        cls, stores: Sequence["MemoryStore"], directory: str | os.PathLike, *, shard_size: int | None = None
+    ) -> Self:
+        """Put stores, or parts of stores, together in a new directory, and open it.
+
+        It appears whole or not at all. Texts are kept where any of the stores keeps them.
+
+        Args:
+            stores: of one writer, with no id in common.
+            directory: new, or empty.
+            shard_size: memories in a file; that of the first store by default.
+
+        Raises:
+            OSError: the directory cannot be written to.
+            ValueError: no store was given, they are of different writers or have an id in common, or the directory
+                holds something.
+        """
+        if not stores:
+            raise ValueError("MemoryStore.merge needs at least one store, got none.")
+        facts = [store.facts for store in stores]
+        check_joinable(facts, [store.name for store in stores], [store.ids for store in stores])
+        size = facts[0]["shard_size"] if shard_size is None else shard_size
+        if size < 1:
+            raise ValueError(f"shard_size must be at least 1, got {size}.")
+        place = Path(directory).expanduser()
+        whole = merged_facts(facts, list(map(len, stores)), size)
+        write_merged([store.dataset for store in stores], whole, place)
+        with without_progress_bars():
+            return cls.from_pretrained(place)
+
+    def append(self, other: "MemoryStore") -> None:
+        """Put the memories of another store behind these, in this store's directory.
+
+        Files that are full stay as they are. Whatever stops it, the directory opens with the memories of before, or
+        with all.
+
+        Args:
+            other: a store, or a part of one, of the same writer, with no id in common.
+
+        Raises:
+            BlockingIOError: another process writes to this store.
+            OSError: the directory cannot be written to.
+            ValueError: the stores do not go together, this one has no directory of its own, it has changed since it was
+                opened, or it keeps no texts and the other does.
+        """
+        if self.directory is None:
+            raise ValueError(f"{self.name} is no store in a directory of its own. Put both together by merge.")
+        check_joinable([self.facts, other.facts], [self.name, other.name], [self.ids, other.ids])
+        if other.facts.get(KEEPS_TEXT) and not self.facts.get(KEEPS_TEXT):
+            raise ValueError(f"{self.name} keeps no texts, and {other.name} does. Put both together by merge.")
+        whole = merged_facts([self.facts, other.facts], [len(self), len(other)], self.facts["shard_size"])
+        write_appended(self.dataset, other.dataset, whole, self.directory)
+        with without_progress_bars():
+            opened = type(self).from_pretrained(self.directory)
+        self.__dict__ = opened.__dict__  # nothing that was kept of the store as it was before
+
+    # ------------------------------------------------------------------------------------------------ searching
+
+    @property
+    def keeps_text(self) -> bool:
+        """Whether the texts that were written lie beside their memories."""
+        return bool(self.facts.get(KEEPS_TEXT))
+
+    @cached_property
+    def _words(self) -> WordIndex:
+        if not self.keeps_text:
+            raise ValueError(
+                f"{self.name} keeps no texts: words cannot be looked for. Write the memories with --keep-text "
+                "(keep_text=True), or search by likelihood without a shortlist."
+            )
+        texts = self.dataset.with_format(None).select_columns(TEXT)
+        return WordIndex([" ".join(row[TEXT] or ()) for row in texts])
+
+    def search(
+        self,
+        model: GradMemForCausalLM | None,
+        question: str | Sequence[str],
+        k: int = 5,
+        *,
+        method: Literal["likelihood", "bm25"] = "likelihood",
+        shortlist: int | None = None,
+        calibration: Sequence[str] = GENERIC_QUESTIONS,
+        batch_size: int = 64,
+        show_progress: bool = False,
+    ) -> list[Any]:
+        """Find the memories that a question is about, best first.
+
+        Memories are read from disk a batch at a time. What the calibration needs is computed at the first search, a
+        dozen questions for each memory, and kept beside the store.
+
+        Args:
+            model: the reader; not needed for `"bm25"`.
+            question: a question, or a list of several.
+            k: how many to give at most.
+            method: `"likelihood"` of the question under each memory; or `"bm25"`, of its words in the texts.
+            shortlist: rank by likelihood the best so many by BM25 alone.
+            calibration: the questions that are compared with; `()` for plain log-probabilities.
+            batch_size: memories at a time.
+            show_progress: show a progress bar over the memories.
+
+        Returns:
+            A list of at most `k` [`SearchResult`]; for a list of questions, a list of these.
+
+        Raises:
+            ImportError: the package for search by words is not installed.
+            ValueError: a question is empty, a number is below 1, there is no such method, the store keeps no texts, or
+                the memories are not the model's.
+        """
+        questions = [question] if isinstance(question, str) else list(question)
+        check_search(method, k=k, batch_size=batch_size, shortlist=shortlist)
+        if method == "bm25":
+            found = [self._by_words(each, k) for each in questions]
+        elif model is None:
+            raise ValueError("A search by likelihood needs the model that reads the memories.")
+        else:
+            parts = [self._shortlisted(each, shortlist) for each in questions]
+            likelihood = self._likelihood(model, tuple(calibration))
+            with tqdm(total=sum(map(len, parts)), desc="Searching", unit="memory", disable=not show_progress) as bar:
+                found = [
+                    best_results(likelihood.scores(each, part.batches(batch_size), bar), k)
+                    for each, part in zip(questions, parts, strict=True)
+                ]
+        return found[0] if isinstance(question, str) else found
+
+    def _by_words(self, question: str, count: int) -> list[SearchResult]:
+        ids = self.ids
+        return [SearchResult(ids[ranked.number], ranked.score) for ranked in self._words.best(question, count)]
+
+    def _shortlisted(self, question: str, count: int | None) -> "MemoryStore":
+        """What is to be ranked by likelihood."""
+        if count is None:
+            return self
+        return self.filter([result.id for result in self._by_words(question, count)])
+
+    def _likelihood(self, model: GradMemForCausalLM, calibration: tuple[str, ...]) -> LikelihoodSearch:
+        """A search whose means are kept for the next one."""
+        search = LikelihoodSearch(model, calibration, self._search_folder)
+        if self._searches is not None and self._searches[0] == search.identity:
+            return self._searches[1]
+        self._searches = search.identity, search
+        return search
 
     def push_to_hub(
         self,
@@ -176,7 +364,10 @@ class MemoryStore:
             ValueError: the store came from the Hub itself.
         """
         if self.directory is None:
-            raise ValueError("This store was opened from the Hub. Only a store in a directory can be pushed.")
+            raise ValueError(
+                "This store was opened from the Hub, or is a part of one. Only a store in a directory can be pushed; "
+                "MemoryStore.merge([store], directory) makes one of a part."
+            )
         repo_id = prepare_repository(repo_id, revision=revision, private=private, token=token, repo_type="dataset")
         present = folder_files(self.directory)
         files: dict[str, Path | bytes] = {
@@ -198,10 +389,9 @@ class MemoryStore:
 
 
 def _load(files: list[Path], facts: dict[str, Any]) -> Dataset:
-    columns = features(facts["num_memory_tokens"], facts["hidden_size"], facts["dtype"])
     with silent_errors():
         try:
-            return load_dataset("parquet", data_files=list(map(str, files)), split="train", features=columns)
+            return load_dataset("parquet", data_files=list(map(str, files)), split="train", features=features_of(facts))
         except DatasetGenerationError as error:
             raise ValueError(
                 f"{files[0].parent} cannot be read as Parquet files of memories: {error.__cause__ or error}. Copy them "

@@ -54,9 +54,18 @@ def read_loss(logits: Tensor, labels: Tensor, attention_mask: Tensor, order: Ten
         attention_mask: `(rows, query_length)`; a label without a token is not scored.
         order: of [`~hf_gradmem.base.layout.token_order`] that the positions were brought into.
     """
-    labels = labels.masked_fill(~attention_mask.bool(), IGNORED_LABEL)
-    prefix = labels.new_full((labels.shape[0], logits.shape[1] - labels.shape[1]), IGNORED_LABEL)
-    targets = reorder(torch.cat([prefix, labels], dim=1), order)[:, 1:]
+    targets = read_targets(labels, attention_mask, order)
     scored = targets != IGNORED_LABEL
     # A batch without labels has loss 0 and no gradient, not NaN.
     return cross_entropy(logits[:, :-1][scored], targets[scored]).sum() / scored.sum().clamp(min=1)
+
+
+def read_targets(labels: Tensor, attention_mask: Tensor, order: Tensor) -> Tensor:
+    """What each position of `[memory; query]` but the last is to predict, `(rows, positions - 1)`; −100 is not scored.
+
+    Args:
+        labels, attention_mask, order: as in [`read_loss`].
+    """
+    labels = labels.masked_fill(~attention_mask.bool(), IGNORED_LABEL)
+    prefix = labels.new_full((labels.shape[0], order.shape[1] - labels.shape[1]), IGNORED_LABEL)
+    return reorder(torch.cat([prefix, labels], dim=1), order)[:, 1:]

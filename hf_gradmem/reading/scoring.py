@@ -1,10 +1,15 @@
-"""Teacher-forced scoring: which tokens of the answers are the most likely ones after the right ones before them."""
+"""Teacher-forced scoring: how likely tokens are behind a memory, and which of an answer are the most likely ones."""
 
 from typing import NamedTuple
 
 import torch
 
+from ..base.modes import evaluating
+from ..base.output_head import cross_entropy, head_cross_entropy
 from ..base.token_ids import IGNORED_LABEL
+from ..memory.phase import Phase
+from .queries import Queries
+from .read import read_inputs, read_targets
 
 Tensor = torch.Tensor
 
@@ -44,3 +49,32 @@ def count_right(predicted: Tensor, labels: Tensor) -> RightCounts:
         tokens=int(scored.sum()),
         right_tokens=int(right.sum()),
     )
+
+
+@torch.no_grad()
+def mean_log_probs(phase: Phase, memory: Tensor, queries: Queries) -> Tensor:
+    """Mean over the labelled tokens of each row of log p(token | memory, tokens before it).
+
+    Logits are made at no other position, and, where the base's head is all that makes them, of few positions at a time.
+
+    Args:
+        phase: READ.
+        memory: `(memories, num_memory_tokens, width)`.
+        queries: rows with labels, each with the memory that it reads.
+
+    Returns:
+        `(rows,)`, in nats, in float32 or better; NaN for a row without a label.
+    """
+    assert queries.labels is not None
+    with evaluating():
+        inputs, order = read_inputs(phase, memory, queries, "right")
+        targets = read_targets(queries.labels, queries.attention_mask, order)
+        scored = targets != IGNORED_LABEL
+        head = phase.output_head
+        if head is None:
+            losses = cross_entropy(phase.logits(inputs)[:, :-1][scored], targets[scored])
+        else:
+            hidden = phase.hidden_states(inputs)[:, :-1][scored].to(head.weight.dtype)
+            losses = head_cross_entropy(hidden, head, targets[scored])
+    sums = losses.new_zeros(len(scored)).index_add_(0, scored.nonzero()[:, 0], losses)
+    return -sums / scored.sum(1)

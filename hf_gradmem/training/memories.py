@@ -14,7 +14,8 @@ from datasets import Dataset, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from ..commands.write_dataset import write_dataset
-from ..memory.store import MemoryStore, without_progress_bars
+from ..memory.silence import without_progress_bars
+from ..memory.store import MemoryStore
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks import FEATURES, check_row
 from ..template import get_template

@@ -172,6 +172,7 @@ def build_model(arguments: RecipeArguments, trust_remote_code: bool = False) -> 
         model = get_gradmem_model(_new_base(arguments.base_config or {}, tokenizer), arguments.config, tokenizer)
     if arguments.adapter is not None:
         model.config.update(arguments.gradmem)
+        model.config.confidence = None  # which was fitted on answers of before
     model.base_model.requires_grad_(arguments.train_base)
     return model
 

@@ -472,7 +472,6 @@ def test_the_commands_write_and_ask(adapter, model, source, tmp_path):
     assert json.loads(answer.stdout)["answer"] == json.loads(alone.stdout)["answer"]
     for arguments, message in (
         (["--memories", store, "--id", "id9"], "'id9'"),
-        (["--memories", store], "--id goes with"),
         (["--memory", tmp_path, "--id", "id3"], "--id goes with"),
         ([], "--memory, or as --memories"),
         (["--memories", tmp_path, "--id", "x"], "memories.json is missing"),

@@ -1,0 +1,91 @@
+"""What `hf-gradmem calibrate` does: fit a confidence on questions, and keep it in the adapter's config.json."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from transformers.utils import CONFIG_NAME
+
+from ..configuration_gradmem import GradMemConfig
+from ..evaluation.reliability import Asked, ask_rows, calibrate_on, measure_confidence
+from ..files import only_writer, whole_file
+from ..modeling_gradmem import GradMemForCausalLM
+from ..reading.confidence import Calibration
+
+
+def check_adapter_directory(name: str) -> Path:
+    """The directory of an adapter whose configuration can be written.
+
+    Raises:
+        ValueError: it is no directory, or holds no adapter.
+    """
+    directory = Path(name).expanduser()
+    config = directory / CONFIG_NAME
+    if not config.is_file():
+        raise ValueError(
+            f"{name} is no directory of an adapter: its config.json is to be written. Save or download it first, as by "
+            "hf download, and give the directory."
+        )
+    if json.loads(config.read_text(encoding="utf-8")).get("model_type") != GradMemConfig.model_type:
+        raise ValueError(f"{name} holds no GradMem adapter. Give the directory of one.")
+    return directory
+
+
+def run_calibration(
+    model: GradMemForCausalLM,
+    rows: Mapping[str, Dataset],
+    metric: str | None,
+    name: str,
+    *,
+    fit: bool = True,
+    **options: Any,
+) -> dict[str, Any]:
+    """Fit a confidence on the questions of some sets, or measure the one that the model has.
+
+    Args:
+        model: adapter and base, whose configuration gets the confidence.
+        rows: of each set, by its name.
+        metric: which answers are right, as in [`~hf_gradmem.evaluation.measure.evaluate_rows`].
+        name: of the sets together, for people to read.
+        fit: otherwise the model's own confidence is measured, and stays.
+        options: those of [`~hf_gradmem.evaluation.reliability.ask_rows`].
+
+    Returns:
+        `confidence`, the coefficients; `sets`, what was measured on each, and on all together, `"all"`. After a fit
+        that is by confidences of fits that did not see the context, five of them.
+
+    Raises:
+        ValueError: nothing is answered in this task, the answers are all right or all wrong, or there is no confidence
+            to measure.
+    """
+    if metric is None:
+        raise ValueError("The task's answers are not compared with anything: a confidence needs right and wrong ones.")
+    present = model.config.confidence
+    if not fit and present is None:
+        raise ValueError("The adapter has no confidence to measure: calibrate it first, on another split.")
+    parts = {of: ask_rows(model, list(given), metric, **options) for of, given in rows.items()}
+    every = Asked.cat(list(parts.values()))
+    if fit:
+        calibration, sure = calibrate_on(every, name)
+        model.config.confidence = calibration.to_dict()
+    else:
+        sure = Calibration.of(present or {})(every.features)
+    split = dict(zip(parts, sure.split([len(part.right) for part in parts.values()]), strict=True))
+    measured = {of: measure_confidence(part, split[of]) for of, part in parts.items()}
+    return {"confidence": model.config.confidence, "sets": measured | {"all": measure_confidence(every, sure)}}
+
+
+def save_confidence(directory: Path, confidence: Mapping[str, Any]) -> None:
+    """Write a confidence into the config.json of an adapter's directory, whole or not at all; all else in it stays.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = directory / CONFIG_NAME
+    with only_writer(directory, wait=True):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        config["confidence"] = dict(confidence)
+        with whole_file(path) as unfinished:
+            unfinished.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,193 @@
+"""Whether a confidence can be acted on: how it ranks right answers above wrong ones, and how often it is kept.
+
+Each question is asked twice: of the memory of its own context, and of another context's, which does not hold the
+answer. There, an answer is right only if it says that nothing is told, where the task knows such an answer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ..memory.written import GradMemMemory
+from ..modeling_gradmem import GradMemForCausalLM
+from ..reading.answering import generate_answers
+from ..reading.confidence import Calibration, fit_confidence
+from ..tasks.facts import NOT_TOLD
+from ..template import get_template
+from .measure import METRICS, references_of
+from .results import Record
+
+Tensor = torch.Tensor
+_BINS = 10
+_FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Answers to the questions of a set, each of its own context's memory and of another's.
+
+    Attributes:
+        features: `(answers, 3)`, of [`~hf_gradmem.reading.confidence`].
+        right: `(answers,)`.
+        own: `(answers,)`, whether the memory is that of the question's context.
+        context: `(answers,)`, the number of the question's row.
+    """
+
+    features: Tensor
+    right: Tensor
+    own: Tensor
+    context: Tensor
+
+    @classmethod
+    def cat(cls, parts: Sequence["Asked"]) -> "Asked":
+        """Several sets as one; no two of them share a context."""
+        first = [0, *np.cumsum([int(part.context.max()) + 1 for part in parts[:-1]]).tolist()]
+        return cls(
+            torch.cat([part.features for part in parts]),
+            torch.cat([part.right for part in parts]),
+            torch.cat([part.own for part in parts]),
+            torch.cat([part.context + number for part, number in zip(parts, first, strict=True)]),
+        )
+
+
+def ask_rows(
+    model: GradMemForCausalLM,
+    rows: Sequence[dict[str, Any]],
+    metric: str,
+    *,
+    batch_size: int = 64,
+    show_progress: bool = False,
+) -> Asked:
+    """Ask the questions of each row of its own memory and of the memory of the row before it.
+
+    Args:
+        model: adapter and base, with a tokenizer.
+        rows: of a task: two at least.
+        metric: which answers are right: its exact match with the target, or one of `answers`.
+        batch_size: contexts at a time.
+        show_progress: show a progress bar over the contexts.
+
+    Raises:
+        ValueError: there are fewer than two rows, or there is no such metric.
+    """
+    if metric not in METRICS:
+        raise ValueError(f"There is no metric {metric!r}. The metrics are {', '.join(METRICS)}.")
+    if len(rows) < 2:
+        raise ValueError(f"A question is also asked of another row's memory: give two rows at least, got {len(rows)}.")
+    words = get_template(model.config.template, model.tokenizer)
+    targets = [words.target(target) for row in rows for target in row["targets"]]
+    longest = 1 + max(len(model.tokenizer(target, add_special_tokens=False).input_ids) for target in targets)
+    score = METRICS[metric](keep_in_memory=True).score
+
+    def is_right(text: str, references: Sequence[str]) -> bool:
+        return any(score(text, reference)["exact_match"] for reference in references)
+
+    parts: list[Asked] = []
+    last = model.write([rows[-1]["context"]], measure_final_loss=True)  # for the first row
+    with tqdm(total=len(rows), desc="Asking", unit="context", disable=not show_progress) as bar:
+        for start in range(0, len(rows), batch_size):
+            part = list(rows[start : start + batch_size])
+            memory = model.write([row["context"] for row in part], measure_final_loss=True)
+            others = GradMemMemory.cat([last, memory])[: len(part)]
+            last = memory[-1]
+            index = [number for number, row in enumerate(part) for _ in row["queries"]]
+            queries = [query for row in part for query in row["queries"]]
+            aimed = [words.target(target) for row in part for target in row["targets"]]
+            references = references_of(part, aimed, model.tokenizer)
+            for own, read in ((True, memory), (False, others)):
+                answers = generate_answers(model, queries, read, index, longest, batch_size=batch_size)
+                told = references if own else [[NOT_TOLD]] * len(queries)
+                right = [is_right(text, each) for text, each in zip(answers.texts, told, strict=True)]
+                context = torch.tensor(index) + start
+                parts.append(Asked(answers.features, torch.tensor(right), torch.full((len(index),), own), context))
+            bar.update(len(part))
+    return Asked(*(torch.cat([getattr(each, name) for each in parts]) for name in Asked.__annotations__))
+
+
+def calibrate_on(asked: Asked, name: str) -> tuple[Calibration, Tensor]:
+    """Fit a confidence, and the confidences of the same answers by fits that did not see their contexts.
+
+    Args:
+        asked: the answers.
+        name: of the calibration set, for people to read.
+
+    Returns:
+        The calibration, fitted on all answers; and `(answers,)` confidences, each by the fit on four fifths of the
+        contexts that its own is not among.
+
+    Raises:
+        ValueError: all answers are right, or all are wrong.
+    """
+    share = float(asked.right.double().mean())
+    if share in (0.0, 1.0):
+        raise ValueError(
+            f"All of the {len(asked.right)} answers are {'right' if share else 'wrong'}: a confidence has nothing to "
+            "tell apart. Give more questions, or other ones."
+        )
+    folds = asked.context % _FOLDS
+    held_out = torch.empty(len(folds), dtype=torch.float64)
+    for fold in folds.unique().tolist():
+        inside = folds == fold
+        fitted = fit_confidence(asked.features[~inside], asked.right[~inside], name)
+        held_out[inside] = fitted(asked.features[inside])
+    return fit_confidence(asked.features, asked.right, name), held_out
+
+
+def measure_confidence(asked: Asked, confidence: Tensor) -> Record:
+    """How far a confidence can be acted on.
+
+    Args:
+        asked: the answers.
+        confidence: `(answers,)`, of each.
+
+    Returns:
+        `auroc`: the share of pairs of a right and a wrong answer that it ranks rightly, over all answers; `auroc_own`:
+        the same of those from their own context's memory alone; `auroc_own_or_other`: of pairs of a memory that holds
+        the context and one that does not; each `None` where there is no such pair. `brier`: the mean of
+        (confidence − right)². `share_right_own`, `share_right_other`, `num_answers`. `reliability`: for each tenth of
+        0..1 with an answer in it, its bounds, the mean confidence, the share that is right, and the number of answers.
+    """
+    sure, right, own = (part.numpy() for part in (confidence, asked.right, asked.own))
+    bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
+    return {
+        "auroc": auroc(sure, right),
+        "auroc_own": auroc(sure[own], right[own]),
+        "auroc_own_or_other": auroc(sure, own),
+        "brier": float(((sure - right) ** 2).mean()),
+        "share_right_own": float(right[own].mean()),
+        "share_right_other": float(right[~own].mean()),
+        "num_answers": len(sure),
+        "reliability": [
+            {
+                "from": number / _BINS,
+                "to": (number + 1) / _BINS,
+                "confidence": float(sure[bins == number].mean()),
+                "right": float(right[bins == number].mean()),
+                "count": int((bins == number).sum()),
+            }
+            for number in np.unique(bins).tolist()
+        ],
+    }
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """Area under the ROC curve: the share of pairs of a positive and a negative that scores rank rightly, ties half.
+
+    Args:
+        scores: `(n,)`.
+        positive: `(n,)`, booleans.
+
+    Returns:
+        `None` where there are no such pairs.
+    """
+    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
+    if not num_positive or not num_negative:
+        return None
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    above = ranks[positive].sum() - num_positive * (num_positive + 1) / 2
+    return float(above / (num_positive * num_negative))

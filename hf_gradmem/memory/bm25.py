@@ -1,0 +1,56 @@
+"""Search by words: BM25 (Robertson and Zaragoza, 2009) over the texts that memories were written from."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class Ranked(NamedTuple):
+    """A text by its number, and its BM25 score for a question; 0 where they share no word."""
+
+    number: int
+    score: float
+
+
+class WordIndex:
+    """An index of texts. It is made in working memory: about a second for ten thousand paragraphs.
+
+    Args:
+        texts: what is to be found.
+
+    Raises:
+        ImportError: the package `bm25s` is missing.
+        ValueError: no text has a word.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self._bm25s = _package()
+        tokens = self._tokens(texts)
+        if not tokens.vocab:
+            raise ValueError("There is nothing to search by words: no text has a word of two letters or more.")
+        self._size = len(texts)
+        self._index = self._bm25s.BM25()
+        self._index.index(tokens, show_progress=False)
+
+    def best(self, question: str, count: int) -> list[Ranked]:
+        """The best `count` texts for a question, best first; of equals, the earlier one."""
+        words = self._tokens([question], return_ids=False)[0]
+        if not set(words) & set(self._index.vocab_dict):
+            return [Ranked(number, 0.0) for number in range(min(count, self._size))]
+        scores = self._index.get_scores(words)
+        order = (-scores).argsort(kind="stable")[:count]
+        return [Ranked(int(number), float(scores[number])) for number in order]
+
+    def _tokens(self, texts: Sequence[str], **options: Any) -> Any:
+        # No list of stop words, which would be of one language: words that many texts have weigh little by themselves.
+        return self._bm25s.tokenize(list(texts), stopwords=None, show_progress=False, **options)
+
+
+def _package() -> Any:
+    try:
+        import bm25s  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError(
+            "Search by words needs the package bm25s, which is not installed: pip install hf-gradmem[search]. "
+            "Or search by the likelihood of the question alone."
+        ) from error
+    return bm25s

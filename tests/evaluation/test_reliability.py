@@ -1,0 +1,115 @@
+"""A confidence, measured and fitted on a trained adapter."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from hf_gradmem import GradMemForCausalLM
+from hf_gradmem.commands.calibrate import run_calibration
+from hf_gradmem.commands.demo import RETRIEVAL_ADAPTER
+from hf_gradmem.evaluation.reliability import Asked, ask_rows, auroc, measure_confidence
+from tests.support.command_line import mistake, run
+
+RECIPE = Path(__file__).parents[2] / "model_cards" / "gradmem-kv-tiny" / "recipe.yaml"
+
+
+@pytest.fixture
+def model() -> GradMemForCausalLM:
+    return GradMemForCausalLM.from_pretrained(RETRIEVAL_ADAPTER)
+
+
+def rows(count: int = 15) -> Dataset:
+    """Contexts of four pairs, none of which has a key of the one before it."""
+    keys = "abcdefghijklmnopqrstuvwx"
+    contexts = [
+        [(keys[(4 * row + pair) % 24], str((3 * row + pair) % 10)) for pair in range(4)] for row in range(count)
+    ]
+    return Dataset.from_list(
+        [
+            {
+                "context": [f"!{key}:{value}!" for key, value in pairs],
+                "queries": [f"?!{key}:" for key, _ in pairs],
+                "targets": [f"{value}!|" for _, value in pairs],
+            }
+            for pairs in contexts
+        ]
+    )
+
+
+def test_auroc_is_the_share_of_pairs_that_are_ranked_rightly():
+    rng = np.random.default_rng(0)
+    scores, positive = rng.integers(0, 6, 60) / 6, rng.random(60) < 0.4
+    pairs = np.subtract.outer(scores[positive], scores[~positive])
+    assert auroc(scores, positive) == pytest.approx((pairs > 0).mean() + 0.5 * (pairs == 0).mean(), abs=1e-12)
+    assert auroc(scores, np.ones(60, dtype=bool)) is None
+
+
+def test_the_table_says_how_often_each_confidence_is_kept():
+    sure = torch.tensor([0.02, 0.04, 0.95, 1.0, 0.9])
+    right = torch.tensor([False, True, True, True, False])
+    asked = Asked(torch.zeros(5, 3), right, torch.tensor([False, False, True, True, True]), torch.arange(5))
+    measured = measure_confidence(asked, sure)
+    low, high = measured["reliability"]
+    assert (low["count"], low["right"], low["confidence"]) == (2, 0.5, pytest.approx(0.03))
+    assert (high["from"], high["to"], high["count"], high["right"]) == (0.9, 1.0, 3, pytest.approx(2 / 3))
+    assert (measured["share_right_own"], measured["share_right_other"]) == (pytest.approx(2 / 3), 0.5)
+    assert measured["auroc_own_or_other"] == 1.0
+
+
+def test_each_question_is_asked_of_its_own_memory_and_of_the_one_before(model):
+    given = list(rows(5))
+    asked = ask_rows(model, given, "exact_match", batch_size=2)
+    assert int(asked.own.sum()) == 20 == int((~asked.own).sum())
+    assert float(asked.right[asked.own].double().mean()) > 0.9
+    assert not asked.right[~asked.own].any()
+    alone = ask_rows(model, given, "exact_match", batch_size=5)
+    order = [part.context * 2 + (~part.own).long() for part in (asked, alone)]
+    by_context = [part.features[at.argsort(stable=True)] for part, at in zip((asked, alone), order, strict=True)]
+    torch.testing.assert_close(*by_context, rtol=1e-4, atol=1e-4)
+
+
+def test_a_calibration_tells_own_memories_from_others_on_contexts_that_it_did_not_see(model):
+    result = run_calibration(model, {"four": rows()}, "exact_match", "fifteen contexts")
+    measured = result["sets"]["all"]
+    assert measured["auroc"] > 0.85  # 0.92 here; 0.5 by chance
+    assert measured["auroc_own_or_other"] > 0.85
+    assert model.config.confidence["calibration_set"] == "fifteen contexts"
+    assert model.config.confidence["num_questions"] == 120
+    told = model.answer(["?!a:", "?!y:"], model.write([["!a:1!", "!b:2!", "!c:3!"]], measure_final_loss=True))
+    assert told[0].confidence > told[1].confidence
+
+
+def test_what_cannot_be_calibrated_is_refused(model):
+    with pytest.raises(ValueError, match="no confidence to measure"):
+        run_calibration(model, {"four": rows(2)}, "exact_match", "two", fit=False)
+    with pytest.raises(ValueError, match="not compared with anything"):
+        run_calibration(model, {"four": rows(2)}, None, "two")
+    with pytest.raises(ValueError, match="give two rows at least, got 1"):
+        ask_rows(model, list(rows(1)), "exact_match")
+    wrong = rows(2).map(lambda row: row | {"targets": ["??|"] * 4})
+    with pytest.raises(ValueError, match="All of the 16 answers are wrong"):
+        run_calibration(model, {"four": wrong}, "exact_match", "two")
+
+
+def test_the_command_writes_the_configuration_and_nothing_else(tmp_path):
+    adapter = shutil.copytree(RETRIEVAL_ADAPTER, tmp_path / "adapter")
+    options = ["--recipe", RECIPE, "--set", "n4", "--contexts", 24]
+    assert "no confidence to measure" in mistake(run("calibrate", adapter, *options, "--check"))
+    result = run("calibrate", adapter, *options, "--report", tmp_path / "report.json", "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert report == json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    before, after = (json.loads((path / "config.json").read_text("utf-8")) for path in (RETRIEVAL_ADAPTER, adapter))
+    assert after == before | {"confidence": report["confidence"]}
+    assert report["confidence"]["calibration_set"] == "kv_retrieval validation: 24 contexts of n4"
+    assert {path.name for path in adapter.iterdir()} == {path.name for path in RETRIEVAL_ADAPTER.iterdir()}
+    assert GradMemForCausalLM.from_pretrained(adapter).config.confidence == report["confidence"]
+    checked = json.loads(run("calibrate", adapter, *options, "--split", "test", "--check", "--json").stdout)
+    assert checked["confidence"] == report["confidence"]
+    assert checked["sets"]["n4"]["auroc"] > 0.75
+    assert "no directory of an adapter" in mistake(run("calibrate", tmp_path / "none", *options))
