@@ -5,40 +5,44 @@ import time
 from collections.abc import Callable
 
 import torch
+from transformers import PreTrainedConfig
 
 # Much less is not worth a change of precision.
 _WORTHWHILE = 1.5
-_ROWS, _WIDTH, _WIDE = 256, 576, 1536  # products as a small decoder has them
+_ROWS = 256
+_SMALLEST = 256  # width of a base from which on products are what its time goes into
 _CHOICES = (torch.float32, torch.bfloat16)
 
 
-def fastest_dtype(stored: torch.dtype | None, device: torch.device) -> torch.dtype | None:
-    """The precision to load a base in.
+def fastest_dtype(config: PreTrainedConfig, device: torch.device) -> torch.dtype | str:
+    """The precision to load a base in, as `from_pretrained` takes it.
 
     Args:
-        stored: the precision of its checkpoint.
+        config: the base's, with the precision of its checkpoint.
         device: where it will run.
 
     Returns:
-        Of float32 and bfloat16 the one whose products are at least one and a half times as fast on this device; the
-        stored one where neither is, and where it is another.
+        Of float32 and bfloat16 the one in which products of the base's width are at least one and a half times as fast
+        on this device; `"auto"`, the checkpoint's own, where neither is, where that is another, and for bases less than
+        256 wide.
     """
-    if stored not in _CHOICES:
-        return stored
+    stored, width = config.dtype, getattr(config.get_text_config(), "hidden_size", 0)
+    if stored not in _CHOICES or width < _SMALLEST:
+        return "auto"
     other = _CHOICES[1 - _CHOICES.index(stored)]
-    return other if speedup(stored, other, str(device)) >= _WORTHWHILE else stored
+    return other if speedup(stored, other, width, str(device)) >= _WORTHWHILE else "auto"
 
 
 @functools.cache
-def speedup(of: torch.dtype, to: torch.dtype, device: str) -> float:
+def speedup(of: torch.dtype, to: torch.dtype, width: int, device: str) -> float:
     """How many times as fast products are in another precision, on a device."""
-    return _seconds(of, device) / _seconds(to, device)
+    return _seconds(of, width, device) / _seconds(to, width, device)
 
 
-def _seconds(dtype: torch.dtype, device: str) -> float:
+def _seconds(dtype: torch.dtype, width: int, device: str) -> float:
     """The shortest of a few products."""
-    left = torch.randn(_ROWS, _WIDTH, device=device).to(dtype)
-    right = torch.randn(_WIDE, _WIDTH, device=device).to(dtype)
+    left = torch.randn(_ROWS, width, device=device).to(dtype)
+    right = torch.randn(4 * width, width, device=device).to(dtype)
     return min(_timed(lambda: torch.nn.functional.linear(left, right), device) for _ in range(5))
 
 

@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from ..base.precision import fastest_dtype
 from ..checkpoint.tokenizer import open_tokenizer
 from ..configuration_gradmem import GradMemConfig
 from ..hub.client import hub_is_reachable
@@ -60,7 +61,9 @@ def load_model(
 ) -> GradMemForCausalLM:
     """Load an adapter with its base, or a base alone, which is then given an untrained memory.
 
-    What the local Hub cache holds is taken from there, and the Hub is not asked whether it has changed since.
+    What the local Hub cache holds is taken from there, and the Hub is not asked whether it has changed since. A base
+    that comes in float32 or bfloat16 and was not trained with its adapter is loaded in whichever of them this device
+    computes faster in; a memory and its steps are float32 in any case.
 
     Args:
         name: directory or Hub repository of an adapter or of any decoder.
@@ -83,9 +86,13 @@ def load_model(
         here = _is_here(name)
         fetched = config.base_model_name_or_path if here else name
         at = config.base_model_revision if here else revision
-        model = _from_cache_or_hub(fetched, at, lambda: _load_adapter(name, revision, trust_remote_code))
+        dtype = "auto" if config.includes_base else fastest_dtype(config.text_config, place)
+        model = _from_cache_or_hub(fetched, at, lambda: _load_adapter(name, revision, trust_remote_code, dtype))
         return model.to(place)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
-    base_model, tokenizer = _from_cache_or_hub(name, revision, lambda: _load_base(name, revision, trust_remote_code))
+    dtype = fastest_dtype(config, place)
+    base_model, tokenizer = _from_cache_or_hub(
+        name, revision, lambda: _load_base(name, revision, trust_remote_code, dtype)
+    )
     options = PLAIN_BASE_OPTIONS | (plain_base_options or {})
     torch.manual_seed(seed)
     config = GradMemConfig(base_model_revision=revision, **options)
@@ -93,15 +100,21 @@ def load_model(
     return model.to(place)  # type: ignore[arg-type] # likewise
 
 
-def _load_adapter(name: str, revision: str | None, trusted: bool) -> GradMemForCausalLM:
-    model = GradMemForCausalLM.from_pretrained(_expanded(name), revision=revision, trust_remote_code=trusted)
+def _load_adapter(name: str, revision: str | None, trusted: bool, dtype: torch.dtype | str) -> GradMemForCausalLM:
+    model = GradMemForCausalLM.from_pretrained(
+        _expanded(name), revision=revision, trust_remote_code=trusted, dtype=dtype
+    )
     model.tokenizer = model.tokenizer  # fetched now, with the base, and not at its first use
     return model
 
 
-def _load_base(name: str, revision: str | None, trusted: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_base(
+    name: str, revision: str | None, trusted: bool, dtype: torch.dtype | str
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        base_model = AutoModelForCausalLM.from_pretrained(_expanded(name), revision=revision, trust_remote_code=trusted)
+        base_model = AutoModelForCausalLM.from_pretrained(
+            _expanded(name), revision=revision, trust_remote_code=trusted, dtype=dtype
+        )
     except SafetensorError as error:
         raise ValueError(
             f"The weights of {name} are no readable safetensors file ({error}). Were they copied whole?"
