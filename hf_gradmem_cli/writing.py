@@ -226,16 +226,19 @@ def write_dataset(
         write_learning_rate=learning_rate,
         tolerance=tolerance,
         segment_length=segment_length,
-        # Without the way to them: the facts are pushed with the memories.
-        model_name=_last_name(model),
-        source_name=_last_name(source),
         show_progress=shows_progress(as_json),
         keep_text=keep_text,
+        **_names(model, source),
     )
     state.destroy_process_group()
     if state.is_main_process:
         _print_store(output, facts, as_json)
     _end(facts, strict)
+
+
+def _names(model: str, source: str) -> dict[str, Any]:
+    """What facts call model and source: without the way to them, for they are pushed with the memories."""
+    return {"model_name": _last_name(model), "source_name": _last_name(source)}
 
 
 def _process(device: str) -> "tuple[PartialState, str]":
