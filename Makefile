@@ -4,7 +4,7 @@
 #   make test                          everything but the tests that need a GPU
 #   make notebooks                     the notebooks, shortened; nothing of it is kept
 #   make transformers-tests            Transformers' own tests of a model, on this one
-#   make docs                          the API reference, in build/docs; a broken reference is an error
+#   make docs                          the documentation, in build/docs; a broken reference or link is an error
 #   make quality                       lint and format, checked
 #   make clean                         remove the environment and what the tools leave
 #
@@ -43,8 +43,9 @@ transformers-tests: $(STAMP)
 	PYTHONPATH=$(SOURCE)/needed OMP_NUM_THREADS=1 $(BIN)/python -m tests.support.transformers_common $(SOURCE) \
 		--note benchmarks/results/transformers_tests.md
 
+# The variable silences what mkdocs-material has to say about the next version of MkDocs.
 docs: $(STAMP)
-	$(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 quality: $(STAMP)
 	$(BIN)/ruff check .

@@ -11,11 +11,11 @@ from hf_gradmem.exports import EXPORTS
 from hf_gradmem.losses import LOSSES
 from hf_gradmem.tasks import TASKS
 from hf_gradmem.variants import KINDS
+from tests.support.documents import links
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "CONTRIBUTING.md"
 _BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 DICTS = {
     "OBJECTIVES": KINDS["write_objective"],
     "UPDATE_RULES": KINDS["write_optimizer"],
@@ -68,6 +68,5 @@ def test_each_row_of_the_table_has_an_example_in_the_file_it_names() -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    links = [link for link in _LINK.findall(_BLOCK.sub("", TEXT)) if "://" not in link]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert links(DOCUMENT)
+    assert [link for link in links(DOCUMENT) if not (ROOT / link).exists()] == []

@@ -10,18 +10,12 @@ ones of README's shell blocks are run. A block that cannot be run here says so b
 One thing is replaced: the Hub name of SmolLM2 by the copy of it that the demo unpacks.
 """
 
-import contextlib
-import io
 import json
 import re
-import shlex
 import shutil
-from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 
 import pytest
-import typer
 from huggingface_hub import ModelCard
 from rich.console import Console
 from typer.testing import CliRunner
@@ -30,56 +24,13 @@ from benchmarks.cards import card_with_figures
 from hf_gradmem.commands.packaged import HUB_NAME, find_demo_model
 from hf_gradmem.commands.push import push
 from hf_gradmem_cli import app
+from tests.support.documents import LINK, blocks, check_commands, commands, commands_in_text, links, run_block
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("model_cards/*/README.md"))]
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_NOT_RUN = re.compile(r"<!-- not run: \S.*-->\s*\Z")
-_PRINTED = re.compile(r"^ *print\(.*\)(?:  |\n)# (.*)$", re.MULTILINE)
-_PRINTS = re.compile(r"^ *print\(", re.MULTILINE)
-_INLINE = re.compile(r"`(hf-gradmem [^`]+)`")
-_LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 # Run in the directory of the Python blocks; the others train, upload, or take minutes and have tests of their own.
 CHEAP_COMMANDS = {"write", "ask", "inspect", "export"}
 NOTES = "The ferry leaves at 06:45 from gate 7."
-
-
-@dataclass
-class Block:
-    """A fenced block of a document, with the text that it is said to print."""
-
-    language: str
-    code: str
-    line: int
-    expected: list[str]
-
-
-def blocks(document: Path, *languages: str) -> list[Block]:
-    """The blocks in these languages that are to be run. One without a language, right after one, is what it prints."""
-    text = document.read_text(encoding="utf-8")
-    fences = list(_FENCE.finditer(text))
-    found = []
-    for fence, following in zip_longest(fences, fences[1:]):
-        language, code = fence.groups()
-        if language not in languages or _NOT_RUN.search(text, endpos=fence.start()):
-            continue
-        expected = _PRINTED.findall(code)
-        if following is not None and not following[1] and not text[fence.end() : following.start()].strip():
-            expected = following[2].rstrip("\n").split("\n")
-        found.append(Block(language, code, text.count("\n", 0, fence.start()) + 2, expected))
-    return found
-
-
-def commands(document: Path) -> list[list[str]]:
-    """Each command of the shell blocks, as words: without comments, and the last one of a pipe."""
-    lines = [line for block in blocks(document, "sh", "bash") for line in block.code.replace("\\\n", " ").splitlines()]
-    found = []
-    for line in lines:
-        words = shlex.split(line.removeprefix("$ ").rpartition(" | ")[2], comments=True)
-        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-            words = words[1:]
-        found += [words] if words else []
-    return found
 
 
 def named(document: Path) -> str:
@@ -132,40 +83,20 @@ def test_python_blocks_run_in_order_and_print_what_they_say(
 ) -> None:
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(as_visited(document, empty_directory, request), "python"):
-        code = block.code
-        if HUB_NAME in code:
-            code = code.replace(HUB_NAME, request.getfixturevalue("smollm2"))
-        place = f"{named(document)}, line {block.line}"
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile("\n" * (block.line - 1) + code, named(document), "exec"), namespace)
-        if block.expected:
-            assert printed.getvalue().strip().splitlines() == block.expected, place
+        if HUB_NAME in block.code:
+            block.code = block.code.replace(HUB_NAME, request.getfixturevalue("smollm2"))
+        run_block(block, named(document), namespace)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_what_is_printed_stands_where_it_is_printed(document: Path) -> None:
-    silent = [block.line for block in blocks(document, "python") if _PRINTS.search(block.code) and not block.expected]
+    silent = [block.line for block in blocks(document, "python") if block.prints_unsaid]
     assert silent == [], "blocks that print, at these lines, and do not say what"
-
-
-def commands_in_text(document: Path) -> list[list[str]]:
-    """Each command that stands in the text with options, as words."""
-    text = _FENCE.sub("", document.read_text(encoding="utf-8"))
-    return [shlex.split(command) for command in _INLINE.findall(text) if " --" in command]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_commands_exist_with_their_options(document: Path) -> None:
-    group = typer.main.get_command(app)
-    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    for program, *arguments in commands(document) + commands_in_text(document):
-        if program == "make":
-            assert {word for word in arguments if "=" not in word and not word.startswith("-")} <= targets, arguments
-        elif program == "hf-gradmem":
-            context = group.make_context("hf-gradmem", list(arguments))
-            name, command, rest = group.resolve_command(context, [*context._protected_args, *context.args])
-            command.make_context(name, rest, parent=context)  # raises what the user would be told
+    check_commands(commands(document) + commands_in_text(document))
 
 
 @pytest.mark.slow
@@ -178,8 +109,7 @@ def test_cheap_commands_of_readme_run(empty_directory: Path, smollm2: str) -> No
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=named)
 def test_links_to_files_lead_somewhere(document: Path) -> None:
-    links = [link for link in _LINK.findall(document.read_text(encoding="utf-8")) if "://" not in link]
-    assert [link for link in links if not (document.parent / link).exists()] == []
+    assert [link for link in links(document) if not (document.parent / link).exists()] == []
 
 
 CARDS = DOCUMENTS[1:]
@@ -221,7 +151,7 @@ def test_each_measured_figure_of_readme_has_its_file_and_command() -> None:
     rows = [row for row in _ROW.findall(section) if row[0] != "what"]
     assert len(rows) >= 8
     for row in rows:
-        assert _LINK.search(row[2]), row
+        assert LINK.search(row[2]), row
         assert "`" in row[2] or "command" in row[2], row
 
 
