@@ -24,7 +24,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from hf_gradmem import GradMemForCausalLM
-from hf_gradmem.commands.demo import HUB_NAME, RETRIEVAL_ADAPTER, find_demo_model
+from hf_gradmem.commands.packaged import HUB_NAME, RETRIEVAL_ADAPTER, find_demo_model
 from hf_gradmem.serving.serve import make_server
 from hf_gradmem.training.recipe import load_recipe
 from hf_gradmem_cli import app

@@ -3,7 +3,6 @@
 import sys
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from rich.console import Console
 from rich.padding import Padding
@@ -16,15 +15,13 @@ from ..evaluation.memory_facts import decode_memory, describe_size, tensor_bytes
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks.kv_retrieval import END, KVRetrieval
 from .opening import PLAIN_BASE_OPTIONS, PLAIN_BASE_TOLERANCE, load_model
-from .packaged import find_demo_model
+from .packaged import FORWARD_ADAPTER, RETRIEVAL_ADAPTER, find_demo_model
 from .questions import Notes, answer_notes, tell_notes
 
 TEXT = (
     "On 9 June 1934 the surveyor Ilse Brandvold measured Lake Tammerin at 61 metres, paid the ferryman Tobias Quill "
     "17 crowns, and carried 23 brass plates to Harrow Point."
 )
-RETRIEVAL_ADAPTER = Path(__file__).parents[1] / "pretrained" / "gradmem-kv-tiny"
-FORWARD_ADAPTER = RETRIEVAL_ADAPTER.with_name("forward-kv-tiny")  # trained as long, at the best of three rates
 _BAR_WIDTH = 40
 _TABLE_ROWS = 8
 

@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from hf_gradmem import GradMemForCausalLM, MemoryStore
 from hf_gradmem.commands.calibrate import save_confidence
-from hf_gradmem.commands.demo import RETRIEVAL_ADAPTER
+from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.commands.write_dataset import write_dataset
 from tests.reading.test_confidence import WHOLE
 from tests.support.command_line import mistake, run

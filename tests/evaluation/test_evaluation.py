@@ -10,7 +10,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
-from hf_gradmem.commands.demo import RETRIEVAL_ADAPTER
+from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.evaluation import ExactMatch, SquadMetric, answer_queries, evaluate_rows, token_losses
 from hf_gradmem.tasks import kv_retrieval, load_task
 

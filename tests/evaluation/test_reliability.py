@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from hf_gradmem import GradMemForCausalLM
 from hf_gradmem.commands.calibrate import run_calibration
-from hf_gradmem.commands.demo import RETRIEVAL_ADAPTER
+from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.evaluation.reliability import Asked, ask_rows, auroc, measure_confidence
 from tests.support.command_line import mistake, run
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner, Result
 
-from hf_gradmem.commands.demo import RETRIEVAL_ADAPTER
+from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.evaluation.heat_map import heat_map, save_heat_map
 from hf_gradmem.evaluation.plots import plot_results, save_picture
 from hf_gradmem.evaluation.results import evaluation_sets, load_records, save_results

@@ -10,7 +10,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from hf_gradmem import GradMemForCausalLM, MemoryStore
-from hf_gradmem.commands.demo import RETRIEVAL_ADAPTER
+from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.commands.write_dataset import write_dataset
 from hf_gradmem.memory import search
 from hf_gradmem.memory.bm25 import WordIndex

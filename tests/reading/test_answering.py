@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_gradmem import Answer, GradMemForCausalLM
-from hf_gradmem.commands.demo import RETRIEVAL_ADAPTER
+from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.pipeline import GradMemTextGenerationPipeline
 from hf_gradmem.reading.answering import answer_log_probs, generate_answers
 from tests.reading.test_confidence import WHOLE
