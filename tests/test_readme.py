@@ -29,8 +29,8 @@ from tests.support.documents import LINK, blocks, check_commands, commands, comm
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("model_cards/*/README.md"))]
 # Run in the directory of the Python blocks; the others train, upload, or take minutes and have tests of their own.
-CHEAP_COMMANDS = {"write", "ask", "inspect", "export"}
-NOTES = "The ferry leaves at 06:45 from gate 7."
+CHEAP_COMMANDS = {"write-dataset", "ask"}
+NOTES = "The lighthouse was built in 1871 by the engineer Tobias Dahl."
 
 
 def named(document: Path) -> str:
@@ -58,9 +58,10 @@ def smollm2() -> str:
 
 @pytest.fixture
 def empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the blocks run: nothing but the model cards that a clone has, and the file that README's commands read."""
+    """Where the blocks run: nothing but the model cards that a clone has, and the folder that README's commands read."""
     shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")
-    (tmp_path / "notes.txt").write_text(NOTES, encoding="utf-8")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "lighthouse.txt").write_text(NOTES, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
