@@ -58,7 +58,7 @@ def smollm2() -> str:
 
 @pytest.fixture
 def empty_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the blocks run: nothing but the model cards that a clone has, and the folder that README's commands read."""
+    """Where the blocks run: the model cards that a clone has, and the folder that README's commands read."""
     shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "lighthouse.txt").write_text(NOTES, encoding="utf-8")
