@@ -83,23 +83,14 @@ def load_model(
     """
     place = _checked_device(device)
     config = _load_config(name, revision, trust_remote_code)
-    if config.model_type == GradMemConfig.model_type:
-        # An adapter in a directory may name a base on the Hub.
-        here = _is_here(name)
-        fetched = config.base_model_name_or_path if here else name
-        at = config.base_model_revision if here else revision
-        dtype = "auto" if config.includes_base else fastest_dtype(config.text_config, place)
-        if config.base_model_name_or_path == HUB_NAME and Path(_expanded(name)).parent == PRETRAINED:
-            # The copy that it was trained on comes first, as for the demo: it needs no network.
-            base_model, tokenizer = _load_base(find_demo_model(Console(stderr=True)), None, False, dtype)
-            model = get_gradmem_model(base_model, _expanded(name), tokenizer=tokenizer)
-            return model.to(place)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
-        model = _from_cache_or_hub(fetched, at, lambda: _load_adapter(name, revision, trust_remote_code, dtype))
+    code: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if isinstance(config, GradMemConfig):
+        model = (
+            _load_packaged(name, place) if _is_packaged(name, config) else _load_adapter(name, config, place, **code)
+        )
         return model.to(place)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
     dtype = fastest_dtype(config, place)
-    base_model, tokenizer = _from_cache_or_hub(
-        name, revision, lambda: _load_base(name, revision, trust_remote_code, dtype)
-    )
+    base_model, tokenizer = _from_cache_or_hub(name, revision, lambda: _load_base(name, dtype, **code))
     options = PLAIN_BASE_OPTIONS | (plain_base_options or {})
     torch.manual_seed(seed)
     config = GradMemConfig(base_model_revision=revision, **options)
@@ -107,26 +98,41 @@ def load_model(
     return model.to(place)  # type: ignore[arg-type] # likewise
 
 
-def _load_adapter(name: str, revision: str | None, trusted: bool, dtype: torch.dtype | str) -> GradMemForCausalLM:
-    model = GradMemForCausalLM.from_pretrained(
-        _expanded(name), revision=revision, trust_remote_code=trusted, dtype=dtype
-    )
-    model.tokenizer = model.tokenizer  # fetched now, with the base, and not at its first use
-    return model
+def _load_adapter(name: str, config: GradMemConfig, place: torch.device, **code: Any) -> GradMemForCausalLM:
+    # An adapter in a directory may name a base on the Hub.
+    here = _is_here(name)
+    fetched = config.base_model_name_or_path if here else name
+    at = config.base_model_revision if here else code["revision"]
+    dtype = "auto" if config.includes_base else fastest_dtype(config.get_text_config(), place)
+
+    def load() -> GradMemForCausalLM:
+        model = GradMemForCausalLM.from_pretrained(_expanded(name), dtype=dtype, **code)
+        model.tokenizer = model.tokenizer  # fetched now, with the base, and not at its first use
+        return model
+
+    return _from_cache_or_hub(fetched, at, load)
 
 
-def _load_base(
-    name: str, revision: str | None, trusted: bool, dtype: torch.dtype | str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _is_packaged(name: str, config: GradMemConfig) -> bool:
+    """Whether an adapter came with the package, for a base that does not."""
+    return config.base_model_name_or_path == HUB_NAME and Path(_expanded(name)).parent == PRETRAINED
+
+
+def _load_packaged(name: str, place: torch.device) -> GradMemForCausalLM:
+    """On the copy of the base that it was trained on, where that is at hand, as for the demo: it needs no network."""
+    copy = find_demo_model(Console(stderr=True))
+    base_model, tokenizer = _load_base(copy, fastest_dtype(_load_config(copy, None, False), place))
+    return get_gradmem_model(base_model, _expanded(name), tokenizer=tokenizer)
+
+
+def _load_base(name: str, dtype: torch.dtype | str, **code: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     try:
-        base_model = AutoModelForCausalLM.from_pretrained(
-            _expanded(name), revision=revision, trust_remote_code=trusted, dtype=dtype
-        )
+        base_model = AutoModelForCausalLM.from_pretrained(_expanded(name), dtype=dtype, **code)
     except SafetensorError as error:
         raise ValueError(
             f"The weights of {name} are no readable safetensors file ({error}). Were they copied whole?"
         ) from error
-    return base_model, open_tokenizer(_expanded(name), revision=revision, trust_remote_code=trusted)
+    return base_model, open_tokenizer(_expanded(name), **code)
 
 
 def load_reader(

@@ -1,0 +1,35 @@
+"""Adapters of the package, by their names."""
+
+import pytest
+
+from hf_gradmem.commands import opening
+from hf_gradmem.commands.opening import is_adapter, load_model
+from hf_gradmem.commands.packaged import HUB_NAME, LANGUAGE_ADAPTER, RETRIEVAL_ADAPTER, packaged_adapter
+from tests.support.command_line import save_base
+
+
+def test_an_adapter_of_the_package_is_loaded_by_its_name():
+    assert packaged_adapter(RETRIEVAL_ADAPTER.name) == RETRIEVAL_ADAPTER
+    assert is_adapter(RETRIEVAL_ADAPTER.name)
+    assert load_model(RETRIEVAL_ADAPTER.name).fingerprint() == load_model(str(RETRIEVAL_ADAPTER)).fingerprint()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "missing", "../pretrained/gradmem-kv-tiny", "me/gradmem-kv-tiny"])
+def test_other_names_are_not_of_the_package(name):
+    assert packaged_adapter(name) is None
+
+
+def test_a_directory_of_that_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_base(tmp_path / RETRIEVAL_ADAPTER.name, 0)
+    assert packaged_adapter(RETRIEVAL_ADAPTER.name) is None
+    assert not is_adapter(RETRIEVAL_ADAPTER.name)
+
+
+def test_the_language_adapter_is_put_on_the_copy_of_its_base(monkeypatch):
+    asked = []
+    monkeypatch.setattr(opening, "find_demo_model", lambda console: asked.append(console) or "no/such/copy/here")
+    with pytest.raises(OSError, match="no/such/copy/here"):
+        load_model(LANGUAGE_ADAPTER.name)
+    assert len(asked) == 1
+    assert HUB_NAME == "HuggingFaceTB/SmolLM2-135M-Instruct"
