@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..memory.bm25 import can_search_words
 from ..memory.search import SearchResult
 from ..memory.silence import silent_errors
 from ..memory.store import MemoryStore
@@ -152,11 +153,10 @@ def ask_store(
         options: those of [`GradMemForCausalLM.answer`].
 
     Raises:
-        ImportError: the store keeps texts, and the package for search by words is missing.
         ValueError: as of [`check_abstaining`], [`MemoryStore.search`] and [`GradMemForCausalLM.answer`].
     """
     check_abstaining(model, abstain_below)
-    shortlist = max(SHORTLIST, top) if store.keeps_text else None
+    shortlist = max(SHORTLIST, top) if store.keeps_text and can_search_words() else None
     found: list[list[SearchResult]] = store.search(
         model, list(questions), top, shortlist=shortlist, show_progress=show_progress
     )

@@ -54,6 +54,7 @@ _NOT_WRITES = (
     "base_model_id",
     "includes_base",
     "read_lora",
+    "template",
     "confidence",
 )
 _CARD = """---

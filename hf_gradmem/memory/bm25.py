@@ -1,5 +1,6 @@
 """Search by words: BM25 (Robertson and Zaragoza, 2009) over the texts that memories were written from."""
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,22 +20,21 @@ class WordIndex:
 
     Raises:
         ImportError: the package `bm25s` is missing.
-        ValueError: no text has a word.
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
         self._bm25s = _package()
         tokens = self._tokens(texts)
-        if not tokens.vocab:
-            raise ValueError("There is nothing to search by words: no text has a word of two letters or more.")
         self._size = len(texts)
         self._index = self._bm25s.BM25()
-        self._index.index(tokens, show_progress=False)
+        self._words: set[str] = set(tokens.vocab)  # of two letters or more
+        if self._words:
+            self._index.index(tokens, show_progress=False)
 
     def best(self, question: str, count: int) -> list[Ranked]:
         """The best `count` texts for a question, best first; of equals, the earlier one."""
         words = self._tokens([question], return_ids=False)[0]
-        if not set(words) & set(self._index.vocab_dict):
+        if not self._words.intersection(words):
             return [Ranked(number, 0.0) for number in range(min(count, self._size))]
         scores = self._index.get_scores(words)
         order = (-scores).argsort(kind="stable")[:count]
@@ -43,6 +43,11 @@ class WordIndex:
     def _tokens(self, texts: Sequence[str], **options: Any) -> Any:
         # No list of stop words, which would be of one language: words that many texts have weigh little by themselves.
         return self._bm25s.tokenize(list(texts), stopwords=None, show_progress=False, **options)
+
+
+def can_search_words() -> bool:
+    """Whether the package that this needs is installed."""
+    return importlib.util.find_spec("bm25s") is not None
 
 
 def _package() -> Any:

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..checkpoint.adapter import Adapter
 from ..checkpoint.run_facts import RECIPE_FILE, RESULTS_FILE, published_recipe, set_arguments
 from ..checkpoint.tokenizer import open_tokenizer
 from ..files import check_directory
@@ -160,11 +161,9 @@ def build_model(arguments: RecipeArguments, trust_remote_code: bool = False) -> 
     load: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if arguments.base_model is not None:
         base_model = AutoModelForCausalLM.from_pretrained(arguments.base_model, **load)
-        if arguments.adapter is not None:
-            model = get_gradmem_model(base_model, arguments.adapter)
-        else:
-            tokenizer = open_tokenizer(arguments.base_model, trust_remote_code=trust_remote_code)
-            model = get_gradmem_model(base_model, arguments.config, tokenizer)
+        own = Adapter.open(arguments.adapter).tokenizer if arguments.adapter is not None else None
+        tokenizer = own or open_tokenizer(arguments.base_model, trust_remote_code=trust_remote_code)
+        model = get_gradmem_model(base_model, arguments.adapter or arguments.config, tokenizer)
     elif arguments.adapter is not None:
         model = GradMemForCausalLM.from_pretrained(arguments.adapter, **load)
     else:
