@@ -24,7 +24,7 @@ class Answer:
     """An answer that was read from a memory.
 
     Attributes:
-        text: what the model generated, without special tokens.
+        text: what the model generated, without special tokens and the white space around it.
         log_prob: mean log-probability of its tokens, in nats, the end token among them where the answer ended.
         confidence: how likely the answer is right, 0 to 1, by the adapter's calibration; `None` without one.
         memory_id: which memory it was read from, where the memories have ids.
@@ -75,7 +75,8 @@ def answer_questions(
     generated = generate_answers(model, asked, memory, index, max_new_tokens, template, batch_size)
     sure = confidences(model, generated.features)
     ids = [None if memory_ids is None else memory_ids[number] for number in index]
-    return [Answer(*parts) for parts in zip(generated.texts, generated.log_probs, sure, ids, strict=True)]
+    texts = [text.strip() for text in generated.texts]
+    return [Answer(*parts) for parts in zip(texts, generated.log_probs, sure, ids, strict=True)]
 
 
 def which_memories(num_questions: int, num_memories: int, context_index: Sequence[int] | Tensor | None) -> list[int]:
