@@ -18,6 +18,7 @@ _CONDITIONS = ("model", "writer", "num_memory_tokens", "write_steps_trained", "c
 _OF_MEMORIES = {"writer", "num_memory_tokens", "write_steps_trained", "context", "write_steps"}
 _LINES = {"prompt": "--", "none": ":", "other": "-."}
 _CONTEXTS = {"prompt": "context in the prompt", "none": "no context", "other": "another context's memory"}
+_HOW_MUCH = {"num_contexts", "queries_per_context", "seed"}
 _SYMBOLS = {"write_steps": "K", "num_memory_tokens": "m", "num_pairs": "N"}
 _LABELS = {
     "write_steps": "WRITE steps",
@@ -140,7 +141,12 @@ def _line_labels(lines: Sequence[Line]) -> dict[Line, str]:
     differing = {name for name, found in values.items() if len(found - {"null"}) > 1} - {"context"}
     if len(values.get("context", ())) > 1:
         differing.add("context")
-    return {line: ", ".join(_label_parts(dict(line), differing)) for line in lines}
+    # How much was measured is said only where nothing else tells two lines apart.
+    for told in (differing - _HOW_MUCH, differing):
+        labels = {line: ", ".join(_label_parts(dict(line), told)) for line in lines}
+        if len(set(labels.values())) == len(labels):
+            break
+    return labels
 
 
 def _label_parts(line: dict[str, str], differing: set[str]) -> list[str]:

@@ -127,6 +127,14 @@ def test_curves_over_steps_have_a_line_for_each_number_of_pairs_and_level_baseli
     }
 
 
+def test_how_much_was_measured_is_said_only_where_nothing_else_tells_lines_apart() -> None:
+    few, many = ({"num_contexts": count, "queries_per_context": 4} for count in (16, 64))
+    told = [record(0.5, arguments=few | {"num_pairs": 4}), record(0.3, arguments=many | {"num_pairs": 8})]
+    assert set(drawn_lines(plot_results(told))) == {"N=4", "N=8"}
+    alone = [record(0.5, arguments=few | {"num_pairs": 4}), record(0.3, arguments=many | {"num_pairs": 4})]
+    assert set(drawn_lines(plot_results(alone))) == {"num contexts=16", "num contexts=64"}
+
+
 def test_curves_over_pairs_have_a_line_for_each_number_of_steps_and_for_a_baseline() -> None:
     records = [
         entry
