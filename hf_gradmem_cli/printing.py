@@ -12,7 +12,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from .app import manners
+from .app import manners, shows_progress
 from .plain import PlainConsole, plain
 
 if TYPE_CHECKING:
@@ -42,6 +42,12 @@ def report_done(text: str) -> None:
     """Say what was done, unless nobody wants to hear it."""
     if not manners.quiet:
         print_text(text)
+
+
+def suggest(command: str) -> None:
+    """What one would do next, to somebody who looks on."""
+    if shows_progress(as_json=False):
+        typer.echo(plain(f"Next: {command}"), err=True)
 
 
 def print_facts(rows: list[tuple[str, str | None]]) -> None:

@@ -23,7 +23,7 @@ from .options import (
     TrustRemoteCode,
 )
 from .plain import PlainConsole
-from .printing import describe_vectors, describe_writer, print_facts, print_json, print_memory
+from .printing import describe_vectors, describe_writer, print_facts, print_json, print_memory, suggest
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -148,7 +148,7 @@ def write(
         facts["skipped"] = folder.skipped
         for of_one, name in zip(facts["contexts"], folder.ids, strict=True):
             of_one["file"] = name
-    _print_written(facts, as_json, strict)
+    _print_written(facts, as_json, strict, model)
 
 
 def _plain_base_options(is_adapter: bool, **given: Any) -> dict[str, Any]:
@@ -158,11 +158,12 @@ def _plain_base_options(is_adapter: bool, **given: Any) -> dict[str, Any]:
     return options
 
 
-def _print_written(facts: dict[str, Any], as_json: bool, strict: bool) -> None:
+def _print_written(facts: dict[str, Any], as_json: bool, strict: bool, model: str) -> None:
     if as_json:
         print_json(facts)
     elif not manners.quiet:
         print_memory(facts)
+        suggest(f'hf-gradmem ask "..." --memory {facts["memory"]} --model {model}')
     _end(facts, strict)
 
 
@@ -232,7 +233,7 @@ def write_dataset(
     )
     state.destroy_process_group()
     if state.is_main_process:
-        _print_store(output, facts, as_json)
+        _print_store(output, facts, as_json, model)
     _end(facts, strict)
 
 
@@ -251,7 +252,7 @@ def _process(device: str) -> "tuple[PartialState, str]":
     return state, device
 
 
-def _print_store(output: Path, facts: dict[str, Any], as_json: bool) -> None:
+def _print_store(output: Path, facts: dict[str, Any], as_json: bool, model: str) -> None:
     if as_json:
         print_json({"memories": str(output), **facts})
     elif not manners.quiet:
@@ -262,6 +263,7 @@ def _print_store(output: Path, facts: dict[str, Any], as_json: bool) -> None:
             told = f"{cut['total']:,}; {cut['contexts']} of {facts['num_rows']} contexts in up to {cut['most']}"
             rows.append(("segments", told))
         print_facts(rows)
+        suggest(f'hf-gradmem ask "..." --memories {output} --model {model}')
 
 
 def _end(facts: dict[str, Any], strict: bool) -> None:
