@@ -31,6 +31,21 @@ def can_generate_from_base(phase: Phase, memory: Tensor, queries: Queries) -> bo
     return decoder.generates_from_embeddings
 
 
+def runs_of_prompts(phase: Phase, memory: Tensor, attention_mask: Tensor) -> list[tuple[list[int], int]]:
+    """How left-padded prompts are best generated from: all together, or, where a memory lies in the base's cache, those
+    of one length, since the base's own generation, which keeps what it has read, then bears no padding.
+
+    Returns:
+        The rows of each run, and the position where its prompts begin.
+    """
+    if phase.prefix(memory[:1].to(phase.decoder.device)).past is None:
+        return [(list(range(len(attention_mask))), 0)]
+    lengths, width = attention_mask.sum(1).tolist(), attention_mask.shape[1]
+    return [
+        ([row for row, own in enumerate(lengths) if own == length], width - length) for length in sorted(set(lengths))
+    ]
+
+
 def generate_from_base(
     phase: Phase, memory: Tensor, queries: Queries, arguments: dict[str, Any]
 ) -> Tensor | ModelOutput:
