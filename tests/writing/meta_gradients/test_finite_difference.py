@@ -116,7 +116,7 @@ def test_a_memory_of_zeros_can_be_moved():
     assert relative_error(results[1], results[0]) < 1e-4
 
 
-@pytest.mark.parametrize(("radius", "warned"), [(1e-4, False), (1.0, True), (1e-15, True)])
+@pytest.mark.parametrize(("radius", "warned"), [(1e-4, False), (1.0, True), (2e-16, True)])
 def test_radius_of_no_use_is_warned_of(radius, warned):
     model = build(meta_gradient="finite_difference", meta_gradient_radius=radius)
     with warnings.catch_warnings(record=True) as caught:
