@@ -27,12 +27,12 @@ import openai
 import psutil
 
 from hf_gradmem import GradMemForCausalLM
+from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
 from hf_gradmem.evaluation import answer_queries
 from hf_gradmem.tasks import load_task
 
 ROOT = Path(__file__).parent
 TABLE = ROOT / "results" / "server_load.md"
-ADAPTER = ROOT.parent / "hf_gradmem" / "pretrained" / "gradmem-kv-tiny"
 PAIRS: dict[str, Any] = {"num_pairs": 4, "key_length": 1, "value_length": 1, "end_mark": False}
 
 

@@ -102,8 +102,8 @@ class Chat:
         elif os.path.isdir(path) or ("/" in given and " " not in given):
             raise ValueError(f"There is no file {given}.")
         begin = time.perf_counter()
-        (context,) = fit_contexts(self.model.writer, self.model.tokenizer, [text])
-        memory = self.model.write(context if isinstance(context, str) else [context], tolerance=self.tolerance)
+        fitting = fit_contexts(self.model.writer, self.model.tokenizer, [text])
+        memory = self.model.write(fitting, tolerance=self.tolerance)
         losses = [loss for loss in memory.write_losses[0].tolist() if not math.isnan(loss)]
         self.keep(name, memory)
         took = f"{int(memory.num_context_tokens[0])} tokens, {len(losses)} steps, {time.perf_counter() - begin:.0f} s"

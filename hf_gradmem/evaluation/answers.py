@@ -7,7 +7,7 @@ import torch
 from ..base.modes import generator, plain_generation, settled
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
-from ..reading.generation import ending_tokens, runs_of_prompts
+from ..reading.generation import ending_tokens, new_tokens
 from ..reading.queries import pad_left, tokenize_queries
 from ..template import template_in_use
 
@@ -37,21 +37,9 @@ def answer_queries(
         queries, model.tokenizer, template_in_use(template, model.config.template, model.tokenizer)
     )
     ending = ending_tokens(model.tokenizer, model.generation_config)
-    answers = [""] * len(queries)
-    for rows, start in runs_of_prompts(model.read_phase, memory.embeddings, mask):
-        with plain_generation():
-            generated = model.generate(
-                input_ids[rows, start:],
-                attention_mask=mask[rows, start:],
-                memory=memory,
-                context_index=torch.tensor(context_index)[rows],
-                max_new_tokens=max_new_tokens,
-                **ending,
-            )
-        new = generated[:, input_ids.shape[1] - start :]
-        for row, answer in zip(rows, model.tokenizer.batch_decode(new, skip_special_tokens=True), strict=True):
-            answers[row] = answer
-    return answers
+    with plain_generation():
+        tokens = new_tokens(model, memory, input_ids, mask, context_index, max_new_tokens=max_new_tokens, **ending)
+    return model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from ..base.token_ids import IGNORED_LABEL
 from ..memory.written import GradMemMemory
 from ..template import get_template
 from .confidence import Calibration
-from .generation import ending_tokens, runs_of_prompts
+from .generation import ending_tokens, new_tokens
 from .queries import Queries, tokenize_queries
 from .scoring import mean_log_probs
 
@@ -134,19 +134,8 @@ def generate_answers(
     for start in range(0, len(questions), batch_size):
         part, index = questions[start : start + batch_size], context_index[start : start + batch_size]
         input_ids, mask = tokenize_queries(part, model.tokenizer, words)
-        tokens: list[list[int]] = [[]] * len(part)
-        for rows, begin in runs_of_prompts(model.read_phase, memory.embeddings, mask):
-            output = model.generate(
-                input_ids=input_ids[rows, begin:],
-                attention_mask=mask[rows, begin:],
-                memory=memory,
-                context_index=torch.tensor(index)[rows],
-                max_new_tokens=max_new_tokens,
-                do_sample=False,
-                **ends,
-            )
-            for row, new in zip(rows, output[:, input_ids.shape[1] - begin :].tolist(), strict=True):
-                tokens[row] = up_to_end(new, ends.get("eos_token_id"))
+        new = new_tokens(model, memory, input_ids, mask, index, max_new_tokens=max_new_tokens, do_sample=False, **ends)
+        tokens = [up_to_end(row, ends.get("eos_token_id")) for row in new]
         texts += model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         features.append(answer_features(model, memory, input_ids, mask, tokens, index))
     return Generated(texts, torch.cat(features))

@@ -1,5 +1,6 @@
 """Generation: the base's own from memory and prompt where that is right, else from this model's forward pass."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ..base.layout import reorder, token_order
 from ..base.modes import generator
 from ..base.running import generation_arguments
 from ..memory.phase import Phase
+from ..memory.written import GradMemMemory
 from .queries import Queries
 from .read import read_inputs
 
@@ -44,6 +46,32 @@ def runs_of_prompts(phase: Phase, memory: Tensor, attention_mask: Tensor) -> lis
     return [
         ([row for row, own in enumerate(lengths) if own == length], width - length) for length in sorted(set(lengths))
     ]
+
+
+def new_tokens(
+    model: Any,
+    memory: GradMemMemory,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    context_index: Sequence[int],
+    **arguments: Any,
+) -> list[list[int]]:
+    """What `model.generate` puts behind left-padded prompts, for each, in as many runs as is best.
+
+    Args:
+        model: the reader; its class is on a floor above.
+        memory: what is read.
+        input_ids, attention_mask: `(prompts, length)`.
+        context_index: the memory of each prompt.
+        arguments: of `generate`.
+    """
+    index, tokens = torch.tensor(context_index), [list[int]()] * len(input_ids)
+    for rows, start in runs_of_prompts(model.read_phase, memory.embeddings, attention_mask):
+        prompts, mask = input_ids[rows, start:], attention_mask[rows, start:]
+        output = model.generate(prompts, attention_mask=mask, memory=memory, context_index=index[rows], **arguments)
+        for row, new in zip(rows, output[:, prompts.shape[1] :].tolist(), strict=True):
+            tokens[row] = new
+    return tokens
 
 
 def generate_from_base(

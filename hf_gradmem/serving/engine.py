@@ -83,8 +83,8 @@ class Write(Job):
 
     @property
     def kind(self) -> Hashable:
-        """Jobs of one kind run as one batch. A text and segments are not written together."""
-        return "write", isinstance(self.context, str)
+        """Jobs of one kind run as one batch."""
+        return "write"
 
 
 @dataclass(eq=False)
@@ -200,11 +200,7 @@ class Engine:
 
 
 def _write(model: GradMemForCausalLM, batch: list[Write]) -> None:
-    contexts = fit_contexts(model.writer, model.tokenizer, [job.context for job in batch])
-    # Texts that stayed whole and those that were cut are not written together.
-    segmented = [[context] if isinstance(context, str) else context for context in contexts]
-    whole = all(isinstance(context, str) for context in contexts)
-    memory = model.write(contexts if whole else segmented)
+    memory = model.write(fit_contexts(model.writer, model.tokenizer, [job.context for job in batch]))
     for index, job in enumerate(batch):
         job.tell(Piece(memory=memory[index].to("cpu")))
 

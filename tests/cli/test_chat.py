@@ -7,9 +7,8 @@ import pytest
 
 from hf_gradmem import GradMemForCausalLM, GradMemMemory
 from hf_gradmem.commands.chat import COMMANDS, Chat
+from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
 from tests.support.command_line import run
-
-ADAPTER = "hf_gradmem/pretrained/gradmem-kv-tiny"
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_lines_from_stdin_are_taken_to_their_end():
 
 
 def test_lines_are_typed_at_a_terminal_with_a_history(tmp_path):
-    arguments = ["-m", "hf_gradmem_cli", "chat", ADAPTER]
+    arguments = ["-m", "hf_gradmem_cli", "chat", str(ADAPTER)]
     environment = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "TERM": "dumb", "PATH": "/usr/bin:/bin"}
     child = pexpect.spawn(sys.executable, arguments, env=environment, timeout=60, encoding="utf-8")
     child.expect("> ")

@@ -11,10 +11,10 @@ import openai
 import pytest
 
 from hf_gradmem import GradMemForCausalLM
+from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
 from hf_gradmem.serving.serve import make_server, token_for
 from hf_gradmem.tasks import load_task
 
-ADAPTER = "hf_gradmem/pretrained/gradmem-kv-tiny"
 DEFAULTS: dict[str, Any] = {
     "model_name": "kv",
     "memories": None,
