@@ -90,7 +90,8 @@ class GradMemConfig(PreTrainedConfig):
         memory_form (`str` or `dict`, defaults to `"input_vectors"`):
             `"input_vectors"`, the paper's: vectors in place of token embeddings. `"key_values"`: keys and values of m
             positions for every layer (appendix J), started from a forward pass of `memory_init`;
-            `{"name": "key_values", "write": "values"}` writes the values alone.
+            `{"name": "key_values", "write": "values"}` writes the values alone, and `"own_start": True` makes the
+            start numbers of its own, `memory_start`.
         write_objective (`str`, defaults to `"reconstruction"`):
             What WRITE descends on.
         write_lora, read_lora (`dict`, *optional*):

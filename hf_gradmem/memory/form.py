@@ -37,7 +37,7 @@ class MemoryForm(ABC):
     # The model is `Any`: its parameters are set and read by name, which no type of a module knows.
     def __init__(self, module: Any, decoder: Decoder, *, num_memory_tokens: int) -> None:
         self.module, self.decoder, self.num_memory_tokens = module, decoder, num_memory_tokens
-        module.memory_projection = None
+        module.memory_projection = module.memory_start = None
         module.memory_init = nn.Parameter(torch.empty((num_memory_tokens, self.hidden_size), **self.like))
 
     @property
@@ -94,16 +94,9 @@ class MemoryForm(ABC):
             start, end: `(num_control_tokens, hidden_size)` vectors of the phase, to go on either side.
         """
 
+    @abstractmethod
     def start_parameters(self) -> dict[str, nn.Parameter]:
-        """What [`set_start`] sets, by the names of the parameters.
-
-        Raises:
-            ValueError: this form of memory cannot start from a memory.
-        """
-        raise ValueError(
-            f"A memory of the form {type(self).__name__} starts from what the base makes of memory_init, and cannot "
-            "start from the mean of others. Leave out the recipe's start, or use memory_form='input_vectors'."
-        )
+        """What [`set_start`] sets, by the names of the parameters; they are made where there were none."""
 
     @torch.no_grad()
     def set_start(self, memory: Tensor) -> None:

@@ -204,3 +204,41 @@ def test_trainer_trains_and_evaluates_it(form, tmp_path):
     results = run_training(recipe)
     before = build_trainer(recipe).evaluate()["eval_few_loss"]
     assert results["metrics"]["eval_few_loss"] < 0.9 * before
+
+
+@BOTH
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2"])
+def test_a_start_of_its_own_begins_as_the_bases_and_is_kept_with_the_adapter(model_type, form, tmp_path):
+    settings = {"name": "key_values"} if form == "key_values" else form
+    plain, own = with_memory(model_type, form), with_memory(model_type, {**settings, "own_start": True})
+    own.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.equal(own.memory_start, plain.form.start(1)[0])
+    ids = tiny_tokens(2, 6)
+    assert torch.equal(own.write(input_ids=ids).embeddings, plain.write(input_ids=ids).embeddings)
+
+    before = own.identity()
+    own.form.set_start(torch.randn_like(own.memory_start))
+    assert own.identity() != before  # memories of before were written from another start
+    own.save_pretrained(tmp_path)
+    again = GradMemForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(again.form.start(1)[0], own.memory_start)
+    torch.testing.assert_close(again.write(input_ids=ids).embeddings, own.write(input_ids=ids).embeddings)
+
+
+@BOTH
+def test_a_start_is_made_where_there_was_none(form, tmp_path):
+    """What a recipe's `start` asks for: the memory begins as before until it is set, and the adapter keeps it."""
+    model = with_memory(form=form)
+    expected = model.form.start(1)
+    assert model.memory_start is None
+    (parameter,) = model.form.start_parameters().values()
+    assert parameter is model.memory_start
+    assert torch.equal(model.form.start(1), expected)
+    model.save_pretrained(tmp_path)
+    assert GradMemForCausalLM.from_pretrained(tmp_path).memory_start is not None
+
+
+def test_a_start_of_its_own_trains_by_itself():
+    """The outer gradient of each of its numbers is that of finite differences."""
+    model = build(memory_form={**VALUES, "own_start": True})
+    assert_gradient_is_the_slope(model, {name: getattr(model, name) for name in ("memory_start", "memory_init")})

@@ -120,10 +120,6 @@ def test_memories_of_another_writer_or_of_other_rows_are_refused_before_training
         ({"start": {"method": "reptile", "contexts": 2, "rounds": 1.5}}, "rounds of a start"),
         ({"start": {"method": "reptile", "contexts": 2, "write_learning_rates": [0.0]}}, "write_learning_rates"),
         ({"start": {"method": "reptile", "contexts": 7, "rounds": 2}}, "14 contexts.* there are 12"),
-        (
-            {"start": {"method": "reptile", "contexts": 2}, "gradmem": GRADMEM | {"memory_form": "key_values"}},
-            "cannot start from the mean of others",
-        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(changes, message, tmp_path):
@@ -188,6 +184,18 @@ def test_a_run_that_goes_on_takes_the_start_it_learned(tmp_path):
     assert torch.equal(again.memory_init, learned.memory_init)
     assert again.config.write_learning_rate == learned.config.write_learning_rate
     assert again.fingerprint() == learned.fingerprint()
+
+
+def test_keys_and_values_are_given_a_start_of_their_own(tmp_path):
+    """The mean of memories is no forward pass of `memory_init`: the adapter gets a parameter for it, and keeps it."""
+    form = {"name": "key_values", "write": "values"}
+    changes = {"gradmem": GRADMEM | {"memory_form": form}, "start": {"method": "reptile", "contexts": 8}}
+    run_training(recipe(tmp_path, **changes))
+    (learned,) = json.loads((tmp_path / "run" / "start.json").read_text(encoding="utf-8"))
+    model = GradMemForCausalLM.from_pretrained(tmp_path / "run")
+    assert model.config.memory_form["own_start"] == model.form.width
+    contexts = [row["context"] for row in load_task("kv_retrieval", **FROM_MEMORIES["task_arguments"])]
+    assert model.write(contexts).write_losses[:, 0].mean() < learned["write_losses"][0]
 
 
 # ------------------------------------------------------------------------------------------------ several tasks
