@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hf_gradmem import DataCollatorForGradMem, GradMemConfig, get_gradmem_model
 from hf_gradmem.evaluation import answer_queries, evaluate_rows
 from hf_gradmem.tasks import kv_retrieval
 from hf_gradmem.template import get_template
+from tests.support.small_models import small_llama
 
 OWN = {"context": "!{context}!", "query": "?{query}:"}
 CHAT = "{% for message in messages %}u{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}a {% endif %}"
@@ -20,17 +20,7 @@ def tokenizer():
 
 @pytest.fixture
 def model(tokenizer):
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        initializer_range=0.3,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    base = AutoModelForCausalLM.from_config(config)
+    base = small_llama(len(tokenizer), tokenizer)
     return get_gradmem_model(base, GradMemConfig(num_memory_tokens=4, template=OWN), tokenizer=tokenizer)
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from tokenizers import processors
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.evaluation import ExactMatch, SquadMetric, answer_queries, evaluate_rows, token_losses
 from hf_gradmem.tasks import kv_retrieval, load_task
+from tests.support.small_models import small_llama
 
 SMALL = {"num_memory_tokens": 4, "write_learning_rate": 0.2}
 EVERY_PHASE = SMALL | {
@@ -30,21 +30,7 @@ def model():
 
 def tiny_model(options: dict, dtype: torch.dtype = torch.float32) -> GradMemForCausalLM:
     tokenizer = kv_retrieval.build_tokenizer()
-    base = AutoModelForCausalLM.from_config(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            initializer_range=0.3,
-            max_position_embeddings=64,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        ),
-        dtype=dtype,
-    )
+    base = small_llama(len(tokenizer), tokenizer, max_position_embeddings=64).to(dtype)
     model = get_gradmem_model(base, GradMemConfig(**options), tokenizer=tokenizer)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 from hf_gradmem_cli import app
+from tests.support.small_models import small_llama
 
 TEXT = "Gate 7 opens at 06:45."
 
@@ -21,20 +22,8 @@ def save_base(directory: Path, seed: int) -> None:
     bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     bytes_only.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=bytes_only).save_pretrained(directory)
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-        eos_token_id=None,
-        bos_token_id=None,
-    )
     torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(directory)
+    small_llama(256, num_key_value_heads=2, max_position_embeddings=256).save_pretrained(directory)
 
 
 def run(*arguments: object, stdin: str | bytes | None = None, env: dict[str, str | None] | None = None) -> Result:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 from tests.support.tiny_models import FIRST_ORDINARY_TOKEN, VOCAB_SIZE, tiny_causal_lm
@@ -27,6 +27,14 @@ def named_base(directory: Path, model_type: str = "llama", seed: int = 0, **argu
     if not directory.exists():
         tiny_causal_lm(model_type, torch.float32, seed).save_pretrained(directory)
     return AutoModelForCausalLM.from_pretrained(directory, **arguments)
+
+
+def small_llama(vocab_size: int, tokenizer: PreTrainedTokenizerFast | None = None, **options) -> PreTrainedModel:
+    """A Llama of two layers with random weights, and the special tokens of a tokenizer."""
+    special = {name: getattr(tokenizer, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=vocab_size, **special | size | {"initializer_range": 0.3} | options)
+    return AutoModelForCausalLM.from_config(config)
 
 
 def nameless_base(tied: bool = False, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -4,12 +4,12 @@ import warnings
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from hf_gradmem import GradMemConfig, get_gradmem_model
 from hf_gradmem.tasks import load_task
 from hf_gradmem.tasks.collator import DataCollatorForGradMem
 from hf_gradmem.tasks.kv_retrieval import build_tokenizer
+from tests.support.small_models import small_llama
 
 TOKENIZER = build_tokenizer()
 PAD, END = TOKENIZER.pad_token_id, TOKENIZER.eos_token_id
@@ -24,19 +24,8 @@ def ids(text):
 
 
 def small_model(**options):
-    config = LlamaConfig(
-        vocab_size=len(TOKENIZER),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        initializer_range=0.2,
-        pad_token_id=PAD,
-        bos_token_id=TOKENIZER.bos_token_id,
-        eos_token_id=END,
-    )
-    return get_gradmem_model(LlamaForCausalLM(config).double(), GradMemConfig(num_memory_tokens=3, **options))
+    base = small_llama(len(TOKENIZER), TOKENIZER).double()
+    return get_gradmem_model(base, GradMemConfig(num_memory_tokens=3, **options))
 
 
 def test_batch_is_what_one_would_write_by_hand():
