@@ -83,9 +83,98 @@ def test_kv_backward_queries_have_one_answer():
     assert min(asked.values()) > 150
 
 
+def mixed_pairs(row):
+    """Key to value of the pairs that stand key first, and value to key of the others."""
+    forward, backward = {}, {}
+    for segment in row["context"]:
+        if found := re.fullmatch(r"!(\w+):(\w+)!\|?", segment):
+            forward[found[1]] = found[2]
+        else:
+            found = re.fullmatch(r":(\w+)!(\w+):\|?", segment)
+            backward[found[1]] = found[2]
+    return forward, backward
+
+
+def test_kv_mixed_orders_give_each_pair_once_and_ask_it_by_what_stands_first():
+    task = KVRetrieval(num_pairs=8, key_length=1, value_length=1, num_symbols=8, mixed_orders=True)
+    shares = []
+    for index in range(200):
+        row = task.row(index)
+        forward, backward = mixed_pairs(row)
+        # Eight symbols for eight keys and eight values: each occurs once as either.
+        assert len({*forward, *backward.values()}) == len({*backward, *forward.values()}) == len(row["context"]) == 8
+        assert dict(zip(row["queries"], row["targets"], strict=True)) == (
+            {f"?!{key}:": f"{value}!|" for key, value in forward.items()}
+            | {f"?:{value}!": f"{key}:|" for value, key in backward.items()}
+        )
+        shares.append(len(backward) / 8)
+    assert sum(shares) / 200 == pytest.approx(0.5, abs=0.04)
+    assert len(set(shares)) > 4
+
+
+@pytest.mark.parametrize("num_pairs", [2, [2, 5], 8])
+def test_kv_asked_chooses_the_queries_of_one_direction_on_the_same_contexts(num_pairs):
+    tasks = {
+        asked: KVRetrieval(num_pairs=num_pairs, mixed_orders=True, asked=asked)
+        for asked in ("both", "forward", "backward")
+    }
+    for index in range(60):
+        rows = {asked: task.row(index) for asked, task in tasks.items()}
+        assert rows["both"]["context"] == rows["forward"]["context"] == rows["backward"]["context"]
+        for asked, sign in (("forward", "?!"), ("backward", "?:")):
+            wanted = [pair for pair in zip(*queries_of(rows["both"]), strict=True) if pair[0].startswith(sign)]
+            assert list(zip(*queries_of(rows[asked]), strict=True)) == wanted
+            assert len(wanted) >= 1
+    one = KVRetrieval(num_pairs=num_pairs, mixed_orders=True, asked="backward", queries_per_context=1)
+    assert all(len(one.row(index)["queries"]) == 1 for index in range(60))
+
+
+def queries_of(row):
+    return row["queries"], row["targets"]
+
+
+@pytest.mark.parametrize("mixed_orders", [False, True])
+def test_kv_values_may_share_a_first_symbol_drawn_for_each_context(mixed_orders):
+    task = KVRetrieval(
+        num_pairs=8, key_length=1, value_length=2, num_symbols=8, mixed_orders=mixed_orders, shared_first_symbol=True
+    )
+    firsts = set()
+    for index in range(60):
+        forward, backward = mixed_pairs(task.row(index))
+        values = [*forward.values(), *backward]
+        assert len({value[0] for value in values}) == 1
+        assert len(set(values)) == 8 or not mixed_orders
+        assert len({*forward, *backward.values()}) == 8
+        firsts.add(values[0][0])
+    assert firsts == set(SYMBOLS[:8])
+
+
+def test_kv_rows_of_a_stream_stay_what_they_were():
+    """Results name a stream by its seed, so no change to the task may move its rows."""
+    assert KVRetrieval(num_pairs=2, num_symbols=4, noise_length=1, seed=3).row(5) == {
+        "context": ["!dc:bc!b", "!dd:aa!d|"],
+        "queries": ["?!dc:", "?!dd:"],
+        "targets": ["bc!|", "aa!|"],
+    }
+    backward = KVRetrieval(num_pairs=[2, 3], num_symbols=4, mirrored=True, backward=0.5, queries_per_context=2)
+    assert backward.row(1) == {
+        "context": ["!cb:ab!", "!aa:dd!", "!dd:ac!", ":ab!cb:", ":dd!aa:", ":ac!dd:|"],
+        "queries": ["?:ac!", "?!cb:"],
+        "targets": ["dd:|", "ab!|"],
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"mixed_orders": True, "mirrored": True}, "mixed_orders .* mirrored=True"),
+        ({"mixed_orders": True, "backward": 0.5}, "mixed_orders .* backward=0.5"),
+        ({"mixed_orders": True, "num_pairs": [1, 4]}, r"at least 2 pairs.* num_pairs=\[1, 4\]"),
+        ({"mixed_orders": True, "num_pairs": 5, "value_length": 1, "num_symbols": 4}, "num_pairs=5"),
+        ({"mixed_orders": True, "asked": "backwards"}, "asked must be one of both, .* 'backwards'"),
+        ({"asked": "forward"}, "asked='forward' .* mixed_orders"),
+        ({"shared_first_symbol": True, "value_length": 1}, "value_length=1"),
+        ({"mixed_orders": True, "shared_first_symbol": True, "num_pairs": 5, "num_symbols": 4}, "num_pairs=5"),
         ({"num_pairs": 63, "key_length": 1}, "num_pairs=63 .* only 62"),
         ({"num_pairs": 5, "value_length": 1, "num_symbols": 4, "backward": 0.1}, "num_pairs=5"),
         ({"num_pairs": 0}, "num_pairs"),
