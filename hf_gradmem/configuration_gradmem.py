@@ -8,10 +8,11 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .losses import LOSSES
+from .losses import LOSSES, weight_name
 from .reading.confidence import check_confidence
 from .template import check_template, places_memory
 from .variants import KINDS, chosen, unread
+from .writing.writers import WRITERS
 
 # In a config.json, the save that the file belongs to: of the directory, and not of the model.
 SAVE_ID = "save_id"
@@ -103,6 +104,14 @@ class GradMemConfig(PreTrainedConfig):
             no reconstruction loss.
         reconstruction_loss_weight (`float`, defaults to 0.5):
             Weight of the last reconstruction loss in the training loss. 0 is the paper's plain objective.
+        alignment_loss_weight (`float`, defaults to 0):
+            Weight, in the training loss, of 1 − the cosine of WRITE's and READ's gradients at the memory that the last
+            step starts from: it draws WRITE to where the answers want the memory. It takes gradient steps on whole
+            contexts, and a second derivative of the base in READ whatever `meta_gradient` is. Where `meta_gradient`
+            makes the last step first order, WRITE's gradient is a constant, and the term moves READ's gradient alone.
+        intermediate_read_loss_weight (`float`, defaults to 0):
+            Weight of the answer loss read from the memories between the steps, M_1 to M_{K−1}, in the training loss:
+            their mean. One step has none between.
         write_segment_length (`int`, *optional*):
             Cut contexts that come without segments every so many tokens.
         write_prefix_segments (`int`, defaults to 1):
@@ -158,6 +167,8 @@ class GradMemConfig(PreTrainedConfig):
     read_lora: dict | None = None
     writer: str = "gradient"
     reconstruction_loss_weight: float | int = 0.5
+    alignment_loss_weight: float | int = 0.0
+    intermediate_read_loss_weight: float | int = 0.0
     write_segment_length: int | None = None
     write_prefix_segments: int = 1
     write_segments_in_turn: bool = False
@@ -189,7 +200,7 @@ class GradMemConfig(PreTrainedConfig):
             "meta_gradient_steps": 0,
             "write_segment_length": 1,
             "write_prefix_segments": 0,
-            **{f"{name}_loss_weight": 0 for name in LOSSES},
+            **{weight_name(loss): 0 for loss in LOSSES},
         }
         for name, lowest in at_least.items():
             value = getattr(self, name)
@@ -205,6 +216,7 @@ class GradMemConfig(PreTrainedConfig):
         if self.confidence is not None:
             check_confidence(self.confidence)
         self._check_variants()
+        self._check_losses()
         form = self.memory_form if isinstance(self.memory_form, str) else self.memory_form.get("name")
         if places_memory(self.template) and form == "key_values":
             raise ValueError(
@@ -224,6 +236,24 @@ class GradMemConfig(PreTrainedConfig):
         defaults = {entry.name: entry.default for entry in fields(GradMemConfig) if entry.name not in _NEVER_REFUSED}
         for name, readers in unread(self, defaults):
             raise ValueError(f"{name}={getattr(self, name)!r} belongs to {readers}. Leave it at {defaults[name]!r}.")
+
+    def _check_losses(self) -> None:
+        """Refuse a term of the training loss that the writer leaves nothing for."""
+        for loss in LOSSES:
+            name, needs = weight_name(loss), set(LOSSES[loss].needs) - {"last_loss"}
+            if not getattr(self, name) or not needs:
+                continue
+            if needs - set(WRITERS[self.writer].leaves):
+                able = [f'"{writer}"' for writer in WRITERS if needs <= set(WRITERS[writer].leaves)]
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is made from the steps of writer={' or '.join(able)}, and "
+                    f'writer="{self.writer}" takes none such. Leave it at 0.'
+                )
+            if self.write_segments_in_turn:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} needs steps on the whole context, and with "
+                    "write_segments_in_turn=True each step is on one segment. Leave one of the two at its default."
+                )
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

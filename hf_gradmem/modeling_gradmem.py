@@ -4,6 +4,7 @@ No algorithm is here: the class holds the objects of `memory/`, `writing/` and `
 """
 
 import copy
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from .base.decoder import Decoder
 from .checkpoint.adapter import Adapter
 from .checkpoint.base_model import base_to_wrap, check_attachable, check_base, record_base
 from .configuration_gradmem import GradMemConfig
-from .losses import LOSSES, Passed, needs_last_loss, outer_loss
+from .losses import LOSSES, Passed, needed, outer_loss
 from .memory.phase import Phase
 from .memory.written import GradMemMemory
 from .modeling_wrapper import GradMemPreTrainedModel, compiled_in_parts
@@ -26,7 +27,7 @@ from .reading.answering import Answer, answer_questions
 from .reading.generation import can_generate_from_base, generate_from_base, sorted_prompts, with_prompts
 from .reading.output import GradMemOutput
 from .reading.queries import Queries, checked_prompts, checked_queries
-from .reading.read import read
+from .reading.read import answer_loss, read
 from .writing.contexts import Context, Contexts, given_contexts, tokenize_contexts
 from .writing.objectives.reconstruction import reconstruct
 from .writing.write import write_contexts, write_in_forward
@@ -215,24 +216,22 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         else:
             contexts = Contexts(context_input_ids, context_attention_mask, context_segment_ids)
         trace, memory = self._written_or_given(contexts, memory, write_steps)
-        queries = checked_queries(input_ids, attention_mask, labels, context_index, len(memory), self.device)
-        logits, answer_loss = read(self.read_phase, memory.embeddings, queries)
+        with torch.inference_mode(False):  # the copies may be read for a gradient, whatever the caller runs under
+            queries = checked_queries(input_ids, attention_mask, labels, context_index, len(memory), self.device)
+        logits, read_loss = read(self.read_phase, memory.embeddings, queries)
         loss = None
-        if answer_loss is not None:
-            loss = outer_loss(Passed(answer_loss, trace, memory), LOSSES, self._loss_weights)
+        if read_loss is not None:
+            reading = functools.partial(answer_loss, self.read_phase, queries)
+            loss = outer_loss(Passed(read_loss, trace, memory, reading), LOSSES, self.config)
         output = GradMemOutput(
             loss=loss,
             logits=logits,
-            read_loss=answer_loss,
+            read_loss=read_loss,
             write_losses=None if trace is None else trace.losses,
             memory=memory,
         )
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
-
-    @property
-    def _loss_weights(self) -> dict[str, float]:
-        return {name: getattr(self.config, f"{name}_loss_weight") for name in LOSSES}
 
     def _written_or_given(
         self, contexts: Contexts | None, memory: GradMemMemory | None, write_steps: int | None
@@ -242,13 +241,8 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             return None, self._memory_to_read(memory, contexts)
         if contexts is None:
             raise ValueError("There is nothing to read from: give context_input_ids, or a memory.")
-        return write_in_forward(
-            self.writer,
-            contexts,
-            write_steps,
-            keep_last_loss=needs_last_loss(LOSSES, self._loss_weights),
-            identity=self.identity,
-        )
+        keep = needed(LOSSES, self.config)
+        return write_in_forward(self.writer, contexts, write_steps, keep=keep, identity=self.identity)
 
     def _memory_to_read(self, memory: GradMemMemory, contexts: Any) -> GradMemMemory:
         if contexts is not None:

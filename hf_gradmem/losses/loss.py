@@ -1,12 +1,13 @@
 """What a term of the outer loss is made from, and how the terms are put together."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from ..memory.written import GradMemMemory
-from ..writing.writers.writer import WriteTrace
+from ..writing.writers.writer import Kept, WriteTrace
 
 Tensor = torch.Tensor
 
@@ -19,11 +20,13 @@ class Passed:
         read_loss: `()`, mean cross-entropy over the label tokens of the batch.
         trace: what WRITE left; `None` where a memory was given.
         memory: what was read.
+        read: the same loss, read from other memories `(batch, num_memory_tokens, width)`.
     """
 
     read_loss: Tensor
     trace: WriteTrace | None
     memory: GradMemMemory
+    read: Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,23 +35,36 @@ class TrainingLoss:
 
     Attributes:
         term: from a forward pass to a scalar; `None` where it has nothing to say.
-        needs_last_loss: whether it is differentiated through the last loss of WRITE.
+        needs: what of WRITE's trace it is made from, which is kept for it. The configuration refuses the term beside a
+            writer that cannot leave it; without a `"last_loss"` the term has nothing to say.
     """
 
     term: Callable[[Passed], Tensor | None]
-    needs_last_loss: bool = False
+    needs: Collection[Kept] = ()
 
 
-def outer_loss(passed: Passed, losses: Mapping[str, TrainingLoss], weights: Mapping[str, float]) -> Tensor:
-    """The loss of the answers, plus each term times its weight; a term of weight 0 is not computed."""
+def weight_name(loss: str) -> str:
+    """The option that a term is weighted by."""
+    return f"{loss}_loss_weight"
+
+
+def outer_loss(passed: Passed, losses: Mapping[str, TrainingLoss], config: Any) -> Tensor:
+    """The loss of the answers, plus each term times its weight; a term of weight 0 is not computed.
+
+    Args:
+        passed: what the forward pass left.
+        losses: the terms by name.
+        config: with the weight of each.
+    """
     total = passed.read_loss
     for name, loss in losses.items():
-        term = loss.term(passed) if weights[name] else None
+        weight = getattr(config, weight_name(name))
+        term = loss.term(passed) if weight else None
         if term is not None:
-            total = total + weights[name] * term
+            total = total + weight * term
     return total
 
 
-def needs_last_loss(losses: Mapping[str, TrainingLoss], weights: Mapping[str, float]) -> bool:
-    """Whether one of the terms, of a weight other than 0, is differentiated through the last loss of WRITE."""
-    return any(loss.needs_last_loss and weights[name] for name, loss in losses.items())
+def needed(losses: Mapping[str, TrainingLoss], config: Any) -> set[Kept]:
+    """What of WRITE's trace the terms of a weight other than 0 are made from."""
+    return {part for name, loss in losses.items() if getattr(config, weight_name(name)) for part in loss.needs}

@@ -13,4 +13,4 @@ def last_write_loss(passed: Passed) -> Tensor | None:
     return None if last_loss is None else last_loss.mean()
 
 
-RECONSTRUCTION = TrainingLoss(last_write_loss, needs_last_loss=True)
+RECONSTRUCTION = TrainingLoss(last_write_loss, needs=("last_loss",))

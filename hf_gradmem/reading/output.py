@@ -16,7 +16,8 @@ class GradMemOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*):
-            `read_loss` plus `reconstruction_loss_weight` times the mean last reconstruction loss, given labels.
+            `read_loss` plus the further terms of the training loss times their weights (`reconstruction_loss_weight`,
+            `alignment_loss_weight`, `intermediate_read_loss_weight`), given labels.
         logits (`torch.FloatTensor` of shape `(..., query_length, vocab_size)`):
             Aligned with `input_ids`: position i predicts token i + 1. Meaningless at padding.
         read_loss (`torch.FloatTensor` of shape `()`, *optional*):

@@ -36,13 +36,26 @@ def read_inputs(phase: Phase, memory: Tensor, queries: Queries, padding_side: st
 
 def read(phase: Phase, memory: Tensor, queries: Queries) -> tuple[Tensor, Tensor | None]:
     """Logits in the layout that the queries were given in, `(*shape, length, vocab)`, and their loss, given labels."""
-    inputs, order = read_inputs(phase, memory, queries, "right")
-    logits = phase.logits(inputs)
-    loss = None
-    if queries.labels is not None:
-        loss = read_loss(logits, queries.labels, queries.attention_mask, order)
+    logits, loss = _run(phase, memory, queries)
     aligned = align_with_query(logits, queries.attention_mask)
     return aligned.reshape(*queries.shape, *aligned.shape[1:]), loss
+
+
+def answer_loss(phase: Phase, queries: Queries, memory: Tensor) -> Tensor:
+    """The loss alone, of queries that have labels."""
+    _, loss = _run(phase, memory, queries)
+    if loss is None:
+        raise ValueError("There is no loss without labels.")
+    return loss
+
+
+def _run(phase: Phase, memory: Tensor, queries: Queries) -> tuple[Tensor, Tensor | None]:
+    """Logits of memory and query, padding last, and their loss."""
+    inputs, order = read_inputs(phase, memory, queries, "right")
+    logits = phase.logits(inputs)
+    if queries.labels is None:
+        return logits, None
+    return logits, read_loss(logits, queries.labels, queries.attention_mask, order)
 
 
 def read_loss(logits: Tensor, labels: Tensor, attention_mask: Tensor, order: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 The text is the paper's: context `!k1:v1!!k2:v2!…|`, query `?!k:`, target `v!|`. A pair is a segment: it begins with
 what a query will name. A backward query asks `?:v!` and is answered `k:|`. `mixed_orders` gives each pair in one order,
-`!k:v!` or `:v!k:`, and asks it by what stands first (the GradMem authors' task "mix").
+`!k:v!` or `:v!k:`, and asks it by what stands first.
 """
 
 import string

@@ -12,6 +12,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..configuration_gradmem import GradMemConfig
+from ..losses import LOSSES, weight_name
 from ..tasks import get_task
 from .loss import check_loss_is_the_models
 from .start import Start
@@ -60,7 +61,14 @@ _KINDS: dict[str, Any] = {
 
 
 # Options that a trained adapter may be given anew: none of its parameters depends on them.
-_CHANGEABLE = {"write_steps", "write_learning_rate", "meta_gradient", "reconstruction_loss_weight", "template"}
+_CHANGEABLE = {
+    "write_steps",
+    "write_learning_rate",
+    "meta_gradient",
+    "meta_gradient_steps",
+    "template",
+    *map(weight_name, LOSSES),
+}
 
 
 @dataclass

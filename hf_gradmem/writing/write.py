@@ -1,6 +1,6 @@
 """From contexts to memories: in batches of contexts of about one length, or as part of a forward pass."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,7 @@ from ..memory.written import GradMemMemory
 from .contexts import Contexts
 from .out_of_memory import IN_EVALUATION, IN_TRAINING, out_of_memory_explained
 from .rows import ContextRows
-from .writers.writer import Descent, Writer, WriteTrace
+from .writers.writer import Descent, Kept, Writer, WriteTrace
 
 Tensor = torch.Tensor
 
@@ -82,7 +82,7 @@ def write_in_forward(
     contexts: Contexts,
     write_steps: int | None,
     *,
-    keep_last_loss: bool,
+    keep: Collection[Kept],
     identity: Callable[[], Identity],
 ) -> tuple[WriteTrace, GradMemMemory]:
     """WRITE as part of a forward pass: differentiated through if, and only if, gradients are enabled.
@@ -91,7 +91,7 @@ def write_in_forward(
         writer: what writes them.
         contexts: what to write.
         write_steps: the configuration's when `None`.
-        keep_last_loss: whether the outer loss has a use for the last loss.
+        keep: what of the trace the outer loss has a use for.
         identity: of the model; a memory that is differentiated through has none.
 
     Raises:
@@ -104,7 +104,7 @@ def write_in_forward(
         advice = f"Set checkpoint_write_steps=True. {IN_TRAINING}" if writer.keeps_graph else IN_TRAINING
     with torch.inference_mode(False), torch.enable_grad(), out_of_memory_explained(advice):
         rows = writer.rows(_checked(writer, contexts))
-        descent = Descent(writer.step_sizes(write_steps, None), differentiate, keep_last_loss)
+        descent = Descent(writer.step_sizes(write_steps, None), differentiate, keep)
         trace = writer.write(rows, _start(writer, rows, None), descent)
     fingerprint, base_name = (None, None) if differentiate else identity()
     memory = GradMemMemory(

@@ -1,5 +1,6 @@
 """A model whose loss is smooth in float64 in everything that can train, and its gradients."""
 
+import pytest
 import torch
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
@@ -31,6 +32,29 @@ def loss_of(model: GradMemForCausalLM, segment_ids: torch.Tensor | None = None) 
         input_ids=query,
         labels=query,
     ).loss
+
+
+def assert_gradient_is_the_slope(model: GradMemForCausalLM, parameters: dict, **inputs) -> None:
+    """Compare with central differences along two random directions of each parameter."""
+    model.zero_grad()
+    loss_of(model, **inputs).backward()
+    for name, parameter in parameters.items():
+        gradient = parameter.grad.clone()
+        assert gradient.any(), f"{name} has no gradient"
+        start = parameter.detach().clone()
+        for _ in range(2):
+            direction = torch.randn_like(start)
+            direction /= direction.norm()
+            values = []
+            for offset in (1e-5, -1e-5):
+                with torch.no_grad():
+                    parameter.copy_(start + offset * direction)
+                    values.append(loss_of(model, **inputs).item())
+            with torch.no_grad():
+                parameter.copy_(start)
+            measured = (values[0] - values[1]) / 2e-5
+            expected = (gradient * direction).sum().item()
+            assert measured == pytest.approx(expected, rel=1e-5, abs=1e-7), name
 
 
 def once_differentiable_attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **kwargs):

@@ -1,6 +1,7 @@
 """Training from recipes with the stock Trainer."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -235,6 +236,30 @@ def test_training_goes_on_from_an_adapter(tmp_path):
     changed = {name for name, tensor in trainer.model.state_dict().items() if not torch.equal(before[name], tensor)}
     assert {"memory_init", "write_log_learning_rate", "write_head.weight"} <= changed
     assert any(name.startswith("base_model.") for name in changed)
+
+
+def test_terms_made_from_the_steps_are_trained_and_may_be_given_to_an_adapter(tmp_path):
+    both = {"reconstruction_loss_weight": 0, "alignment_loss_weight": 0.1, "intermediate_read_loss_weight": 0.2}
+    recipe = tiny_recipe(tmp_path / "first", gradmem=TINY["gradmem"] | both, eval_sets={"a": {"num_contexts": 4}})
+    results = run_training(recipe)
+    assert all(math.isfinite(value) for value in results["metrics"].values())
+    history = json.loads((tmp_path / "first" / "trainer_state.json").read_text())["log_history"]
+    steps = [entry for entry in history if "loss" in entry]
+    assert len(steps) == 6
+    # The logged loss holds the terms, each of which is above 0.
+    assert all(entry["loss"] > entry["read_loss"] for entry in steps)
+
+    values = {name: value for name, value in TINY.items() if name not in ("base_config", "gradmem")}
+    changes = {"alignment_loss_weight": 0.3, "intermediate_read_loss_weight": 0.0, "meta_gradient_steps": 1}
+    values |= {"adapter": str(tmp_path / "first"), "gradmem": changes, "output_dir": str(tmp_path / "second")}
+    trainer = build_trainer(make_recipe(values))
+    config = trainer.model.config
+    assert {name: getattr(config, name) for name in changes} == changes
+    assert trainer.model.writer.meta_gradient.steps == 1
+    before = trainer.model.memory_init.detach().clone()
+    trainer.train()
+    assert trainer.model.memory_init.isfinite().all()
+    assert not torch.equal(trainer.model.memory_init, before)
 
 
 def test_streamed_set_on_two_processes_keeps_queries_with_their_contexts():

@@ -3,9 +3,9 @@
 from .forward import ForwardWriter
 from .gradient import GradientWriter
 from .pooled import PooledWriter
-from .writer import Descent, Writer, WriteTrace
+from .writer import Descent, Kept, Writer, WriteTrace
 
 WRITERS: dict[str, type[Writer]] = {"gradient": GradientWriter, "forward": ForwardWriter, "pooled": PooledWriter}
 """The writers by name."""
 
-__all__ = ["WRITERS", "Descent", "WriteTrace", "Writer"]
+__all__ = ["WRITERS", "Descent", "Kept", "WriteTrace", "Writer"]

@@ -24,6 +24,8 @@ _NO_GRADIENT_STEP = 'writer="forward" takes no gradient step: it has no write_le
 class ForwardWriter(Writer):
     """Reads the context whole, `write_steps` times, each time with the memory that the reading before it left."""
 
+    leaves = ("memories",)
+
     def __init__(self, phase: Phase, *, write_steps: int, checkpoint_write_steps: bool) -> None:
         super().__init__(phase, write_steps)
         if not phase.form.holds_vectors:
@@ -52,14 +54,17 @@ class ForwardWriter(Writer):
             raise ValueError(_NO_GRADIENT_STEP)
         steps = len(descent.step_sizes)
         nothing = memory.new_full((memory.shape[0], steps), torch.nan)
+        memories = [memory]
         with torch.set_grad_enabled(descent.differentiate):
             for step in range(steps):
                 if descent.differentiate and not self.keeps_graph:
                     memory = self._checkpointed(rows, memory)
                 else:
                     memory = self._read_back(rows, memory)
+                memories.append(memory)
                 descent.on_step(nothing[:, step])
-        return WriteTrace(memory=memory, losses=nothing, last_loss=None)
+        kept = memories if "memories" in descent.keep else ()
+        return WriteTrace(memory=memory, losses=nothing, last_loss=None, memories=kept)
 
     def check_trainable(self) -> None:
         self.phase.check_trainable()

@@ -27,6 +27,7 @@ Tensor = torch.Tensor
 class GradientWriter(Writer):
     """Descends on an objective of the memory, the weights frozen (the paper's WRITE, eq. 3 and 4)."""
 
+    leaves = ("last_loss", "memories", "last_gradient")
     takes_segments = True
 
     def __init__(
@@ -133,6 +134,8 @@ class GradientWriter(Writer):
 
 def _joined(traces: list[tuple[Tensor, Tensor, WriteTrace]], memory: Tensor) -> WriteTrace:
     """One trace of what was written in turn: losses are means over a context's tokens.
+
+    The memories and the gradient within a turn are those of one segment, and no part of it.
 
     Args:
         traces: of each turn: the contexts `(contexts,)` that had a segment, its tokens `(contexts,)`, and its trace.

@@ -38,8 +38,9 @@ class InnerLoop:
         steps = len(descent.step_sizes)
         active = torch.ones(memory.shape[0], dtype=torch.bool, device=memory.device)
         state: State = None
-        last_loss = None
+        last_loss = gradient = None
         losses: list[Tensor] = []
+        memories = [memory]
         for k, step_size in enumerate(descent.step_sizes):
             last_loss, gradient = self._loss_and_gradient(objective, memory, k, descent)
             clipped = clip(gradient, self.max_grad_norm, self.grad_clip_value)
@@ -50,12 +51,20 @@ class InnerLoop:
                 stepped = torch.where(active[:, None, None], stepped, memory)
             detach = not descent.differentiate or self.meta_gradient.detaches
             memory = stepped.detach() if detach else stepped
+            if "memories" in descent.keep:
+                memories.append(memory)
             descent.on_step(losses[-1])
             if descent.tolerance is not None and not active.any():
                 break
         missing = [memory.new_full((memory.shape[0],), torch.nan)] * (steps - len(losses))
         columns = torch.stack([*losses, *missing], dim=1) if steps else memory.new_zeros((memory.shape[0], 0))
-        return WriteTrace(memory=memory, losses=columns, last_loss=last_loss)
+        return WriteTrace(
+            memory=memory,
+            losses=columns,
+            last_loss=last_loss,
+            memories=memories if "memories" in descent.keep else (),
+            last_gradient=gradient if "last_gradient" in descent.keep else None,
+        )
 
     def _loss_and_gradient(
         self, objective: Objective, memory: Tensor, k: int, descent: Descent
@@ -64,6 +73,6 @@ class InnerLoop:
         steps, way_back = len(descent.step_sizes), self.meta_gradient
         if descent.differentiate and k >= steps - (steps if way_back.steps is None else way_back.steps):
             return way_back(objective, memory)
-        if descent.differentiate and descent.keep_last_loss and k == steps - 1:
+        if descent.differentiate and "last_loss" in descent.keep and k == steps - 1:
             return objective.kept_value_and_gradient(memory)
         return objective.value_and_gradient(memory)

@@ -1,9 +1,9 @@
 """What every writer has to offer, what it is asked for, and what it leaves behind."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -14,6 +14,7 @@ from ..objectives.reconstruction import ReconstructionObjective
 from ..rows import ContextRows, split_context
 
 Tensor = torch.Tensor
+Kept = Literal["last_loss", "memories", "last_gradient"]
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,15 @@ class Descent:
     Attributes:
         step_sizes: α of each step, a number or what broadcasts to `(num_memory_tokens, width)`.
         differentiate: keep what the outer loss needs of the steps. Otherwise every graph is freed at once.
-        keep_last_loss: also keep the graph of the last loss, whichever way the steps are differentiated.
+        keep: what of [`WriteTrace`] is asked for beside the memory and the losses. Of `"last_loss"` it is the graph,
+            whichever way the steps are differentiated.
         tolerance: stop a sample once its loss is below this.
         on_step: called after each step with the losses `(batch,)` before it, NaN for samples that had stopped.
     """
 
     step_sizes: Sequence[Tensor | float]
     differentiate: bool = False
-    keep_last_loss: bool = False
+    keep: Collection[Kept] = ()
     tolerance: float | None = None
     on_step: Callable[[Tensor], object] = lambda losses: None
 
@@ -43,11 +45,16 @@ class WriteTrace:
         memory: `(batch, num_memory_tokens, width)`, M_K.
         losses: `(batch, steps)`, each sample's loss before each step; NaN where the sample had already stopped.
         last_loss: `(batch,)`, L(M_{K−1}; C), with its graph if that was asked for; `None` without a step.
+        memories: M_0 to M_K, each of the memory's shape, as the steps took them; empty unless they were asked for.
+        last_gradient: ∇L(M_{K−1}; C) of the memory's shape, before any clipping, with the graph that the way back gives
+            it; `None` without a step, or unless it was asked for.
     """
 
     memory: Tensor
     losses: Tensor
     last_loss: Tensor | None
+    memories: Sequence[Tensor] = ()
+    last_gradient: Tensor | None = None
 
 
 class Writer(ABC):
@@ -59,12 +66,14 @@ class Writer(ABC):
         phase: WRITE.
         write_steps: steps that are taken unless another number is asked for.
         keeps_graph: whether the graphs of all steps are alive until the backward pass.
+        leaves: what of [`WriteTrace`] a write can leave where it is asked for.
         takes_segments: whether a context may come in segments, of which a row holds one and those before it.
         segment_length: tokens that a context of one text is cut into by itself, if it is.
         prefix_segments: how many segments stand before each in its row.
     """
 
     keeps_graph = False
+    leaves: Collection[Kept] = ()
     takes_segments = False
     segment_length: int | None = None
     prefix_segments = 0

@@ -38,8 +38,9 @@ def warnings_of(model: GradMemForCausalLM) -> list[str]:
         ({"checkpoint_write_steps": False}, None),
         ({"write_segments_in_turn": True}, SEGMENT_IDS),
         ({"meta_gradient_steps": 1, "write_optimizer": "adam"}, None),
+        ({"alignment_loss_weight": 0.5, "intermediate_read_loss_weight": 0.5}, SEGMENT_IDS),
     ],
-    ids=["everything", "unrolled", "in turn", "last step"],
+    ids=["everything", "unrolled", "in turn", "last step", "terms of the steps"],
 )
 def test_gradients_are_those_of_the_plain_step(settings, segment_ids):
     model = training(**settings)

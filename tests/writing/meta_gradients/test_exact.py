@@ -8,31 +8,14 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from hf_gradmem import GradMemForCausalLM
-from tests.support.gradients import LORA, SEGMENT_IDS, build, loss_of, once_differentiable_attention
-
-
-def assert_gradient_is_the_slope(model: GradMemForCausalLM, parameters: dict, **inputs) -> None:
-    """Compare with central differences along two random directions of each parameter."""
-    model.zero_grad()
-    loss_of(model, **inputs).backward()
-    for name, parameter in parameters.items():
-        gradient = parameter.grad.clone()
-        assert gradient.any(), f"{name} has no gradient"
-        start = parameter.detach().clone()
-        for _ in range(2):
-            direction = torch.randn_like(start)
-            direction /= direction.norm()
-            values = []
-            for offset in (1e-5, -1e-5):
-                with torch.no_grad():
-                    parameter.copy_(start + offset * direction)
-                    values.append(loss_of(model, **inputs).item())
-            with torch.no_grad():
-                parameter.copy_(start)
-            measured = (values[0] - values[1]) / 2e-5
-            expected = (gradient * direction).sum().item()
-            assert measured == pytest.approx(expected, rel=1e-5, abs=1e-7), name
+from tests.support.gradients import (
+    LORA,
+    SEGMENT_IDS,
+    assert_gradient_is_the_slope,
+    build,
+    loss_of,
+    once_differentiable_attention,
+)
 
 
 @pytest.mark.parametrize("checkpointed", [True, False], ids=["checkpointed", "unrolled"])
