@@ -19,6 +19,7 @@ from ..tasks import check_row
 from ..tasks.collator import DataCollatorForGradMem
 from ..template import get_template, template_in_use
 from ..writing.contexts import Contexts
+from ..writing.write import write_at_steps
 from .metrics import ExactMatch, SquadMetric
 from .readers import OTHER, MemoryReader, PromptReader, ReadBatch, Reader, check_baselines
 from .tokens import base_token_losses, bits_recovered, memory_token_losses
@@ -76,11 +77,11 @@ def evaluate_rows(
     with bar, evaluating():
         for part in batches:
             batch = ReadBatch(part, {name: values.to(model.device) for name, values in collator(part).items()}, words)
-            contexts = _Contexts(model, batch, contexts) if write_steps else None
+            contexts = _Contexts(model, batch, write_steps, contexts) if write_steps else None
             for (context, steps), total in totals.items():
                 reader: Reader
                 if contexts is not None and steps is not None:
-                    reader = contexts.others(steps) if context == OTHER else contexts.write(steps, total)
+                    reader = contexts.others(steps) if context == OTHER else contexts.memory(steps, total)
                 else:
                     reader = PromptReader(model, with_context=context == "prompt", batch_size=batch_size)
                 _read(reader, batch, model.tokenizer, total)
@@ -118,32 +119,29 @@ def _check(
 
 
 class _Contexts:
-    """The contexts of a batch, and what of their losses does not depend on the number of steps."""
+    """The contexts of a batch, written, and what of their losses does not depend on the number of steps."""
 
     @torch.no_grad()
-    def __init__(self, model: GradMemForCausalLM, batch: ReadBatch, before: "_Contexts | None") -> None:
+    def __init__(
+        self, model: GradMemForCausalLM, batch: ReadBatch, write_steps: Sequence[int], before: "_Contexts | None"
+    ) -> None:
         tensors = batch.tensors
         self.model = model
-        self.memories: dict[int, GradMemMemory] = {}
         self.before = None if before is None else before.memories
-        self.contexts = Contexts(
+        contexts = Contexts(
             tensors["context_input_ids"], tensors["context_attention_mask"], tensors.get("context_segment_ids")
         ).checked(model.device)
-        self.rows = model.writer.rows(self.contexts)
-        start = model.form.start(len(self.contexts))
+        self.memories: dict[int, GradMemMemory] = write_at_steps(
+            model.writer, contexts, list(dict.fromkeys(write_steps)), identity=model.identity()
+        )
+        self.rows = model.writer.rows(contexts)
+        start = model.form.start(len(contexts))
         self.start_losses = memory_token_losses(model, self.rows, start)
         self.base_losses = base_token_losses(model, self.rows)
 
-    def write(self, steps: int, total: "_Totals") -> MemoryReader:
-        """Write the contexts, and count what their memories hold of them."""
-        contexts = self.contexts
-        memory = self.model.write(
-            input_ids=contexts.input_ids,
-            attention_mask=contexts.attention_mask,
-            segment_ids=contexts.segment_ids,
-            write_steps=steps,
-        )
-        self.memories[steps] = memory
+    def memory(self, steps: int, total: "_Totals") -> MemoryReader:
+        """The memories after so many steps, counted by what they hold of the contexts."""
+        memory = self.memories[steps]
         losses = memory_token_losses(self.model, self.rows, memory.embeddings)
         sizes = self.rows.num_tokens.tolist()
         split = (values.split(sizes) for values in (losses, self.start_losses, self.base_losses))

@@ -1,6 +1,6 @@
 """What a term of the outer loss is made from, and how the terms are put together."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class TrainingLoss:
     """
 
     term: Callable[[Passed], Tensor | None]
-    needs: Collection[Kept] = ()
+    needs: tuple[Kept, ...] = ()
 
 
 def weight_name(loss: str) -> str:
@@ -65,6 +65,6 @@ def outer_loss(passed: Passed, losses: Mapping[str, TrainingLoss], config: Any) 
     return total
 
 
-def needed(losses: Mapping[str, TrainingLoss], config: Any) -> set[Kept]:
+def needed(losses: Mapping[str, TrainingLoss], config: Any) -> tuple[Kept, ...]:
     """What of WRITE's trace the terms of a weight other than 0 are made from."""
-    return {part for name, loss in losses.items() if getattr(config, weight_name(name)) for part in loss.needs}
+    return tuple(part for name, loss in losses.items() if getattr(config, weight_name(name)) for part in loss.needs)

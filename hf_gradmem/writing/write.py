@@ -1,6 +1,6 @@
 """From contexts to memories: in batches of contexts of about one length, or as part of a forward pass."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -77,12 +77,43 @@ def write_contexts(
         return GradMemMemory.cat(written)[order.argsort()]
 
 
+def write_at_steps(
+    writer: Writer, contexts: Contexts, write_steps: Sequence[int], *, identity: Identity
+) -> dict[int, GradMemMemory]:
+    """The memories after each of several numbers of steps, in the time of the largest where that is possible.
+
+    A shorter write is the beginning of a longer one, unless the segments of a context are written in turn: each of them
+    takes all its steps before the next, so that every number of steps is a write of its own.
+
+    Args:
+        writer: what writes them.
+        contexts: what to write, in one batch.
+        write_steps: the numbers of steps.
+        identity: of the model.
+
+    Raises:
+        ValueError, FloatingPointError: as in [`write_contexts`].
+    """
+    if writer.turns(writer.rows(contexts)) > 1 or "memories" not in writer.leaves:
+        return {steps: write_contexts(writer, contexts, identity=identity, write_steps=steps) for steps in write_steps}
+    with torch.inference_mode(False), torch.enable_grad(), evaluating(), out_of_memory_explained(IN_EVALUATION):
+        contexts = _checked(writer, contexts)
+        rows = writer.rows(contexts)
+        step_sizes = writer.step_sizes(max(write_steps), None)
+        trace = writer.write(rows, _start(writer, rows, None), Descent(step_sizes, keep=("memories",)))
+        _check_finite(trace, torch.arange(len(contexts)), step_sizes)
+        parts = {
+            steps: WriteTrace(trace.memories[steps], trace.losses[:, :steps], last_loss=None) for steps in write_steps
+        }
+        return {steps: _as_memory(writer, part, rows, None, identity, False) for steps, part in parts.items()}
+
+
 def write_in_forward(
     writer: Writer,
     contexts: Contexts,
     write_steps: int | None,
     *,
-    keep: Collection[Kept],
+    keep: tuple[Kept, ...],
     identity: Callable[[], Identity],
 ) -> tuple[WriteTrace, GradMemMemory]:
     """WRITE as part of a forward pass: differentiated through if, and only if, gradients are enabled.

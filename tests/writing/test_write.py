@@ -7,6 +7,8 @@ import torch
 from torch.nn import functional
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, GradMemMemory, get_gradmem_model
+from hf_gradmem.writing.contexts import Contexts
+from hf_gradmem.writing.write import write_at_steps
 from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
 from tests.support.writing_text import word_tokenizer
 
@@ -226,6 +228,36 @@ def test_writing_on_from_a_memory_is_the_same_as_going_on():
     half = model.write(input_ids=tiny_tokens(2, 9), write_steps=2)
     rest = model.write(input_ids=tiny_tokens(2, 9), write_steps=2, memory=half)
     torch.testing.assert_close(rest.embeddings, whole.embeddings, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"write_optimizer": "adam", "write_learning_rate": 0.02, "learn_write_learning_rate": "per_step"},
+        {"write_segments_in_turn": True},
+        {"writer": "forward"},
+        {"writer": "pooled", "write_steps": 2},
+    ],
+    ids=["gradient", "adam", "in turn", "forward", "pooled"],
+)
+def test_memories_after_several_numbers_of_steps_are_those_of_as_many_writes(settings):
+    model = build(**settings)
+    if model.write_log_learning_rate is not None:  # each step one of its own
+        model.write_log_learning_rate.data.copy_(torch.tensor([0.05, 0.02, 0.01], dtype=torch.float64).log())
+    segments = (
+        None if settings.get("writer") else torch.tensor([[0, 0, 0, 1, 1, 1, 2, 2, 2], [0, 0, 1, 1, 1, 1, 1, 2, 2]])
+    )
+    contexts = {"input_ids": tiny_tokens(2, 9), "segment_ids": segments}
+    asked = Contexts(contexts["input_ids"], torch.ones(2, 9, dtype=torch.long), segments)
+    steps = [0] if settings.get("writer") == "pooled" else [4, 0, 2]
+    found = write_at_steps(model.writer, asked, steps, identity=model.identity())
+    assert list(found) == steps
+    for number, memory in found.items():
+        alone = model.write(**contexts, write_steps=number)
+        assert torch.equal(memory.embeddings, alone.embeddings)
+        assert torch.equal(memory.write_losses.nan_to_num(), alone.write_losses.nan_to_num())
+        assert memory.fingerprint == alone.fingerprint
 
 
 def test_appending_counts_both_contexts():

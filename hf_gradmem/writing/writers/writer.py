@@ -1,7 +1,7 @@
 """What every writer has to offer, what it is asked for, and what it leaves behind."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ class Descent:
 
     step_sizes: Sequence[Tensor | float]
     differentiate: bool = False
-    keep: Collection[Kept] = ()
+    keep: tuple[Kept, ...] = ()
     tolerance: float | None = None
     on_step: Callable[[Tensor], object] = lambda losses: None
 
@@ -73,7 +73,7 @@ class Writer(ABC):
     """
 
     keeps_graph = False
-    leaves: Collection[Kept] = ()
+    leaves: tuple[Kept, ...] = ()
     takes_segments = False
     segment_length: int | None = None
     prefix_segments = 0
