@@ -5,10 +5,10 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from hf_gradmem import GradMemConfig
+from hf_gradmem import GradMemConfig, get_gradmem_model
 from tests.support.gradients import CONTEXT_MASK, EVERYTHING, assert_gradient_is_the_slope, build, loss_of
 from tests.support.messages import says
-from tests.support.tiny_models import tiny_tokens
+from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
 
 ALIGNED = {"alignment_loss_weight": 0.7}
 READ_BETWEEN = {"intermediate_read_loss_weight": 0.4}
@@ -147,10 +147,12 @@ def test_a_long_question_is_aligned_on_fused_attention():
     batch = {"context_input_ids": CONTEXT, "input_ids": question, "labels": question}
     results = []
     for implementation in ("sdpa", "eager"):
-        model = build(**ALIGNED)
+        torch.manual_seed(0)
+        model = get_gradmem_model(tiny_causal_lm("llama"), GradMemConfig(num_memory_tokens=3, **ALIGNED))
         model.base_model.set_attn_implementation(implementation)
         results.append(gradients(model, model(**batch).loss)["memory_init"])
-    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-13)
+    # Llama's norms compute in float32.
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-6 * results[0].abs().max().item())
 
 
 @pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
