@@ -55,11 +55,25 @@ class SearchResult:
     Attributes:
         id: of the memory in its store.
         score: how well it fits the question. By likelihood, nats per token of the question over those of questions
-            about nothing in particular; by words, BM25.
+            about nothing in particular; by words, BM25; by both, the sum of these, standardised over the memories.
     """
 
     id: str
     score: float
+
+
+def joined(likely: Sequence[SearchResult], words: Sequence[SearchResult]) -> list[SearchResult]:
+    """Two rankings of the same memories as one: the sum of their scores, each brought to mean 0 and spread 1.
+
+    Args:
+        likely, words: scores by likelihood and by words, in any order.
+    """
+    by_words = {result.id: result.score for result in words}
+    both = torch.tensor([[result.score, by_words[result.id]] for result in likely], dtype=torch.float64)
+    spread = both.std(0, correction=0)
+    # Where all are alike, which question or words cannot tell apart, there is nothing to add.
+    total = ((both - both.mean(0)) / torch.where(spread > 0, spread, torch.inf)).sum(1)
+    return [SearchResult(result.id, score) for result, score in zip(likely, total.tolist(), strict=True)]
 
 
 class LikelihoodSearch:
@@ -138,8 +152,8 @@ def check_search(method: str, **numbers: int | None) -> None:
     Raises:
         ValueError: names the value, and what was expected.
     """
-    if method not in ("likelihood", "bm25"):
-        raise ValueError(f"method must be 'likelihood' or 'bm25', got {method!r}.")
+    if method not in ("likelihood", "joint", "bm25"):
+        raise ValueError(f"method must be 'likelihood', 'joint' or 'bm25', got {method!r}.")
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")

@@ -24,7 +24,7 @@ from ..hub.errors import one_line_errors
 from ..modeling_gradmem import GradMemForCausalLM
 from .bm25 import WordIndex
 from .merging import check_joinable, finish_append, merged_facts, write_appended, write_merged
-from .search import GENERIC_QUESTIONS, LikelihoodSearch, SearchResult, best_results, check_search
+from .search import GENERIC_QUESTIONS, LikelihoodSearch, SearchResult, best_results, check_search, joined
 from .shards import FACTS_FILE, KEEPS_TEXT, TEXT, checked_shards, features_of, read_facts, read_row, rows_by_id
 from .silence import silent_errors, without_progress_bars
 from .written import GradMemMemory
@@ -284,7 +284,7 @@ class MemoryStore:
         question: str | Sequence[str],
         k: int = 5,
         *,
-        method: Literal["likelihood", "bm25"] = "likelihood",
+        method: Literal["likelihood", "joint", "bm25"] = "likelihood",
         shortlist: int | None = None,
         calibration: Sequence[str] = GENERIC_QUESTIONS,
         batch_size: int = 64,
@@ -299,8 +299,9 @@ class MemoryStore:
             model: the reader; not needed for `"bm25"`.
             question: a question, or a list of several.
             k: how many to give at most.
-            method: `"likelihood"` of the question under each memory; or `"bm25"`, of its words in the texts.
-            shortlist: rank by likelihood the best so many by BM25 alone.
+            method: `"likelihood"` of the question under each memory; `"bm25"`, of its words in the texts; or
+                `"joint"`, the sum of both, each standardised over the memories.
+            shortlist: rank the best so many by BM25 alone.
             calibration: the questions that are compared with; `()` for plain log-probabilities.
             batch_size: memories at a time.
             show_progress: show a progress bar over the memories.
@@ -320,24 +321,20 @@ class MemoryStore:
         elif model is None:
             raise ValueError("A search by likelihood needs the model that reads the memories.")
         else:
-            parts = [self._shortlisted(each, shortlist) for each in questions]
+            joint = method == "joint"
+            words = [self._by_words(each, shortlist or len(self)) if joint or shortlist else [] for each in questions]
+            parts = [self if shortlist is None else self.filter([result.id for result in each]) for each in words]
             likelihood = self._likelihood(model, tuple(calibration))
             with tqdm(total=sum(map(len, parts)), desc="Searching", unit="memory", disable=not show_progress) as bar:
-                found = [
-                    best_results(likelihood.scores(each, part.batches(batch_size), bar), k)
-                    for each, part in zip(questions, parts, strict=True)
-                ]
+                found = []
+                for each, part, of_words in zip(questions, parts, words, strict=True):
+                    scores = likelihood.scores(each, part.batches(batch_size), bar)
+                    found.append(best_results(joined(scores, of_words) if joint else scores, k))
         return found[0] if isinstance(question, str) else found
 
     def _by_words(self, question: str, count: int) -> list[SearchResult]:
         ids = self.ids
         return [SearchResult(ids[ranked.number], ranked.score) for ranked in self._words.best(question, count)]
-
-    def _shortlisted(self, question: str, count: int | None) -> "MemoryStore":
-        """What is to be ranked by likelihood."""
-        if count is None:
-            return self
-        return self.filter([result.id for result in self._by_words(question, count)])
 
     def _likelihood(self, model: GradMemForCausalLM, calibration: tuple[str, ...]) -> LikelihoodSearch:
         """A search whose means are kept for the next one."""

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -137,9 +138,10 @@ def test_a_store_of_another_writer_is_refused(model, tmp_path):
         ({"k": 0}, "k must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"shortlist": 0}, "shortlist must be at least 1, got 0"),
-        ({"method": "cosine"}, "method must be 'likelihood' or 'bm25', got 'cosine'"),
+        ({"method": "cosine"}, "method must be 'likelihood', 'joint' or 'bm25', got 'cosine'"),
         ({"question": ""}, "The question '' has no token"),
         ({"method": "bm25"}, "keeps no texts.*--keep-text"),
+        ({"method": "joint"}, "keeps no texts.*--keep-text"),
         ({"shortlist": 2}, "keeps no texts.*--keep-text"),
     ],
     ids=str,
@@ -183,6 +185,27 @@ def test_a_shortlist_leaves_what_words_find_and_ranks_it_by_likelihood(model, wr
     by_words = [result.id for result in written.search(None, "the bread", k=2, method="bm25")]
     whole = [result.id for result in written.search(model, "the bread", calibration=()) if result.id in by_words]
     assert [result.id for result in written.search(model, "the bread", shortlist=2, calibration=())] == whole
+
+
+@pytest.mark.parametrize("shortlist", [None, 2])
+def test_a_joint_ranking_is_the_sum_of_the_standardised_scores(model, written, shortlist):
+    """By NumPy."""
+    question, count = "When does the rye bread open?", shortlist or len(TEXTS)
+    words = {result.id: result.score for result in written.search(None, question, k=count, method="bm25")}
+    likely = written.search(model, question, shortlist=shortlist)
+    scores = np.array([[result.score, words[result.id]] for result in likely])
+    expected = ((scores - scores.mean(0)) / scores.std(0)).sum(1)
+    found = written.search(model, question, shortlist=shortlist, method="joint")
+    assert {result.id: result.score for result in found} == pytest.approx(
+        {result.id: score for result, score in zip(likely, expected, strict=True)}
+    )
+    assert [result.score for result in found] == pytest.approx(sorted(expected, reverse=True))
+
+
+def test_words_that_no_text_has_leave_a_joint_ranking_to_likelihood(model, written):
+    for question in ("zzz", "!"):
+        likely, joint = (written.search(model, question, method=method) for method in ("likelihood", "joint"))
+        assert [result.id for result in joint] == [result.id for result in likely]
 
 
 def test_a_merge_of_stores_with_and_without_texts_keeps_the_texts(written, store, tmp_path):
