@@ -178,7 +178,7 @@ class _Served:
             usage = bool(body.stream_options and body.stream_options.get("include_usage"))
             opened = contextlib.AsyncExitStack()
             pieces = await opened.enter_async_context(self._pieces(job, request))
-            events = _events(opened, pieces, shape, facts, len(prompt) if usage else None)
+            events = _events(opened, pieces, shape, facts, body.memory, len(prompt) if usage else None)
             return StreamingResponse(events, media_type="text/event-stream")
         text, last = "", Piece()
         async with self._pieces(job, request) as pieces:
@@ -186,7 +186,8 @@ class _Served:
                 text += last.text
         choice = {"index": 0, "finish_reason": last.finish_reason, "logprobs": None} | shape.whole(text)
         usage_facts = _usage(len(prompt), last.num_tokens)
-        return facts | {"object": shape.name, "choices": [choice], "usage": usage_facts, "memory": body.memory}
+        source = {"memory": body.memory, "confidence": last.confidence}
+        return facts | {"object": shape.name, "choices": [choice], "usage": usage_facts} | source
 
     @contextlib.asynccontextmanager
     async def _pieces(self, make_job: Any, request: Request) -> AsyncIterator[AsyncIterator[Piece]]:
@@ -253,16 +254,21 @@ async def _events(
     pieces: AsyncIterator[Piece],
     shape: _Shape,
     facts: dict[str, Any],
+    memory: str,
     prompt_tokens: int | None,
 ) -> AsyncIterator[str]:
-    """A stream of server-sent events. An error after the first one is an event as well."""
+    """A stream of server-sent events, of which the one that ends the answer names its memory and confidence.
+
+    An error after the first one is an event as well.
+    """
     facts = facts | {"object": shape.chunk}
     async with opened:
         try:
             last = Piece()
             async for last in pieces:
                 choice = {"index": 0, "finish_reason": last.finish_reason, "logprobs": None} | shape.part(last.text)
-                yield _event(facts | {"choices": [choice]})
+                source = {"memory": memory, "confidence": last.confidence} if last.finish_reason else {}
+                yield _event(facts | {"choices": [choice]} | source)
             if prompt_tokens is not None:
                 yield _event(facts | {"choices": [], "usage": _usage(prompt_tokens, last.num_tokens)})
         except HTTPException as error:

@@ -4,7 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers import StoppingCriteria
 from ..base.modes import plain_generation
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
+from ..reading.answering import answer_features, confidences
 from ..reading.generation import ending_tokens
 from ..reading.queries import pad_left
 from ..writing.fitting import fit_contexts
@@ -53,6 +54,7 @@ class Piece:
         num_tokens: of the answer up to here.
         error: what went wrong, in which case nothing follows.
         memory: what was written, where that was asked for.
+        confidence: at the end, how likely the answer is right; `None` for an adapter that is not calibrated.
     """
 
     text: str = ""
@@ -60,6 +62,7 @@ class Piece:
     num_tokens: int = 0
     error: BaseException | None = None
     memory: GradMemMemory | None = None
+    confidence: float | None = None
 
 
 @dataclass(eq=False)
@@ -186,7 +189,8 @@ class Engine:
             torch.manual_seed(sampling.seed)
         input_ids, mask = pad_left([job.prompt for job in batch])
         ending = ending_tokens(model.tokenizer, model.generation_config)
-        answers = _Answers(batch, model.tokenizer, ending.get("eos_token_id") or [], lambda: self._closing)
+        rows = [_Answer(job, model, ending.get("eos_token_id") or []) for job in batch]
+        answers = _Answers(rows, lambda: self._closing)
         with plain_generation():
             model.generate(
                 input_ids.to(model.device),
@@ -197,10 +201,27 @@ class Engine:
                 **ending,
                 **sampling.arguments(),
             )
+        _tell_ends(model, answers.rows)
+
+
+def _tell_ends(model: GradMemForCausalLM, answers: list["_Answer"]) -> None:
+    """Tell the ends that were held back until a calibrated adapter can say how sure it is of each answer."""
+    held = [answer for answer in answers if answer.held is not None]
+    if not held:
+        return
+    jobs = [answer.job for answer in held]
+    input_ids, mask = pad_left([job.prompt for job in jobs])
+    memory = GradMemMemory.cat([job.memory for job in jobs])
+    features = answer_features(model, memory, input_ids, mask, [answer.read for answer in held], range(len(held)))
+    for answer, sure in zip(held, confidences(model, features), strict=True):
+        answer.end(sure)
 
 
 def _write(model: GradMemForCausalLM, batch: list[Write]) -> None:
-    memory = model.write(fit_contexts(model.writer, model.tokenizer, [job.context for job in batch]))
+    # What a confidence looks at, which costs a forward pass.
+    measure = model.config.confidence is not None
+    contexts = fit_contexts(model.writer, model.tokenizer, [job.context for job in batch])
+    memory = model.write(contexts, measure_final_loss=measure)
     for index, job in enumerate(batch):
         job.tell(Piece(memory=memory[index].to("cpu")))
 
@@ -208,9 +229,8 @@ def _write(model: GradMemForCausalLM, batch: list[Write]) -> None:
 class _Answers(StoppingCriteria):
     """Hands out the tokens of a batch as they come, and says which rows have ended."""
 
-    def __init__(self, batch: list[Read], tokenizer: Any, ends: list[int], closing: Callable[[], bool]) -> None:
-        self.rows = [_Answer(job, tokenizer, ends) for job in batch]
-        self.closing = closing
+    def __init__(self, rows: list["_Answer"], closing: Callable[[], bool]) -> None:
+        self.rows, self.closing = rows, closing
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         closing = self.closing()
@@ -223,26 +243,37 @@ class _Answers(StoppingCriteria):
 
 
 class _Answer:
-    """The answer to one request, token by token."""
+    """The answer to one request, token by token.
 
-    def __init__(self, job: Read, tokenizer: Any, ends: list[int]) -> None:
-        self.job, self.tokenizer, self.ends = job, tokenizer, ends
-        self.tokens: list[int] = []
+    Attributes:
+        read: all of its tokens, the one that ended it among them.
+        held: its end, which is told once it is known how sure the model is of the answer.
+    """
+
+    def __init__(self, job: Read, model: GradMemForCausalLM, ends: list[int]) -> None:
+        self.job, self.tokenizer, self.ends = job, model.tokenizer, ends
+        self.calibrated = model.config.confidence is not None
+        self.read: list[int] = []
         self.told = 0  # characters
         self.ended = False
+        self.held: Piece | None = None
+
+    @property
+    def tokens(self) -> list[int]:
+        """Those of its text."""
+        return self.read[:-1] if self.read and self.read[-1] in self.ends else self.read
 
     def take(self, token: int) -> None:
         """Take a token up, and tell what can be told of it."""
         if self.ended or self.job.cancelled.is_set():
             self.ended = True
             return
+        self.read.append(token)
         finish = None
         if token in self.ends:
             finish = "stop"
-        else:
-            self.tokens.append(token)
-            if len(self.tokens) >= self.job.max_new_tokens:
-                finish = "length"
+        elif len(self.read) >= self.job.max_new_tokens:
+            finish = "length"
         text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
         cut = min((place for stop in self.job.stop if (place := text.find(stop)) >= 0), default=None)
         if cut is not None:
@@ -251,9 +282,21 @@ class _Answer:
         self.ended = finish is not None
         if sure > self.told or self.ended:
             new, self.told = text[self.told : sure], max(self.told, sure)
-            # A client that has gone takes its event loop with it, which is no fault of this answer.
-            with suppress(RuntimeError):
-                self.job.tell(Piece(new, finish, len(self.tokens)))
+            piece = Piece(new, finish, len(self.tokens))
+            if self.ended and self.calibrated:
+                self.held = piece
+            else:
+                self._tell(piece)
+
+    def end(self, confidence: float | None) -> None:
+        """Tell the end that was held back."""
+        if self.held is not None:
+            self._tell(replace(self.held, confidence=confidence))
+
+    def _tell(self, piece: Piece) -> None:
+        # A client that has gone takes its event loop with it, which is no fault of this answer.
+        with suppress(RuntimeError):
+            self.job.tell(piece)
 
 
 def _unsure(text: str, stops: tuple[str, ...]) -> int:

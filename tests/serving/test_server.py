@@ -14,6 +14,7 @@ from hf_gradmem import GradMemForCausalLM
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
 from hf_gradmem.serving.serve import make_server, token_for
 from hf_gradmem.tasks import load_task
+from tests.reading.test_confidence import WHOLE
 
 DEFAULTS: dict[str, Any] = {
     "model_name": "kv",
@@ -140,6 +141,49 @@ def test_a_stream_is_the_answer_in_parts_with_what_it_took(rows, address):
     assert parts[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     assert parts[-1].usage == whole.usage
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_names_its_memory_and_how_sure_a_calibrated_adapter_is(model, rows, monkeypatch, stream):
+    """As `answer` itself, of answers that run together and end at different times."""
+    monkeypatch.setattr(model.config, "confidence", WHOLE | {"features": ["gain"], "weights": [0.1], "bias": -0.5})
+    queries = [query for row in rows[:4] for query in row["queries"]]
+    asked = [(f"row/{number}", query) for number, row in enumerate(rows[:4]) for query in row["queries"]]
+    found: dict[tuple[str, str], Any] = {}
+
+    def ask(memory: str, query: str) -> None:
+        with client_of(address) as client:
+            messages = [{"role": "user", "content": query}]
+            more = {"stream": stream, "extra_body": {"memory": memory}}
+            answer = client.chat.completions.create(model="kv", messages=messages, max_tokens=4, **more)
+            chunks = list(answer) if stream else [answer]
+            assert not any("confidence" in chunk.model_extra for chunk in chunks[:-1])
+            found[memory, query] = chunks[-1].model_extra
+
+    with running(model) as address:
+        for number, row in enumerate(rows[:4]):
+            body = {"context": row["context"], "id": f"row/{number}"}
+            httpx.post(f"{address}/v1/memories", json=body).raise_for_status()
+        threads = [threading.Thread(target=ask, args=pair) for pair in asked]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    memory = model.write([row["context"] for row in rows[:4]])
+    index = [number for number, row in enumerate(rows[:4]) for _ in row["queries"]]
+    expected = model.answer(queries, memory, context_index=index, max_new_tokens=4)
+    assert len({answer.confidence for answer in expected}) > 1
+    for (name, query), answer in zip(asked, expected, strict=True):
+        assert found[name, query]["memory"] == name
+        assert found[name, query]["confidence"] == pytest.approx(answer.confidence, abs=1e-4)
+
+
+def test_an_adapter_that_is_not_calibrated_has_no_confidence(rows, address):
+    client = client_of(address)
+    asked = {"model": "kv", "prompt": rows[0]["queries"][0], "max_tokens": 4, "extra_body": {"memory": "row/0"}}
+    assert client.completions.create(**asked).model_extra == {"memory": "row/0", "confidence": None}
+    last = list(client.completions.create(**asked, stream=True))[-1]
+    assert (last.choices[0].finish_reason, last.model_extra) == ("stop", {"memory": "row/0", "confidence": None})
 
 
 def test_an_answer_ends_at_a_stop_or_at_its_length(rows, address):
