@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_gradmem import GradMemForCausalLM, get_gradmem_model
 from hf_gradmem.evaluation import answer_queries
-from hf_gradmem.evaluation.metrics import SquadMetric
+from hf_gradmem.evaluation.metrics import SquadMetric, auroc
 from hf_gradmem.reading.answering import answer_log_probs
 from hf_gradmem.tasks import load_task
 from hf_gradmem.tasks.facts import NOT_TOLD
@@ -107,16 +107,9 @@ def measure_facts(model: GradMemForCausalLM, num_contexts: int, size: int) -> di
             measured = SquadMetric().compute(predictions=predictions, references=references)
             scores[part] = {"num_answers": len(chosen), "exact_match": measured["exact_match"]}
         unknown = answer_log_probs(model, queries, [NOT_TOLD] * len(queries), memory, context_index=about)
-        results[name] = scores | {"auroc_not_in_memory": told_apart(unknown.tolist(), targets)}
+        without = np.array([target == NOT_TOLD for target in targets])
+        results[name] = scores | {"auroc_not_in_memory": auroc(unknown.numpy(), without)}
     return results
-
-
-def told_apart(unknown: list[float], targets: list[str]) -> float:
-    """Share of pairs of a question without an answer and one with, that the likelihood of `NOT_TOLD` ranks rightly."""
-    without = [score for score, target in zip(unknown, targets, strict=True) if target == NOT_TOLD]
-    told = [score for score, target in zip(unknown, targets, strict=True) if target != NOT_TOLD]
-    above = np.subtract.outer(without, told)
-    return float((above > 0).mean() + 0.5 * (above == 0).mean())
 
 
 def main() -> None:

@@ -126,7 +126,14 @@ def print_results(records: list[dict[str, Any]]) -> None:
 
 
 def _print_model(records: list[dict[str, Any]]) -> None:
-    of_answers = ("exact_match", "f1", "teacher_forced_exact_match", "answer_loss", "num_answers")
+    of_answers = (
+        "exact_match",
+        "f1",
+        "teacher_forced_exact_match",
+        "answer_loss",
+        "auroc_not_in_memory",
+        "num_answers",
+    )
     of_contexts = ("write_loss", "start_loss", "base_loss", "bits_over_start", "bits_over_base")
     _print_records(records, of_answers)
     memories = [record for record in records if record["context"] == "memory"]

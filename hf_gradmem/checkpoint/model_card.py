@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,18 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..base.cache_size import cache_bytes_per_token
 from ..configuration_gradmem import GradMemConfig
 from ..hub.cards import MARK, TAGS
+from ..reading.confidence import MEASURED
 from ..variants import chosen
 from .base_model import recorded_base
 from .run_facts import CardFacts, Result
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+_CONFIDENCE = "## How sure an answer is"
+_MEASURES = {
+    "auroc": "AUROC of right answers above wrong ones",
+    "auroc_own_or_other": "of memories that hold the context above others",
+    "brier": "Brier score",
+}
 _FLOAT_BYTES = 4  # memories are float32; float64 on a float64 base
 
 
@@ -72,7 +79,37 @@ def model_card(
         recipe=facts.recipe,
         results=[_with_steps(result, config) for result in facts.results],
         metric_names=list(dict.fromkeys(name for result in facts.results for name in result.metrics)),
+        confidence=confidence_section(config.confidence),
     )
+
+
+def confidence_section(confidence: Mapping[str, Any] | None) -> str:
+    """What a card says of an adapter's confidence: what it was fitted on, how far it holds; empty without one."""
+    if confidence is None:
+        return ""
+    lines = [
+        _CONFIDENCE,
+        "",
+        "`model.answer` gives each answer a confidence, 0 to 1. It was fitted on "
+        f"{confidence['num_questions']:,} answers ({confidence['calibration_set']}): each question was asked of its "
+        "own context's memory and of another's.",
+    ]
+    measured = confidence.get(MEASURED)
+    if measured is not None:
+        told = [f"{text} {measured[name]:.3f}" for name, text in _MEASURES.items() if measured.get(name) is not None]
+        lines += [f"On contexts that a fit did not see: {'; '.join(told)}.", ""]
+        lines += ["| confidence | mean | share right | answers |", "|---|---|---|---|"]
+        lines += [
+            "| {from:.1f} to {to:.1f} | {confidence:.3f} | {right:.3f} | {count:,} |".format(**row)
+            for row in measured["reliability"]
+        ]
+    return "\n".join([*lines, ""])
+
+
+def with_confidence(card: str, confidence: Mapping[str, Any]) -> str:
+    """A card that was written here, with what it says of the adapter's confidence in its place, before the limits."""
+    before, limits, after = card.partition("\n## Limits\n")
+    return f"{before.partition(_CONFIDENCE)[0].rstrip()}\n\n{confidence_section(confidence)}{limits}{after}"
 
 
 def _describe_write(config: GradMemConfig) -> str:

@@ -11,7 +11,15 @@ import yaml
 
 RECIPE_FILE, RESULTS_FILE = "recipe.yaml", "results.json"
 # What a card shows of an evaluation, where it was measured.
-_METRICS = ("exact_match", "f1", "teacher_forced_exact_match", "token_accuracy", "answer_loss", "write_loss")
+_METRICS = (
+    "exact_match",
+    "f1",
+    "teacher_forced_exact_match",
+    "token_accuracy",
+    "auroc_not_in_memory",
+    "answer_loss",
+    "write_loss",
+)
 
 
 @dataclass(frozen=True)

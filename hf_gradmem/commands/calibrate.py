@@ -8,11 +8,14 @@ from typing import Any
 from datasets import Dataset
 from transformers.utils import CONFIG_NAME
 
+from ..checkpoint.model_card import with_confidence
 from ..configuration_gradmem import GradMemConfig
 from ..evaluation.reliability import Asked, ask_rows, calibrate_on, measure_confidence
 from ..files import only_writer, whole_file
+from ..hub.cards import is_own_card
+from ..hub.client import CARD_FILE
 from ..modeling_gradmem import GradMemForCausalLM
-from ..reading.confidence import Calibration
+from ..reading.confidence import MEASURED, Calibration
 
 
 def check_adapter_directory(name: str) -> Path:
@@ -53,8 +56,9 @@ def run_calibration(
         options: those of [`~hf_gradmem.evaluation.reliability.ask_rows`].
 
     Returns:
-        `confidence`, the coefficients; `sets`, what was measured on each, and on all together, `"all"`. After a fit
-        that is by confidences of fits that did not see the context, five of them.
+        `confidence`, the coefficients with what was measured on all sets together; `sets`, what was measured on each,
+        and on all together, `"all"`. After a fit that is by confidences of fits that did not see the context, five of
+        them.
 
     Raises:
         ValueError: nothing is answered in this task, the answers are all right or all wrong, or there is no confidence
@@ -69,16 +73,20 @@ def run_calibration(
     every = Asked.cat(list(parts.values()))
     if fit:
         calibration, sure = calibrate_on(every, name)
-        model.config.confidence = calibration.to_dict()
     else:
         sure = Calibration.of(present or {})(every.features)
+    of_all = measure_confidence(every, sure)
+    if fit:
+        model.config.confidence = calibration.to_dict() | {MEASURED: of_all}
     split = dict(zip(parts, sure.split([len(part.right) for part in parts.values()]), strict=True))
     measured = {of: measure_confidence(part, split[of]) for of, part in parts.items()}
-    return {"confidence": model.config.confidence, "sets": measured | {"all": measure_confidence(every, sure)}}
+    return {"confidence": model.config.confidence, "sets": measured | {"all": of_all}}
 
 
 def save_confidence(directory: Path, confidence: Mapping[str, Any]) -> None:
     """Write a confidence into the config.json of an adapter's directory, whole or not at all; all else in it stays.
+
+    A card that is not the user's own shows it from then on.
 
     Raises:
         OSError: it cannot be written.
@@ -89,3 +97,7 @@ def save_confidence(directory: Path, confidence: Mapping[str, Any]) -> None:
         config["confidence"] = dict(confidence)
         with whole_file(path) as unfinished:
             unfinished.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        card = directory / CARD_FILE
+        if card.is_file() and is_own_card(text := card.read_text(encoding="utf-8")):
+            with whole_file(card) as unfinished:
+                unfinished.write_text(with_confidence(text, confidence), encoding="utf-8")

@@ -9,7 +9,12 @@
     record: without a context nothing predicts it;
 - `num_answers`, `num_answer_tokens`, `num_contexts`.
 
-Those of a memory also have, about the context itself,
+Those of a memory have, where the targets of some questions say "not in memory" and those of others do not,
+
+- `auroc_not_in_memory`: the share of pairs of a question that the context does not answer and one that it does in which
+    "not in memory" is the likelier answer to the first; ties count half;
+
+and, about the context itself,
 
 - `write_loss`, `start_loss`, `base_loss`: nats per context token from the memory, from its learned start, and by the
     plain base without a memory (where it can predict the token), each the mean over contexts of the mean over tokens,

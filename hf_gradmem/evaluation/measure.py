@@ -5,6 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from tqdm.auto import tqdm
@@ -17,10 +18,11 @@ from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.scoring import count_right
 from ..tasks import check_row
 from ..tasks.collator import DataCollatorForGradMem
+from ..tasks.facts import NOT_TOLD
 from ..template import get_template, template_in_use
 from ..writing.contexts import Contexts
 from ..writing.write import write_at_steps
-from .metrics import ExactMatch, SquadMetric
+from .metrics import ExactMatch, SquadMetric, auroc
 from .readers import OTHER, MemoryReader, PromptReader, ReadBatch, Reader, check_baselines
 from .tokens import base_token_losses, bits_recovered, memory_token_losses
 
@@ -69,7 +71,9 @@ def evaluate_rows(
     conditions: list[tuple[str, int | None]] = [("memory", steps) for steps in dict.fromkeys(write_steps)]
     for baseline in dict.fromkeys(baselines):
         conditions += [(baseline, steps) for steps in (dict.fromkeys(write_steps) if baseline == OTHER else [None])]
-    totals = {condition: _Totals(metric, math.prod(model.form.shape)) for condition in conditions}
+    tell_apart = metric is not None and len({_is_told(target) for row in rows for target in row["targets"]}) == 2
+    size = math.prod(model.form.shape)
+    totals = {each: _Totals(metric, size, tell_apart and each[0] == "memory") for each in conditions}
     words = template_in_use(template, model.config.template, model.tokenizer)
     collator = DataCollatorForGradMem(model.tokenizer, add_end_token=metric is not None, template=words)
     contexts: _Contexts | None = None
@@ -118,6 +122,10 @@ def _check(
             )
 
 
+def _is_told(target: str) -> bool:
+    return target.strip() != NOT_TOLD
+
+
 class _Contexts:
     """The contexts of a batch, written, and what of their losses does not depend on the number of steps."""
 
@@ -160,6 +168,8 @@ def _read(reader: Reader, batch: ReadBatch, tokenizer: Any, total: "_Totals") ->
     total.counts["contexts"] += len(batch.rows)
     for logits, labels in reader.logits(batch):
         total.add_answers(logits, labels)
+    if total.tell_apart and isinstance(reader, MemoryReader):
+        total.add_unknown(reader.log_probs(batch, NOT_TOLD), batch.rows)
     if total.metric is not None:
         words = get_template(batch.template, tokenizer)
         targets = [words.target(target) for row in batch.rows for target in row["targets"]]
@@ -183,13 +193,21 @@ def references_of(rows: list[dict[str, Any]], targets: list[str], tokenizer: Any
 class _Totals:
     """What adds up over the batches of one record: counts, and sums of losses and of bits."""
 
-    def __init__(self, metric: str | None, memory_floats: int) -> None:
+    def __init__(self, metric: str | None, memory_floats: int, tell_apart: bool) -> None:
         self.metric = metric
+        self.tell_apart = tell_apart  # questions that are answered from those that are not
         self.memory_floats = memory_floats
         self.counts: Counter[str] = Counter()
         self.sums: defaultdict[str, float] = defaultdict(float)
         self.predictions: list[str] = []
         self.references: list[list[str]] = []
+        self.unknown: list[float] = []
+        self.told: list[bool] = []
+
+    def add_unknown(self, log_probs: list[float], rows: list[dict[str, Any]]) -> None:
+        """Count how likely it is from each memory that it does not say what is asked."""
+        self.unknown += log_probs
+        self.told += [_is_told(target) for row in rows for target in row["targets"]]
 
     def add_answers(self, logits: Tensor, labels: Tensor) -> None:
         counts = count_right(logits.argmax(-1), labels)
@@ -216,6 +234,8 @@ class _Totals:
         if self.metric is not None:
             metric = METRICS[self.metric](keep_in_memory=True)
             result |= metric.compute(predictions=self.predictions, references=self.references) or {}
+        if self.unknown:
+            result["auroc_not_in_memory"] = auroc(np.array(self.unknown), ~np.array(self.told))
         result |= {
             "teacher_forced_exact_match": counts["right"] / counts["answers"],
             "answer_loss": self.sums["answer_loss"] / counts["tokens"],

@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import evaluate
+import numpy as np
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _NOTHING = "There is nothing to measure: no prediction was given."
@@ -91,3 +92,22 @@ class SquadMetric(_TextMetric):
 
 def _normalised_words(text: str) -> list[str]:
     return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """Area under the ROC curve: the share of pairs of a positive and a negative that scores rank rightly, ties half.
+
+    Args:
+        scores: `(n,)`.
+        positive: `(n,)`, booleans.
+
+    Returns:
+        `None` where there are no such pairs.
+    """
+    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
+    if not num_positive or not num_negative:
+        return None
+    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    above = ranks[positive].sum() - num_positive * (num_positive + 1) / 2
+    return float(above / (num_positive * num_negative))

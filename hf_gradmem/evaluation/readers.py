@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ..base.token_ids import IGNORED_LABEL
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
+from ..reading.answering import answer_log_probs
 from ..template import get_template, leading_tokens
 from .answers import answer_prompts, answer_queries
 
@@ -109,6 +110,13 @@ class MemoryReader:
         return answer_queries(
             self.model, self.memory, batch.queries, batch.context_index, max_new_tokens, batch.template
         )
+
+    def log_probs(self, batch: ReadBatch, answer: str) -> list[float]:
+        """Mean log-probability of one answer's tokens behind each query."""
+        answers, about = [answer] * len(batch.queries), batch.context_index
+        return answer_log_probs(
+            self.model, batch.queries, answers, self.memory, context_index=about, template=batch.template
+        ).tolist()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ..reading.confidence import Calibration, fit_confidence
 from ..tasks.facts import NOT_TOLD
 from ..template import get_template
 from .measure import METRICS, references_of
+from .metrics import auroc
 from .results import Record
 
 Tensor = torch.Tensor
@@ -172,22 +173,3 @@ def measure_confidence(asked: Asked, confidence: Tensor) -> Record:
             for number in np.unique(bins).tolist()
         ],
     }
-
-
-def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
-    """Area under the ROC curve: the share of pairs of a positive and a negative that scores rank rightly, ties half.
-
-    Args:
-        scores: `(n,)`.
-        positive: `(n,)`, booleans.
-
-    Returns:
-        `None` where there are no such pairs.
-    """
-    num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    if not num_positive or not num_negative:
-        return None
-    _, places, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
-    above = ranks[positive].sum() - num_positive * (num_positive + 1) / 2
-    return float(above / (num_positive * num_negative))

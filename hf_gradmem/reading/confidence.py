@@ -19,7 +19,10 @@ Tensor = torch.Tensor
 
 FEATURES = ("log_prob", "gain", "write_loss")
 """What a confidence is made of, in this order."""
+MEASURED = "measured"
+"""Where a configuration keeps, beside the coefficients, how far they were found to hold: for people and the card."""
 _NUMBERS = ("weights", "means", "scales")
+_BIN = ("from", "to", "confidence", "right", "count")
 _SMALLEST_SCALE = 1e-6
 
 
@@ -52,7 +55,7 @@ class Calibration:
         """
         check_confidence(value)
         lists = {name: tuple(value[name]) for name in ("features", *_NUMBERS)}
-        return cls(**{**value, **lists})
+        return cls(**{name: each for name, each in value.items() if name != MEASURED} | lists)
 
     def to_dict(self) -> dict[str, Any]:
         """For a configuration."""
@@ -81,7 +84,7 @@ def check_confidence(value: Any) -> None:
     def refuse(what: str) -> None:
         raise ValueError(f"confidence {what}. Leave it at None, or have hf-gradmem calibrate fit it.")
 
-    if not isinstance(value, Mapping) or set(value) != set(names):
+    if not isinstance(value, Mapping) or set(value) - {MEASURED} != set(names):
         refuse(f"must be a mapping with {', '.join(names)}, got {value!r}")
     features = value["features"]
     if not isinstance(features, list | tuple) or not features or not set(features) <= set(FEATURES):
@@ -95,6 +98,19 @@ def check_confidence(value: Any) -> None:
         refuse(f"scales must be greater than 0, got {value['scales']!r}")
     if not isinstance(value["bias"], Real):
         refuse(f"bias must be a number, got {value['bias']!r}")
+    if MEASURED in value and not _is_measured(value[MEASURED]):
+        refuse(f"{MEASURED} must be what hf-gradmem calibrate measured, got {value[MEASURED]!r}")
+
+
+def _is_measured(value: Any) -> bool:
+    """Whether it is numbers by name, some of them missing, and a reliability table."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("reliability"), list):
+        return False
+    numbers = [number for name, number in value.items() if name != "reliability" and number is not None]
+    rows = value["reliability"]
+    if not all(isinstance(row, Mapping) and set(row) == set(_BIN) for row in rows):
+        return False
+    return all(isinstance(number, Real) for number in [*numbers, *(each for row in rows for each in row.values())])
 
 
 def fit_confidence(values: Tensor, right: Tensor, calibration_set: str) -> Calibration:

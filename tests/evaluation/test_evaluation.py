@@ -12,7 +12,9 @@ from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.evaluation import ExactMatch, SquadMetric, answer_queries, evaluate_rows, token_losses
 from hf_gradmem.tasks import kv_retrieval, load_task
-from tests.support.small_models import small_llama
+from hf_gradmem.tasks.facts import NOT_TOLD
+from tests.support.small_models import small_llama, small_tokenizer, with_memory
+from tests.support.tiny_models import tiny_causal_lm
 
 SMALL = {"num_memory_tokens": 4, "write_learning_rate": 0.2}
 EVERY_PHASE = SMALL | {
@@ -107,6 +109,39 @@ def test_more_steps_are_measured_in_their_own_record(model):
     assert records[2]["write_loss"] < records[1]["write_loss"] < records[0]["write_loss"]
     assert records[0]["write_loss"] == pytest.approx(records[0]["start_loss"])
     assert records[0]["bits_over_start"] == pytest.approx(0, abs=1e-4)
+
+
+def test_questions_without_an_answer_are_told_apart_by_how_likely_it_is_that_there_is_none():
+    """Against the loss of a forward pass for each question, and pairs counted one by one."""
+    model = with_memory(tiny_causal_lm("llama", torch.float32), num_memory_tokens=2, write_learning_rate=2.0)
+    model.tokenizer = small_tokenizer()
+    told = [("who", "fox"), ("where", NOT_TOLD), ("what", "dog")]
+    rows = [
+        {"context": [text], "queries": [query for query, _ in asked], "targets": [f" {target}" for _, target in asked]}
+        for text, asked in (("thequickfox", told), ("lazydog", told[1:]), ("jumpsover", told[:2]))
+    ]
+
+    def log_prob(memory, query):
+        ids, answer = (
+            model.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+            for text in (query, f" {NOT_TOLD}")
+        )
+        end = torch.tensor([[model.tokenizer.eos_token_id]])
+        labels = torch.cat([torch.full_like(ids, -100), answer, end], dim=1)
+        with torch.no_grad():
+            return -float(model(input_ids=torch.cat([ids, answer, end], dim=1), labels=labels, memory=memory).read_loss)
+
+    scores: dict[bool, list[float]] = {True: [], False: []}
+    for row in rows:
+        memory = model.write([row["context"]])
+        for query, target in zip(row["queries"], row["targets"], strict=True):
+            scores[target.strip() == NOT_TOLD].append(log_prob(memory, query))
+    pairs = [one > other for one in scores[True] for other in scores[False]]
+    record, other = evaluate_rows(model, rows, [2], "squad", baselines=["other"], batch_size=2)
+    assert record["auroc_not_in_memory"] == pytest.approx(sum(pairs) / len(pairs))
+    assert "auroc_not_in_memory" not in other  # no answer is in another's memory
+    answered = [row | {"targets": [" fox"] * len(row["queries"])} for row in rows]
+    assert "auroc_not_in_memory" not in evaluate_rows(model, answered, [2])[0]
 
 
 # ------------------------------------------------------------------------------------------------ baselines

@@ -10,10 +10,13 @@ import torch
 from datasets import Dataset
 
 from hf_gradmem import GradMemForCausalLM
-from hf_gradmem.commands.calibrate import run_calibration
+from hf_gradmem.commands.calibrate import run_calibration, save_confidence
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
-from hf_gradmem.evaluation.reliability import Asked, ask_rows, auroc, measure_confidence
+from hf_gradmem.evaluation.metrics import auroc
+from hf_gradmem.evaluation.reliability import Asked, ask_rows, measure_confidence
+from tests.reading.test_confidence import WHOLE
 from tests.support.command_line import mistake, run
+from tests.support.small_models import PLAIN, named_base, with_memory
 
 RECIPE = Path(__file__).parents[2] / "model_cards" / "gradmem-kv-tiny" / "recipe.yaml"
 
@@ -80,6 +83,7 @@ def test_a_calibration_tells_own_memories_from_others_on_contexts_that_it_did_no
     assert measured["auroc_own_or_other"] > 0.85
     assert model.config.confidence["calibration_set"] == "fifteen contexts"
     assert model.config.confidence["num_questions"] == 120
+    assert model.config.confidence["measured"] == measured
     told = model.answer(["?!a:", "?!y:"], model.write([["!a:1!", "!b:2!", "!c:3!"]], measure_final_loss=True))
     assert told[0].confidence > told[1].confidence
 
@@ -113,3 +117,23 @@ def test_the_command_writes_the_configuration_and_nothing_else(tmp_path):
     assert checked["confidence"] == report["confidence"]
     assert checked["sets"]["n4"]["auroc"] > 0.75
     assert "no directory of an adapter" in mistake(run("calibrate", tmp_path / "none", *options))
+
+
+def test_the_card_shows_how_far_the_confidence_holds(tmp_path):
+    model = with_memory(named_base(tmp_path / "base"), **PLAIN)
+    model.save_pretrained(tmp_path / "adapter")
+    table = [{"from": 0.9, "to": 1.0, "confidence": 0.95, "right": 0.75, "count": 1200}]
+    measured = {"auroc": 0.875, "auroc_own_or_other": None, "brier": 0.125, "num_answers": 1200, "reliability": table}
+    for count in (120, 240):  # the second takes the place of the first
+        save_confidence(tmp_path / "adapter", WHOLE | {"num_questions": count, "measured": measured})
+    card = (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert card.count("## How sure an answer is") == card.count("## Limits") == 1
+    assert "fitted on 240 answers" in card
+    assert "above wrong ones 0.875; Brier score 0.125." in card
+    assert "| 0.9 to 1.0 | 0.950 | 0.750 | 1,200 |" in card
+    model.config.confidence = WHOLE | {"num_questions": 240, "measured": measured}
+    model.save_pretrained(tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8") == card
+    (tmp_path / "adapter" / "README.md").write_text("mine", encoding="utf-8")
+    save_confidence(tmp_path / "adapter", WHOLE)
+    assert (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8") == "mine"

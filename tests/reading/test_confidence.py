@@ -72,6 +72,9 @@ WHOLE = {
         ({"scales": [0]}, "scales must be greater than 0"),
         ({"bias": "high"}, "bias must be a number"),
         ({"slope": 1}, "must be a mapping with features"),
+        ({"measured": {"auroc": 0.5}}, "measured must be what hf-gradmem calibrate measured"),
+        ({"measured": {"auroc": "high", "reliability": []}}, "measured must be what hf-gradmem calibrate measured"),
+        ({"measured": {"reliability": [{"from": 0.0}]}}, "measured must be what hf-gradmem calibrate measured"),
     ],
     ids=str,
 )
