@@ -13,7 +13,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .memory.written import GradMemMemory
 from .modeling_gradmem import GradMemForCausalLM
 from .reading.answering import answer_features, confidences, up_to_end
-from .reading.generation import ending_tokens
+from .reading.generation import ending_tokens, new_sequences
 from .reading.queries import tokenize_queries
 from .template import template_in_use
 from .writing.contexts import texts_in, tokenize_contexts
@@ -250,17 +250,9 @@ class GradMemTextGenerationPipeline(Pipeline):
     ) -> list[list[list[int]]]:
         """The new tokens for some of the questions, each with one list for each returned sequence."""
         mask = inputs["attention_mask"][part]
-        width = int(mask.sum(1).max())
-        first = mask.shape[1] - width  # padding that only the questions of other parts need
-        output: Any = self.model.generate(
-            inputs["input_ids"][part, first:],
-            attention_mask=mask[:, first:],
-            memory=memory,
-            context_index=inputs["context_index"][part],
-            **arguments,
-        )
-        sequences = output if isinstance(output, Tensor) else output.sequences
-        return sequences[:, width:].reshape(len(part), -1, sequences.shape[1] - width).tolist()
+        first = mask.shape[1] - int(mask.sum(1).max())  # padding that only the questions of other parts need
+        ids, index = inputs["input_ids"][part, first:], inputs["context_index"][part]
+        return new_sequences(self.model, memory, ids, mask[:, first:], index, **arguments)
 
     def postprocess(
         self,

@@ -13,6 +13,7 @@ from hf_gradmem.reading.generation import ending_tokens
 from hf_gradmem.reading.queries import tokenize_queries
 from hf_gradmem.tasks.collator import DataCollatorForGradMem
 from tests.support.small_models import named_base, small_tokenizer
+from tests.support.tiny_models import tiny_causal_lm
 
 TASK = "gradmem-text-generation"
 CONTEXTS = ["thequickbrownfox", ["jumps", "over"], "lazydog"]
@@ -88,6 +89,28 @@ def test_answers_are_those_of_write_and_generate(model, pipe, batch_size):
     assert texts(pipe(context=CONTEXTS, question=QUESTIONS, **size)) == [each[i][i] for i in range(3)]
     assert texts(pipe(context=CONTEXTS[0], questions=QUESTIONS, **size)) == each[0]
     assert pipe(context=CONTEXTS[0], question="fox", **size) == [{"generated_text": each[0][1]}]
+
+
+def test_questions_behind_keys_and_values_run_from_the_cache_in_runs_of_one_length(monkeypatch):
+    """Of several lengths and several sequences each, as each question alone; an empty one among them."""
+    options = {"memory_form": "key_values", "num_memory_tokens": 3, "write_learning_rate": 3.0}
+    torch.manual_seed(0)
+    model = get_gradmem_model(tiny_causal_lm("llama", torch.float32), GradMemConfig(**options), small_tokenizer())
+    pipe = pipeline(TASK, model=model, tokenizer=model.tokenizer, device="cpu", **NEW)
+    asked = ["who", "fox", "whereisit", "", "bat"]
+    runs = []
+    generate = model.generate
+    monkeypatch.setattr(model, "generate", lambda ids, **given: runs.append(ids.shape) or generate(ids, **given))
+    monkeypatch.setattr(model, "_generate_from_forward", lambda *_: pytest.fail("nothing was cached"))
+    together = pipe(context=CONTEXTS[0], questions=asked, batch_size=8)
+    assert runs == [(1, 0), (3, 3), (1, 9)]
+    assert together == [pipe(context=CONTEXTS[0], question=each) for each in asked]
+    assert len(set(texts(together))) > 1
+    beams = {"num_beams": 2, "num_return_sequences": 2}
+    several = pipe(context=CONTEXTS[0], questions=asked, batch_size=8, **beams)
+    alone = [pipe(context=CONTEXTS[0], question=each, **beams) for each in asked]
+    assert [len(answers) for answers in several] == [2] * len(asked)
+    assert several == alone
 
 
 def test_a_memory_stands_in_for_its_context(model, pipe, writes):

@@ -1,5 +1,6 @@
 """The end of the demo: notes in English are written, gone, and asked about."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -9,9 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ..evaluation import answer_queries
 from ..modeling_gradmem import get_gradmem_model
-from ..reading.answering import answer_log_probs
 from ..tasks.facts import NOT_TOLD
 from .packaged import LANGUAGE_ADAPTER
 
@@ -47,13 +46,15 @@ class Answered:
         question: the question.
         answer: what the model generated.
         expected: what the note says.
-        likelihood: of the answer's tokens, their geometric mean: how sure the model was.
+        likelihood: of the answer's tokens, their geometric mean.
+        confidence: how likely the answer is right; `None` for an adapter that is not calibrated.
     """
 
     question: str
     answer: str
     expected: str
     likelihood: float
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,15 @@ def answer_notes(base_name: str) -> Notes:
     model = get_gradmem_model(base_model, LANGUAGE_ADAPTER, tokenizer=AutoTokenizer.from_pretrained(base_name))
     notes = [note for note, _ in NOTES]
     begin = time.perf_counter()
-    memory = model.write(notes)
+    memory = model.write(notes, measure_final_loss=model.config.confidence is not None)
     seconds = time.perf_counter() - begin
     asked = [(index, *question) for index, (_, questions) in enumerate(NOTES) for question in questions]
     about, questions, expected = (list(column) for column in zip(*asked, strict=True))
-    answers = [answer.strip() for answer in answer_queries(model, memory, questions, about, max_new_tokens=16)]
-    likelihoods = answer_log_probs(model, questions, answers, memory, context_index=about).exp().tolist()
-    answered = [Answered(*parts) for parts in zip(questions, answers, expected, likelihoods, strict=True)]
+    answers = model.answer(questions, memory, context_index=about, max_new_tokens=16)
+    answered = [
+        Answered(question, answer.text, target, math.exp(answer.log_prob), answer.confidence)
+        for question, answer, target in zip(questions, answers, expected, strict=True)
+    ]
     return Notes(notes, answered, memory.write_losses.shape[1], seconds)
 
 
@@ -107,10 +110,12 @@ def tell_notes(console: Console, notes: Notes) -> None:
         console.print(Padding(Text(note), (0, 0, 0, 2), expand=False))
     console.print()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("question", "answer from memory", "sure", "the note says"):
+    calibrated = any(each.confidence is not None for each in notes.answered)
+    for name in ("question", "answer from memory", "confidence" if calibrated else "likelihood", "the note says"):
         table.add_column(name)
     for each in notes.answered:
         right = each.answer.casefold() == each.expected.casefold()
         answer = Text(each.answer, style="green" if right else "red")
-        table.add_row(Text(each.question), answer, f"{each.likelihood:.0%}", Text(each.expected))
+        sure = each.likelihood if each.confidence is None else each.confidence
+        table.add_row(Text(each.question), answer, f"{sure:.0%}", Text(each.expected))
     console.print(table)

@@ -48,15 +48,15 @@ def runs_of_prompts(phase: Phase, memory: Tensor, attention_mask: Tensor) -> lis
     ]
 
 
-def new_tokens(
+def new_sequences(
     model: Any,
     memory: GradMemMemory,
     input_ids: Tensor,
     attention_mask: Tensor,
-    context_index: Sequence[int],
+    context_index: Sequence[int] | Tensor,
     **arguments: Any,
-) -> list[list[int]]:
-    """What `model.generate` puts behind left-padded prompts, for each, in as many runs as is best.
+) -> list[list[list[int]]]:
+    """The tokens that `model.generate` puts behind left-padded prompts, in as many runs as is best.
 
     Args:
         model: the reader; its class is on a floor above.
@@ -64,14 +64,25 @@ def new_tokens(
         input_ids, attention_mask: `(prompts, length)`.
         context_index: the memory of each prompt.
         arguments: of `generate`.
+
+    Returns:
+        For each prompt, the new tokens of each sequence that is returned for it. Those of one run are as long as its
+        longest.
     """
-    index, tokens = torch.tensor(context_index), [list[int]()] * len(input_ids)
+    index, found = torch.as_tensor(context_index), [list[list[int]]()] * len(input_ids)
     for rows, start in runs_of_prompts(model.read_phase, memory.embeddings, attention_mask):
         prompts, mask = input_ids[rows, start:], attention_mask[rows, start:]
         output = model.generate(prompts, attention_mask=mask, memory=memory, context_index=index[rows], **arguments)
-        for row, new in zip(rows, output[:, prompts.shape[1] :].tolist(), strict=True):
-            tokens[row] = new
-    return tokens
+        sequences = output if isinstance(output, Tensor) else output.sequences
+        new = sequences[:, prompts.shape[1] :]
+        for row, of_one in zip(rows, new.tensor_split(len(rows)), strict=True):
+            found[row] = of_one.tolist()
+    return found
+
+
+def new_tokens(*arguments: Any, **options: Any) -> list[list[int]]:
+    """The new tokens of each prompt, of which one sequence is returned: as [`new_sequences`]."""
+    return [tokens for (tokens,) in new_sequences(*arguments, **options)]
 
 
 def generate_from_base(
