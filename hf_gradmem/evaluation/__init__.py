@@ -29,13 +29,15 @@ and, about the context itself,
 from .answers import answer_queries
 from .measure import evaluate_rows
 from .metrics import ExactMatch, SquadMetric
-from .tokens import TokenLosses, bits_recovered, token_losses
+from .tokens import AnswerTokens, TokenLosses, answer_tokens, bits_recovered, token_losses
 
 __all__ = [
+    "AnswerTokens",
     "ExactMatch",
     "SquadMetric",
     "TokenLosses",
     "answer_queries",
+    "answer_tokens",
     "bits_recovered",
     "evaluate_rows",
     "token_losses",

@@ -1,13 +1,20 @@
-"""Capacity curves: any measure of results files over any of the quantities that it was measured at."""
+"""Pictures: any measure of results files over what it was measured at, an answer's tokens by where they come from, and
+the size of a memory beside the cache of its context."""
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from transformers import PreTrainedConfig
+
+from ..base.cache_size import cache_bytes_per_token
+from ..configuration_gradmem import GradMemConfig
 from ..files import whole_file
+from ..variants import chosen
 from .results import Record
+from .tokens import AnswerTokens
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +38,15 @@ _LABELS = {
 }
 _WIDE = 8  # axes on which the largest value is so many times the smallest are logarithmic
 
+_MOST_GAIN = 8.0  # nats, at and beyond which a token's colour is deepest: about one in 3,000
+_ROW_WIDTH, _GAP = 64, 1.5  # characters in a row of tokens, and the space between two of them
+_MEMORIES: dict[str, Any] = {
+    "input vectors": "input_vectors",
+    "keys and values": "key_values",
+    "values alone": {"name": "key_values", "write": "values"},
+}
+_MEMORY_BYTES = 4  # of a number: memories are float32
+
 Line = tuple[tuple[str, str], ...]
 
 
@@ -51,12 +67,7 @@ def plot_results(records: Sequence[Record], x: str = "write_steps", y: str = "ex
         ValueError: no record has such an `x` and `y`.
     """
     curves, levels = _collect(records, x, y)
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("Pictures need matplotlib: pip install 'hf-gradmem[plots]'.") from error
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _new_figure(6.4, 4.4)
     labels = _line_labels([*curves, *levels])
     of_memories = [line for line in curves if _context(line) == "memory"]
     colors = {line: f"C{number % 10}" for number, line in enumerate(of_memories)}
@@ -79,6 +90,86 @@ def plot_results(records: Sequence[Record], x: str = "write_steps", y: str = "ex
     return figure
 
 
+def plot_answer(answers: AnswerTokens | Sequence[AnswerTokens]) -> "Figure":
+    """Answers token by token, coloured by what the memory adds to each, with the figure below it in nats.
+
+    Blue is said from the memory; white would have been said without it; red the memory speaks against.
+
+    Args:
+        answers: of [`~hf_gradmem.evaluation.answer_tokens`].
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: there is no answer.
+    """
+    shown = [answers] if isinstance(answers, AnswerTokens) else list(answers)
+    if not shown:
+        raise ValueError("There is nothing to draw: no answer was given.")
+    rows = [(answer if first else None, row) for answer in shown for first, row in _rows_of_tokens(answer)]
+    figure, axes = _new_figure(8.0, 0.75 * len(rows) + 0.9)
+    axes.set_axis_off()
+    axes.set_xlim(0, _ROW_WIDTH)
+    axes.set_ylim(-len(rows), 0)
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    scale = ScalarMappable(Normalize(-_MOST_GAIN, _MOST_GAIN), colormaps["RdBu"])
+    for number, (begun, row) in enumerate(rows):
+        if begun is not None:
+            axes.text(0, -number - 0.2, begun.question, fontsize=9, parse_math=False)
+        for place, token, gain in row:
+            box = {"facecolor": scale.to_rgba(gain), "edgecolor": "0.7", "boxstyle": "round,pad=0.2", "linewidth": 0.5}
+            color = "white" if abs(gain) > _MOST_GAIN / 2 else "black"
+            style: dict[str, Any] = {"family": "monospace", "parse_math": False}
+            axes.text(place, -number - 0.55, token, fontsize=10, color=color, bbox=box, **style)
+            axes.text(place, -number - 0.85, f"{gain:+.1f}", fontsize=7, color="0.4")
+    figure.colorbar(scale, ax=axes, location="bottom", aspect=40, label="nats that the memory adds to the token")
+    return figure
+
+
+def plot_memory_sizes(
+    text_config: PreTrainedConfig, num_memory_tokens: int = 8, *, most_tokens: int = 4096, dtype: str = "float32"
+) -> "Figure":
+    """Bytes of a memory, in each form, over the length of its context, and of the base's KV cache of that context.
+
+    Nothing is run: all of it follows from the base's configuration.
+
+    Args:
+        text_config: of the base.
+        num_memory_tokens: m.
+        most_tokens: of a context.
+        dtype: that the base caches in. Memories are float32.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: a number is below 1, or the base keeps no cache that grows.
+    """
+    for name, value in (("num_memory_tokens", num_memory_tokens), ("most_tokens", most_tokens)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    per_token = cache_bytes_per_token(text_config, dtype)
+    if per_token is None:
+        raise ValueError(
+            f"A base of type {text_config.model_type} keeps no cache that grows: there is nothing to draw."
+        )
+    figure, axes = _new_figure(6.4, 4.4)
+    axes.plot([1, most_tokens], [per_token, most_tokens * per_token], color="0.4", label=f"KV cache ({dtype})")
+    for number, (label, form) in enumerate(_MEMORIES.items()):
+        kind, settings = chosen("memory_form", GradMemConfig(memory_form=form))
+        width = kind.numbers(text_config, **settings)
+        if width is not None:
+            size = num_memory_tokens * width * _MEMORY_BYTES
+            axes.plot([1, most_tokens], [size] * 2, color=f"C{number}", label=f"{num_memory_tokens} {label}")
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("tokens of the context")
+    axes.set_ylabel("bytes")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    return figure
+
+
 def save_picture(figure: "Figure", path: str | os.PathLike) -> None:
     """Write a picture, whole or not at all, in the format of its ending: .png, .svg, .pdf, ...
 
@@ -92,6 +183,31 @@ def save_picture(figure: "Figure", path: str | os.PathLike) -> None:
         raise ValueError(f"{path} has no ending of a picture. Give one of {', '.join(sorted(known))}.")
     with whole_file(path) as unfinished:
         figure.savefig(unfinished, dpi=150)
+
+
+def _new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
+    """An empty picture of so many inches."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Pictures need matplotlib: pip install 'hf-gradmem[plots]'.") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _rows_of_tokens(answer: AnswerTokens) -> Iterator[tuple[bool, list[tuple[float, str, float]]]]:
+    """Tokens with their places and gains, in rows that fit, and whether a row is the first."""
+    row: list[tuple[float, str, float]] = []
+    place, first = 0.5, True
+    for text, gain in zip(answer.tokens, answer.gain.tolist(), strict=True):
+        token = text.replace("\n", "⏎").replace(" ", "·") or "·"
+        width = max(len(token), 4) + _GAP  # room for the figure below it
+        if row and place + width > _ROW_WIDTH:
+            yield first, row
+            row, place, first = [], 0.5, False
+        row.append((place, token, gain))
+        place += width
+    yield first, row
 
 
 def _collect(

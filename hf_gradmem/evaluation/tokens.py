@@ -1,6 +1,7 @@
-"""Which tokens of a context a memory holds: the reconstruction loss of each, with the memory and without it.
+"""Which tokens of a context a memory holds, and which tokens of an answer come from it: each with it and without.
 
-Three conditions are compared, on the same tokens after the same unscored prefixes as in WRITE:
+Of a context three conditions are compared, by the reconstruction loss, on the same tokens after the same unscored
+prefixes as in WRITE:
 
 - from the memory, under WRITE's own conditions (control tokens, head and LoRA);
 - from the memory's start M0, under the same conditions;
@@ -20,6 +21,9 @@ from ..base.modes import evaluating
 from ..base.output_head import cross_entropy
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
+from ..reading.answering import generate_answers
+from ..reading.queries import Queries, tokenize_queries
+from ..reading.read import read
 from ..template import leading_tokens
 from ..writing.contexts import Context
 from ..writing.objectives.reconstruction import ReconstructionObjective
@@ -64,6 +68,28 @@ class TokenLosses:
         return {"tokens": self.tokens, **losses, **bits}
 
 
+@dataclass(frozen=True)
+class AnswerTokens:
+    """Where an answer's tokens come from: how likely each is under its memory, and under M0, which holds nothing.
+
+    Attributes:
+        question: the question.
+        tokens: the text of each token of the answer, its end token among them where it ended.
+        memory: `(tokens,)`, log-probabilities in nats, given the memory, the question and the tokens before.
+        start: `(tokens,)`, the same given M0 in place of the memory.
+    """
+
+    question: str
+    tokens: list[str]
+    memory: Tensor
+    start: Tensor
+
+    @property
+    def gain(self) -> Tensor:
+        """What the memory adds to each token, in nats; 0 or below where the reader would have said it without."""
+        return self.memory - self.start
+
+
 def bits_recovered(without: Tensor, with_memory: Tensor) -> Tensor:
     """Σ_i (loss_without,i − loss_with,i) / ln 2, a sum over the tokens that have both losses.
 
@@ -74,6 +100,38 @@ def bits_recovered(without: Tensor, with_memory: Tensor) -> Tensor:
         with_memory: `(tokens,)`, nats.
     """
     return (without - with_memory).nansum() / math.log(2)
+
+
+@torch.no_grad()
+def answer_tokens(
+    model: GradMemForCausalLM, question: str, memory: GradMemMemory, *, max_new_tokens: int = 50
+) -> AnswerTokens:
+    """The greedy answer to a question, token by token, with what each owes to the memory.
+
+    Args:
+        model: the reader, with a tokenizer.
+        question: a text, put into the adapter's template.
+        memory: of one context.
+        max_new_tokens: most tokens of the answer.
+
+    Raises:
+        ValueError: an empty question, several memories, or a memory of another model.
+    """
+    if len(memory) != 1:
+        raise ValueError(f"One memory is read for an answer, got {len(memory)}: choose one by memory[number].")
+    model.check_memory(memory)
+    tokens = generate_answers(model, [question], memory, [0], max_new_tokens).tokens[0]
+    asked, _ = tokenize_queries([question], model.tokenizer, model.config.template)
+    ids = torch.cat([asked, torch.tensor([tokens])], dim=1).to(model.device)
+    only = torch.zeros(1, dtype=torch.long, device=model.device)
+    queries = Queries(ids, torch.ones_like(ids), None, only, (1,))
+    with evaluating():
+        found = []
+        for vectors in (memory.to(model.device).embeddings, model.form.start(1)):
+            logits, _ = read(model.read_phase, vectors, queries)
+            predicting = logits[0, asked.shape[1] - 1 : -1].float()
+            found.append(predicting.log_softmax(-1).gather(1, ids[0, asked.shape[1] :, None])[:, 0].cpu())
+    return AnswerTokens(question, token_texts(model.tokenizer, tokens), *found)
 
 
 def token_losses(model: GradMemForCausalLM, memory: GradMemMemory, context: Context) -> list[TokenLosses]:

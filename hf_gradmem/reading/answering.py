@@ -43,10 +43,12 @@ class Generated:
     Attributes:
         texts: without special tokens.
         features: `(questions, 3)`.
+        tokens: of each answer, up to the one that ended it, and with it.
     """
 
     texts: list[str]
     features: Tensor
+    tokens: list[list[int]]
 
     @property
     def log_probs(self) -> list[float]:
@@ -130,15 +132,17 @@ def generate_answers(
         raise ValueError(f"Question {list(questions).index('')} is empty: there is nothing to answer.")
     words = model.config.template if template is None else template
     ends = ending_tokens(model.tokenizer, model.generation_config)
-    texts, features = list[str](), [torch.empty((0, 3), dtype=torch.float64)]
+    texts, every = list[str](), list[list[int]]()
+    features = [torch.empty((0, 3), dtype=torch.float64)]
     for start in range(0, len(questions), batch_size):
         part, index = questions[start : start + batch_size], context_index[start : start + batch_size]
         input_ids, mask = tokenize_queries(part, model.tokenizer, words)
         new = new_tokens(model, memory, input_ids, mask, index, max_new_tokens=max_new_tokens, do_sample=False, **ends)
         tokens = [up_to_end(row, ends.get("eos_token_id")) for row in new]
         texts += model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        every += tokens
         features.append(answer_features(model, memory, input_ids, mask, tokens, index))
-    return Generated(texts, torch.cat(features))
+    return Generated(texts, torch.cat(features), every)
 
 
 def up_to_end(tokens: list[int], ends: Sequence[int] | None) -> list[int]:
