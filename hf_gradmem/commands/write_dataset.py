@@ -20,6 +20,7 @@ from ..base.weights import hash_tensors
 from ..files import check_directory, only_writer, whole_file
 from ..hub.cards import local_id
 from ..hub.client import CARD_FILE
+from ..memory.card import store_card
 from ..memory.fingerprint import Identity
 from ..memory.shards import (
     FACTS_FILE,
@@ -57,30 +58,6 @@ _NOT_WRITES = (
     "template",
     "confidence",
 )
-_CARD = """---
-tags:
-- gradmem
-configs:
-- config_name: default
-  data_files: data/train-*.parquet
----
-
-# Memories
-
-{num_rows} contexts, each written into {num_memory_tokens} vectors of width {hidden_size} ({dtype}) by `{model}`.
-
-With the `hf_gradmem` package installed (in a clone of its code: `pip install .`; it is not on PyPI):
-
-```python
-from hf_gradmem import MemoryStore
-
-store = MemoryStore.from_pretrained("{repo_id}")
-memory = store[{first_id}]
-```
-
-Models with the fingerprint of what wrote them read them, and no other: `{fingerprint}`.
-The contexts can be decoded from their memories in part or in whole: treat these as you would treat the texts.
-"""
 
 
 def processes(cpu: bool | None = None) -> PartialState:
@@ -152,9 +129,8 @@ class _Job:
         _check_same(directory, read_facts(directory), facts)
         if not (directory / CARD_FILE).exists():
             with whole_file(directory / CARD_FILE) as path:
-                first_id = json.dumps(self.rows.read(range(1))[0][0], ensure_ascii=False)
-                card = _CARD.format(**facts, first_id=first_id, repo_id=local_id(directory))
-                path.write_text(card, encoding="utf-8")
+                (first_id,), _ = self.rows.read(range(1))
+                path.write_text(store_card(facts, first_id, local_id(directory)), encoding="utf-8")
 
     def _facts(self, model_name: str | None, source_name: str | None) -> dict[str, Any]:
         """Whose memories these are, and all that they depend on; in the form that JSON gives back."""

@@ -1,6 +1,8 @@
-"""The card of memories that are shared by themselves, beside no model."""
+"""The cards of memories that are shared by themselves, beside no model: of one, and of a store of many."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
@@ -8,6 +10,30 @@ from ..hub.cards import MARK, is_own_card
 
 _MEMORY_TAG = "gradmem-memory"
 _SHOWN_LENGTHS = 10
+_STORE = """---
+tags:
+- gradmem
+configs:
+- config_name: default
+  data_files: data/train-*.parquet
+---
+
+# Memories
+
+{num_rows} contexts, each written into {num_memory_tokens} vectors of width {hidden_size} ({dtype}) by {writers}.
+
+With the `hf_gradmem` package installed (in a clone of its code: `pip install .`; it is not on PyPI):
+
+```python
+from hf_gradmem import MemoryStore
+
+store = MemoryStore.from_pretrained("{repo_id}")
+memory = store[{first_id}]
+```
+
+Models with the fingerprint of what wrote them read them, and no other: `{fingerprint}`.
+The contexts can be decoded from their memories in part or in whole: treat these as you would treat the texts.
+"""
 
 
 def memory_card(
@@ -50,3 +76,16 @@ def memory_card(
 def is_memory_card(text: str) -> bool:
     """Whether a card is one that [`memory_card`] wrote: it does not replace the card of a model beside the memory."""
     return is_own_card(text) and _MEMORY_TAG in text
+
+
+def store_card(facts: Mapping[str, Any], first_id: str, repo_id: str) -> str:
+    """The card of a store, as a data set on the Hub has it.
+
+    Args:
+        facts: of the store: those of one that was put together name its writers in their `parts`.
+        first_id: the id of a memory, for the code.
+        repo_id: the repository, for the code.
+    """
+    names = dict.fromkeys(part.get("model") for part in facts.get("parts", [facts]))
+    writers = " and ".join(f"`{name}`" for name in names if name is not None) or "a model without a name"
+    return _STORE.format(**facts, writers=writers, first_id=json.dumps(first_id, ensure_ascii=False), repo_id=repo_id)

@@ -16,6 +16,9 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 
 from ..files import check_directory, only_writer, whole_file
+from ..hub.cards import local_id
+from ..hub.client import CARD_FILE
+from .card import store_card
 from .shards import FACTS_FILE, KEEPS_TEXT, TEXT, features_of, read_facts, shard_name
 from .silence import without_progress_bars
 
@@ -70,6 +73,7 @@ def write_merged(parts: Sequence[Dataset], facts: dict[str, Any], directory: Pat
     try:
         _write_shards(_joined(parts, facts), facts, 0, unfinished / "data")
         _write_facts(facts, unfinished)
+        _write_card(_card(parts[0], facts, directory), unfinished)
         with suppress(FileNotFoundError):
             directory.rmdir()
         unfinished.rename(directory)
@@ -96,6 +100,7 @@ def write_appended(own: Dataset, added: Dataset, facts: dict[str, Any], director
             raise ValueError(f"{directory} has changed since it was opened. Open it again, and append then.")
         for left_behind in (directory / "data").glob(".append-*"):  # by a call that was killed
             shutil.rmtree(left_behind, ignore_errors=True)
+        before = _card(own, read_facts(directory), directory)
         staged = _staged(directory, facts)
         try:
             _write_shards(_joined([own, added], facts), facts, len(own) // facts["shard_size"], staged)
@@ -104,6 +109,9 @@ def write_appended(own: Dataset, added: Dataset, facts: dict[str, Any], director
             raise
         _write_facts(facts, directory)
         finish_append(directory)
+        card = directory / CARD_FILE
+        if card.is_file() and card.read_text(encoding="utf-8") == before:  # nobody has changed it
+            _write_card(_card(own, facts, directory), directory)
 
 
 def finish_append(directory: Path) -> None:
@@ -178,3 +186,13 @@ def _write_shards(rows: Dataset, facts: Mapping[str, Any], first: int, folder: P
 def _write_facts(facts: Mapping[str, Any], directory: Path) -> None:
     with whole_file(directory / FACTS_FILE) as path:
         path.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _card(rows: Dataset, facts: Mapping[str, Any], directory: Path) -> str:
+    """The card of the store whose rows begin with these."""
+    return store_card(facts, rows.with_format(None).select_columns("id")[0]["id"], local_id(directory))
+
+
+def _write_card(text: str, directory: Path) -> None:
+    with whole_file(directory / CARD_FILE) as path:
+        path.write_text(text, encoding="utf-8")

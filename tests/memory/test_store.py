@@ -99,6 +99,24 @@ def test_stores_that_do_not_go_together_are_refused(tmp_path):
         first.filter(["a"]).append(opened(tmp_path / "third", ["z"]))
 
 
+def test_a_merged_store_has_a_card_that_says_what_it_holds_now(tmp_path):
+    first, second, third = (opened(tmp_path / name, [*name]) for name in ("abc", "de", "fg"))
+    for store, model in ((first, "me/one"), (second, "me/two"), (third, "me/one")):
+        store.facts["model"] = model
+    place = tmp_path / "both"
+    merged = MemoryStore.merge([first, second], place)
+    card = (place / "README.md").read_text(encoding="utf-8")
+    assert "5 contexts, each written into 2 vectors of width 4 (float32) by `me/one` and `me/two`." in card
+    assert 'MemoryStore.from_pretrained("your-name/both")\nmemory = store["a"]' in card
+    assert "`abc-123`" in card
+    merged.append(third)
+    appended = (place / "README.md").read_text(encoding="utf-8")
+    assert appended == card.replace("5 contexts", "7 contexts")
+    (place / "README.md").write_text("my own", encoding="utf-8")
+    merged.append(opened(tmp_path / "h", ["h"]))
+    assert (place / "README.md").read_text(encoding="utf-8") == "my own"
+
+
 def test_a_merge_that_is_stopped_leaves_nothing_and_can_be_given_again(tmp_path, monkeypatch):
     first = opened(tmp_path / "first")
     with monkeypatch.context() as patch:
