@@ -21,7 +21,7 @@ from .checkpoint.base_model import base_to_wrap, check_attachable, check_base, r
 from .configuration_gradmem import GradMemConfig
 from .losses import LOSSES, Passed, needed, outer_loss
 from .memory.phase import Phase
-from .memory.written import GradMemMemory
+from .memory.written import GradMemMemory, Memories
 from .modeling_wrapper import GradMemPreTrainedModel, compiled_in_parts
 from .reading.answering import Answer, answer_questions
 from .reading.generation import can_generate_from_base, generate_from_base, sorted_prompts, with_prompts
@@ -184,7 +184,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         context_input_ids: Tensor | None = None,
         context_attention_mask: Tensor | None = None,
         context_segment_ids: Tensor | None = None,
-        memory: GradMemMemory | None = None,
+        memory: Memories | None = None,
         context_index: Tensor | None = None,
         write_steps: int | None = None,
         return_dict: bool | None = None,
@@ -202,7 +202,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             context_input_ids: `(batch, length)`, the contexts to write.
             context_attention_mask: `(batch, length)`.
             context_segment_ids: `(batch, length)`; a segment is a run of equal values.
-            memory: read these in place of writing `context_input_ids`.
+            memory: read these in place of writing `context_input_ids`; a list of memories is read together.
             context_index: `(rows,)`, which context each flat query is about.
             write_steps: steps of WRITE; the configuration's by default.
             return_dict: `False` for a plain tuple; the configuration's by default.
@@ -238,17 +238,17 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
     ) -> tuple[WriteTrace | None, GradMemMemory]:
         """What a forward pass reads: the contexts, written now, or a memory that was written before."""
         if memory is not None:
-            return None, self._memory_to_read(memory, contexts)
+            return None, self.memory_to_read(memory, contexts)
         if contexts is None:
             raise ValueError("There is nothing to read from: give context_input_ids, or a memory.")
         keep = needed(LOSSES, self.config)
         return write_in_forward(self.writer, contexts, write_steps, keep=keep, identity=self.identity)
 
-    def _memory_to_read(self, memory: GradMemMemory, contexts: Any) -> GradMemMemory:
+    def memory_to_read(self, memory: Memories, contexts: Any = None) -> GradMemMemory:
+        """What READ is given for a memory, or for a list of them, read together; on the model's device."""
         if contexts is not None:
             raise ValueError("Give either a memory or context_input_ids, and not both.")
-        self.check_memory(memory)
-        return memory.to(self.device)
+        return self.read_phase.memory_to_read(memory, lambda: self.identity(thorough=False)).to(self.device)
 
     @torch.no_grad()
     def generate(
@@ -256,7 +256,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         *,
-        memory: GradMemMemory | None = None,
+        memory: Memories | None = None,
         context_input_ids: Tensor | None = None,
         context_attention_mask: Tensor | None = None,
         context_segment_ids: Tensor | None = None,
@@ -271,7 +271,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         Args:
             input_ids: `(rows, prompt_length)` prompts, padded on either side.
             attention_mask: `(rows, prompt_length)`.
-            memory: one memory for all prompts, or one for each.
+            memory: one memory for all prompts, or one for each; a list of memories is read together, side by side.
             context_input_ids, context_attention_mask, context_segment_ids, write_steps: contexts to write first,
                 in place of a memory.
             context_index: `(rows,)`, which memory each prompt reads.
@@ -297,7 +297,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
                 write_steps=write_steps,
             )
         else:
-            memory = self._memory_to_read(memory, context_input_ids)
+            memory = self.memory_to_read(memory, context_input_ids)
         queries = checked_prompts(input_ids, attention_mask, context_index, len(memory), self.device)
         arguments = {**kwargs, "generation_config": generation_config, "streamer": streamer}
         if can_generate_from_base(self.read_phase, memory.embeddings, queries):
@@ -328,7 +328,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
     def answer(
         self,
         questions: str | Sequence[str],
-        memory: GradMemMemory,
+        memory: Memories,
         *,
         context_index: Sequence[int] | Tensor | None = None,
         **options: Any,
@@ -337,7 +337,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
 
         Args:
             questions: texts, put into the adapter's template.
-            memory: one memory for all questions, or one for each.
+            memory: one memory for all questions, or one for each; a list of memories is read together, side by side.
             context_index: `(questions,)`, which memory each question is about.
             options: `memory_ids`, names of the memories for the answers; `max_new_tokens` (50); `template`, the words
                 around a question in place of the adapter's; `batch_size` (32), questions at a time.

@@ -72,13 +72,16 @@ def shown_name(name: str | os.PathLike | None) -> str | None:
     return name if is_repository else re.split(r"[\\/]", str(Path(name).absolute()).rstrip("\\/"))[-1] or None
 
 
-def check_memory(memory: GradMemMemory, shape: tuple[int, ...], identity: Callable[[], Identity]) -> None:
+def check_memory(
+    memory: GradMemMemory, shape: tuple[int, ...], identity: Callable[[], Identity], *, several: bool = False
+) -> None:
     """Refuse what is no memory, or one that a model would not read as it was written.
 
     Args:
         memory: to read, or to go on writing from.
         shape: of one memory of this model, `(num_memory_tokens, hidden_size)`.
         identity: gives the model's; asked for only where the memory has one.
+        several: whether it may be several memories side by side.
 
     Raises:
         TypeError: it is not a memory.
@@ -87,7 +90,7 @@ def check_memory(memory: GradMemMemory, shape: tuple[int, ...], identity: Callab
     if not isinstance(memory, GradMemMemory):
         raise TypeError(f"memory must be a GradMemMemory, got {type(memory).__name__}.")
     given = tuple(memory.embeddings.shape[1:])
-    if shape != given:
+    if shape != given and not (several and shape[1] == given[1] and given[0] and given[0] % shape[0] == 0):
         raise ValueError(
             f"memory has {given[0]} vectors of width {given[1]}, but this model reads {shape[0]} of width "
             f"{shape[1]}. It was written by another model."

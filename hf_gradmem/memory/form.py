@@ -29,10 +29,12 @@ class MemoryForm(ABC):
         num_memory_tokens: positions of a memory, m in the paper.
         num_control_tokens: vectors that it takes on either side.
         holds_vectors: whether each position is a vector as wide as the decoder's hidden states.
+        reads_several: whether [`prefix`] takes several memories side by side, `(batch, k · num_memory_tokens, width)`.
     """
 
     num_control_tokens = 0
     holds_vectors = False
+    reads_several = False
 
     # The model is `Any`: its parameters are set and read by name, which no type of a module knows.
     def __init__(self, module: Any, decoder: Decoder, *, num_memory_tokens: int) -> None:

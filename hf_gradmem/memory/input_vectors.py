@@ -16,10 +16,11 @@ Tensor = torch.Tensor
 class InputVectors(MemoryForm):
     """Vectors `(batch, num_memory_tokens, hidden_size)`, through a projection P if there is one, identity at the start.
 
-    The decoder is given `[start; P(M); end]`.
+    The decoder is given `[start; P(M); end]`; of several memories side by side, `[start; P(M_1); ...; P(M_k); end]`.
     """
 
     holds_vectors = True
+    reads_several = True
 
     def __init__(
         self,

@@ -24,6 +24,9 @@ class KeyValues(MemoryForm):
     Behind them stands one input vector that is not written, the last one of `memory_init`: a decoder predicts from
     positions that it runs over, and the first token of a context or an answer has to be predicted from something.
 
+    Several memories side by side are the positions of all of them in the cache, each with the keys that it was written
+    with: what a base does to a key by its place, such as rotating it, is that of the place in its own memory.
+
     Args:
         write: `"keys_and_values"`, or `"values"` alone: the memory then holds half as many numbers, and the keys of all
             memories are those of `memory_init`.
@@ -31,6 +34,8 @@ class KeyValues(MemoryForm):
             makes of `memory_init`. It can then become the mean of memories, and be trained by itself. The
             configuration keeps [`width`] in its place: a checkpoint is opened before the base can be run.
     """
+
+    reads_several = True
 
     def __init__(
         self,
@@ -94,7 +99,8 @@ class KeyValues(MemoryForm):
         parts = memory.to(dtype).split([heads * size for heads, size in self.shapes], dim=-1)
         written = [part.unflatten(-1, shape).transpose(1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
         if self.values_alone:
-            keys = [keys.expand(len(memory), -1, -1, -1) for keys, _ in self._pairs_of_start()]
+            times = memory.shape[1] // self.num_memory_tokens
+            keys = [keys.repeat(1, 1, times, 1).expand(len(memory), -1, -1, -1) for keys, _ in self._pairs_of_start()]
         else:
             keys, written = written[::2], written[1::2]
         behind = self.module.memory_init[-1:].expand(len(memory), -1, -1).to(dtype)

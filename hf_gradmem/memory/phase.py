@@ -1,6 +1,6 @@
 """WRITE and READ as objects: which vectors stand around a memory, which LoRA is on, and which head makes the logits."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,7 +15,9 @@ from ..base.modes import layers_recomputed, settled
 from ..base.output_head import OutputHead
 from ..base.running import DecoderInputs, side_by_side
 from ..template import get_template, leading_tokens, places_memory
+from .fingerprint import Identity, check_memory
 from .form import MemoryForm
+from .written import GradMemMemory, Memories
 
 Tensor = torch.Tensor
 
@@ -142,8 +144,36 @@ class Phase:
         """Positions before a context or a query: those of the memory, and of the words before it."""
         return self.form.prefix_length + len(self.header_ids)
 
+    def memory_to_read(self, memory: Memories, identity: Callable[[], Identity]) -> GradMemMemory:
+        """A memory, or several side by side, that this phase can be given.
+
+        Args:
+            memory: one, or a list of them.
+            identity: gives that of the model.
+
+        Raises:
+            TypeError: it is no memory.
+            ValueError: it is of another model, or several, which the form or the base's window does not take.
+        """
+        joined = GradMemMemory.side_by_side(memory) if isinstance(memory, list | tuple) else memory
+        check_memory(joined, self.form.shape, identity, several=True)
+        count = joined.shape[1] // self.form.num_memory_tokens
+        if count == 1:
+            return joined
+        if not self.form.reads_several:
+            raise ValueError(f"Memories of the form {type(self.form).__name__} are read one at a time, got {count}.")
+        window, needed = self.decoder.window, self.prefix_length + (count - 1) * self.form.num_memory_tokens
+        if window is not None and needed >= window:
+            raise ValueError(
+                f"{count} memories together take {needed} positions of the {window} that are the window of "
+                f"{self.decoder.name}: no room is left for a question. Read fewer of them."
+            )
+        return joined
+
     def prefix(self, memory: Tensor) -> DecoderInputs:
         """What the decoder is given for memories `(batch, num_memory_tokens, width)`, a row for each.
+
+        In READ also for several side by side, `(batch, k · num_memory_tokens, width)`.
 
         Raises:
             ValueError: words are to stand before a memory that stands in the cache, before everything else.

@@ -170,6 +170,45 @@ class GradMemMemory:
             base_name=memories[0].base_name,
         )
 
+    @classmethod
+    def side_by_side(cls, memories: Sequence["GradMemMemory"]) -> "GradMemMemory":
+        """Several memories as one that is read as a whole: their positions in this order, one behind the other.
+
+        Only READ takes such a memory, `(batch, memories · num_memory_tokens, hidden_size)`. Its losses are those of the
+        memories, step by step and after the last one, each the mean over the memories.
+
+        Args:
+            memories: as many contexts in each.
+
+        Raises:
+            TypeError: one is no memory.
+            ValueError: none are given, or they are of different models, or of different numbers of contexts.
+        """
+        memories = list(memories)
+        for memory in memories:
+            if not isinstance(memory, cls):
+                raise TypeError(
+                    f"memory must be a GradMemMemory, or a list of them, got a {type(memory).__name__} in it."
+                )
+        if len({len(memory) for memory in memories}) > 1:
+            raise ValueError(
+                f"Memories that are read together need as many contexts each, got {[len(each) for each in memories]}."
+            )
+        joined, count = cls.cat(memories), len(memories)
+
+        def mean(values: Tensor) -> Tensor:
+            return values.unflatten(0, (count, -1)).nanmean(0)
+
+        parts = torch.stack([memory.embeddings for memory in memories], dim=1)
+        final = joined.final_write_loss
+        return replace(
+            joined,
+            embeddings=parts.flatten(1, 2),
+            write_losses=mean(joined.write_losses),
+            segment_lengths=joined.segment_lengths.unflatten(0, (count, -1)).transpose(0, 1).flatten(1),
+            final_write_loss=None if final is None else mean(final),
+        )
+
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Write `memory.safetensors`, the tensors with the facts in its header, into a directory.
 
@@ -320,4 +359,7 @@ def _cat_ragged(tensors: list[Tensor], fill: float) -> Tensor:
     return torch.cat([functional.pad(tensor, (0, width - tensor.shape[1]), value=fill) for tensor in tensors])
 
 
-__all__ = ["GradMemMemory"]
+Memories = GradMemMemory | Sequence[GradMemMemory]
+"""What is read: a memory, or a list of memories that are read together, side by side."""
+
+__all__ = ["GradMemMemory", "Memories"]

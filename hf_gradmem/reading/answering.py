@@ -8,7 +8,7 @@ import torch
 
 from ..base.modes import evaluating
 from ..base.token_ids import IGNORED_LABEL
-from ..memory.written import GradMemMemory
+from ..memory.written import GradMemMemory, Memories
 from ..template import get_template
 from .confidence import Calibration
 from .generation import ending_tokens, new_tokens
@@ -61,7 +61,7 @@ class Generated:
 def answer_questions(
     model: Any,
     questions: str | Sequence[str],
-    memory: GradMemMemory,
+    memory: Memories,
     *,
     context_index: Sequence[int] | Tensor | None = None,
     memory_ids: Sequence[str] | None = None,
@@ -70,6 +70,7 @@ def answer_questions(
     batch_size: int = 32,
 ) -> list[Answer]:
     """What [`GradMemForCausalLM.answer`] does."""
+    memory = model.memory_to_read(memory)
     asked = [questions] if isinstance(questions, str) else list(questions)
     index = which_memories(len(asked), len(memory), context_index)
     if memory_ids is not None and len(memory_ids) != len(memory):

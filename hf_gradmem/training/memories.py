@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
 from ..commands.write_dataset import write_dataset
 from ..memory.silence import without_progress_bars
 from ..memory.store import MemoryStore
+from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks import FEATURES, check_row
 from ..template import get_template
@@ -29,13 +31,24 @@ class WrittenRows(TorchDataset):
     Args:
         rows: of a task.
         store: a memory for each row, by the row's number.
+        distractors: how many memories of other rows stand beside each question's own, which has a random place.
+        redraw: whether they are drawn anew each time that a question is asked for.
+
+    Raises:
+        ValueError: there are not as many other rows.
     """
 
     # What a data set of rows says of itself; the model card's example is made from it.
     column_names = ("context", "queries", "targets")
 
-    def __init__(self, rows: Dataset, store: MemoryStore) -> None:
-        self.rows, self.store = rows, store
+    def __init__(self, rows: Dataset, store: MemoryStore, distractors: int = 0, redraw: bool = False) -> None:
+        if distractors >= len(rows):
+            raise ValueError(
+                f"distractors is {distractors}, and there are {len(rows) - 1} other rows beside each. Give fewer, or "
+                "more rows."
+            )
+        self.rows, self.store, self.distractors = rows, store, distractors
+        self._drawing = np.random.default_rng(0) if redraw else None
         self._places = [(number, query) for number, row in enumerate(rows) for query in range(len(row["queries"]))]
 
     def __len__(self) -> int:
@@ -46,13 +59,24 @@ class WrittenRows(TorchDataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         places = [self._places[index] for index in indices]
-        memories = self.store[[str(number) for number, _ in places]]
+        read = [self._read_for(index, number) for index, (number, _) in zip(indices, places, strict=True)]
+        memories = self.store[[str(number) for numbers in read for number in numbers]]
         found = []
         for place, (number, query) in enumerate(places):
-            row = self.rows[number]
+            row, first = self.rows[number], place * (1 + self.distractors)
             asked = {name: [row[name][query]] for name in ("queries", "targets")}
-            found.append({"context": row["context"], "memory": memories[place], **asked})
+            beside = [memories[first + other] for other in range(1 + self.distractors)]
+            memory = beside[0] if len(beside) == 1 else GradMemMemory.side_by_side(beside)
+            found.append({"context": row["context"], "memory": memory, **asked})
         return found
+
+    def _read_for(self, index: int, number: int) -> list[int]:
+        """The rows whose memories a question reads, its own among them, in their order."""
+        rng = np.random.default_rng([1, index]) if self._drawing is None else self._drawing
+        others = rng.choice(len(self.rows) - 1, self.distractors, replace=False)
+        numbers = [int(other) + (other >= number) for other in others]
+        numbers.insert(int(rng.integers(1 + self.distractors)), number)
+        return numbers
 
 
 def written_rows(
@@ -62,6 +86,8 @@ def written_rows(
     *,
     batch_size: int,
     source_name: str,
+    distractors: int = 0,
+    redraw: bool = False,
     show_progress: bool = False,
 ) -> WrittenRows:
     """The rows with their memories, which are written where they are missing.
@@ -72,6 +98,7 @@ def written_rows(
         directory: of the store.
         batch_size: contexts written at a time.
         source_name: how to call the rows in the facts of the store.
+        distractors, redraw: as in [`WrittenRows`].
         show_progress: show a progress bar over the contexts.
 
     Raises:
@@ -82,7 +109,7 @@ def written_rows(
     """
     if isinstance(rows, IterableDataset):
         raise ValueError("Memories are written for a table of rows, not for a stream.")
-    _check_questions(model, rows)
+    _check_questions(model, rows, distractors * model.form.num_memory_tokens)
     own = Dataset.from_dict({"id": [str(number) for number in range(len(rows))], "context": list(rows["context"])})
     write_dataset(
         model,
@@ -95,18 +122,18 @@ def written_rows(
     )
     with without_progress_bars():
         store = MemoryStore.from_pretrained(Path(directory))
-    return WrittenRows(rows.select_columns(list(FEATURES)), store)
+    return WrittenRows(rows.select_columns(list(FEATURES)), store, distractors, redraw)
 
 
-def _check_questions(model: GradMemForCausalLM, rows: Dataset) -> None:
-    """Refuse, before hours of writing, what could not be trained on afterwards."""
+def _check_questions(model: GradMemForCausalLM, rows: Dataset, beside: int) -> None:
+    """Refuse, before hours of writing, what could not be trained on afterwards, with so many positions of others."""
     words, window = get_template(model.config.template, model.tokenizer), model.decoder.window
     for number, row in enumerate(rows):
         check_row(row, f"row {number}")
         for query, target in zip(row["queries"], row["targets"], strict=True):
             asked = words.question(query) + words.target(target)
             tokens = model.tokenizer(asked, add_special_tokens=False).input_ids
-            needed = model.read_phase.prefix_length + len(tokens) + 1
+            needed = model.read_phase.prefix_length + beside + len(tokens) + 1
             if window is not None and needed > window:
                 raise ValueError(
                     f"A question of row {number} needs {needed} positions with memory and answer, but the window "

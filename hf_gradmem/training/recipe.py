@@ -106,6 +106,10 @@ class RecipeArguments:
         default=None,
         metadata={"help": "Folder of memories that are written once; what READ has of its own is trained on them."},
     )
+    distractors: int = field(
+        default=0,
+        metadata={"help": "With memories: each question's memory stands among so many others, in a random place."},
+    )
     gradmem: dict = field(default_factory=dict, metadata={"help": "Options of GradMemConfig."})
     step_size_learning_rate: float | None = field(
         default=None, metadata={"help": "Outer learning rate of the learned step sizes; learning_rate when absent."}
@@ -151,6 +155,11 @@ class RecipeArguments:
             Start.of(self.start)
         if self.base_dtype is not None and not isinstance(getattr(torch, self.base_dtype, None), torch.dtype):
             raise ValueError(f"base_dtype must be float32, bfloat16 or float16, got {self.base_dtype!r}.")
+        if self.distractors < 0 or (self.distractors and self.memories is None):
+            raise ValueError(
+                f"distractors must be 0 or more, and goes with memories, got {self.distractors} and memories: "
+                f"{self.memories}."
+            )
         if self.memories is None:
             return
         if self.train_base:

@@ -148,8 +148,9 @@ def training_data(
         return training_stream(arguments, training, model.config.write_steps), eval_sets
     train_reading_alone(model)
     folder = Path(arguments.memories)
+    options |= {"source_name": arguments.task, "distractors": arguments.distractors}
     written = {
-        name: written_rows(model, of_set, folder / name, source_name=arguments.task, **options)
+        name: written_rows(model, of_set, folder / name, redraw=name == "train", **options)
         for name, of_set in {"train": rows, **eval_sets}.items()
     }
     return written.pop("train"), written

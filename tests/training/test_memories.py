@@ -142,6 +142,43 @@ def test_rows_that_could_not_be_trained_on_are_refused_before_they_are_written(t
         assert not (tmp_path / "m").exists()
 
 
+# ------------------------------------------------------------------------------------------------ distractors
+
+
+def test_a_question_is_trained_on_its_memory_among_others_in_a_random_place(tmp_path):
+    trainer = build_trainer(recipe(tmp_path, distractors=2))
+    store = MemoryStore.from_pretrained(tmp_path / "memories" / "train")
+    stored = [store[str(number)].embeddings[0] for number in range(len(store))]
+
+    def read_in(rows, index: int) -> list[int]:
+        parts = rows[index]["memory"].embeddings[0].split(2)  # of two positions each
+        return [next(number for number, own in enumerate(stored) if torch.equal(part, own)) for part in parts]
+
+    rows = trainer.train_dataset
+    own = [number for number, row in enumerate(rows.rows) for _ in row["queries"]]
+    found = [(index, read_in(rows, index)) for index in range(len(rows)) for _ in range(2)]
+    assert all(own[index] in numbers and len(set(numbers)) == 3 for index, numbers in found)
+    assert {numbers.index(own[index]) for index, numbers in found} == {0, 1, 2}
+    assert any(read_in(rows, 0) != read_in(rows, 0) for _ in range(5))  # drawn anew
+    held_out = trainer.eval_dataset["held_out"]
+    assert torch.equal(held_out[1]["memory"].embeddings, held_out[1]["memory"].embeddings)
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed
+    assert all(".read." in name for name in changed)
+    assert "eval_held_out_loss" in trainer.evaluate()
+
+
+def test_distractors_that_there_cannot_be_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="distractors must be 0 or more, and goes with memories, got 2"):
+        recipe(tmp_path, distractors=2, memories=None)
+    with pytest.raises(ValueError, match="distractors must be 0 or more"):
+        recipe(tmp_path, distractors=-1)
+    with pytest.raises(ValueError, match="distractors is 3, and there are 2 other rows"):
+        build_trainer(recipe(tmp_path, distractors=3))
+
+
 # ------------------------------------------------------------------------------------------------ the start
 
 
