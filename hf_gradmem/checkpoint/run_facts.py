@@ -49,14 +49,15 @@ def rows_source(task: str | None, arguments: Mapping[str, Any], split: str = "va
 
     Args:
         task: its name; that of a data set that this package does not know says nothing.
-        arguments: those that it was loaded with.
+        arguments: those that it was loaded with, and `task` where that is another one.
         split: which part of it the rows are, unless the arguments say.
     """
     from ..tasks import TASKS  # which brings `datasets`: a model alone has no need of it
 
+    task = arguments.get("task", task)
     parts = arguments.get("parts")
     if isinstance(parts, list) and len(parts) == 1 and isinstance(parts[0], Mapping):  # of a mixture
-        return rows_source(parts[0].get("task"), parts[0], arguments.get("split", split))
+        return rows_source(None, parts[0], arguments.get("split", split))
     if arguments.get("hub_name") is not None:
         name = str(arguments["hub_name"])
         return Source(name, f"{name} on the Hub", arguments.get("hub_config"), arguments.get("hub_revision"))
@@ -143,7 +144,7 @@ def facts_of_directory(directory: str | os.PathLike) -> CardFacts:
     facts.training = {name: value for name, value in given.items() if value is not None}
     facts.results = [
         Result(
-            task or "unknown",
+            record.get("arguments", {}).get("task", task) or "unknown",
             record["set"],
             _shown(record),
             results["split"],
@@ -160,7 +161,12 @@ def facts_of_directory(directory: str | os.PathLike) -> CardFacts:
 def set_arguments(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The task arguments of each evaluation set of a recipe."""
     of_all = recipe.get("task_arguments") or {}
-    return {name: {**of_all, **(given or {})} for name, given in (recipe.get("eval_sets") or {}).items()}
+    return {name: arguments_of_set(of_all, given or {}) for name, given in (recipe.get("eval_sets") or {}).items()}
+
+
+def arguments_of_set(of_all: Mapping[str, Any], of_set: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of an evaluation set: over those of the recipe, or, with a `task` of its own, its own alone."""
+    return {**({} if "task" in of_set else of_all), **of_set}
 
 
 def published_recipe(text: str) -> str:
@@ -208,8 +214,9 @@ def trainer_results(
         prefix = "eval_" if name is None else f"eval_{name}_"
         of_set = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
         if shown := _shown(of_set):
-            source = rows_source(task, {} if name is None else sets[name])
-            results.append(Result(task or "unknown", name or "evaluation set", shown, source=source))
+            arguments = {} if name is None else sets[name]
+            source, of = rows_source(task, arguments), arguments.get("task", task)
+            results.append(Result(of or "unknown", name or "evaluation set", shown, source=source))
     return results
 
 

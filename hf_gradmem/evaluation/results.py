@@ -16,9 +16,10 @@ from typing import Any
 import yaml
 from datasets import Dataset
 
+from ..checkpoint.run_facts import arguments_of_set
 from ..files import whole_file
 from ..modeling_gradmem import GradMemForCausalLM
-from ..tasks import get_task, load_task
+from ..tasks import get_task, load_set
 from .measure import evaluate_rows
 
 Record = dict[str, Any]
@@ -42,7 +43,8 @@ def evaluation_sets(
     """The task arguments of the sets to evaluate, by their names.
 
     Args:
-        eval_sets: the recipe's evaluation sets: the task arguments of each, over `task_arguments`.
+        eval_sets: the recipe's evaluation sets: the task arguments of each, over `task_arguments`, or a task of its own
+            with all of its arguments.
         task_arguments: those of the whole recipe.
         names: which of the evaluation sets; all by default.
         sweeps: `argument=value,value,...` each, the values in YAML: every set in each of these variants, named
@@ -59,8 +61,7 @@ def evaluation_sets(
     variants = list(product(*map(_parse_sweep, sweeps)))
     return {
         " ".join([name, *(f"{key}={json.dumps(value)}" for key, value in variant)]): {
-            **task_arguments,
-            **eval_sets[name],
+            **arguments_of_set(task_arguments, eval_sets[name]),
             **dict(variant),
         }
         for name in names or eval_sets
@@ -83,9 +84,9 @@ def load_sets(task: str, sets: dict[str, dict[str, Any]], split: str) -> dict[st
     """The rows of each set.
 
     Raises:
-        OSError, ValueError: as of [`~hf_gradmem.tasks.load_task`].
+        OSError, ValueError: as of [`~hf_gradmem.tasks.load_set`].
     """
-    return {name: load_task(task, **given | {"split": split}) for name, given in sets.items()}
+    return {name: load_set(task, given | {"split": split}) for name, given in sets.items()}
 
 
 def evaluate_model(

@@ -1,17 +1,19 @@
 """Contexts, queries and targets: the data sets that a memory is trained and measured on. Nothing here knows a model."""
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
-from . import babi, facts, jsonl, kv_retrieval, mixture, squad, text
+from . import babi, babi_stories, facts, jsonl, kv_retrieval, mixture, squad, text
 from .rows import FEATURES, check_row
 from .task import Task
 
 TASKS: dict[str, Task] = {
     "kv_retrieval": kv_retrieval.TASK,
     "babi": babi.TASK,
+    "babi_stories": babi_stories.TASK,
     "squad": squad.TASK,
     "facts": facts.TASK,
     "text": text.TASK,
@@ -57,7 +59,21 @@ def load_task(
         raise ValueError(f"The task {name!r} does not take these arguments, {arguments}: {error}") from error
 
 
+def load_set(task: str, arguments: Mapping[str, Any]) -> Dataset | IterableDataset:
+    """Rows of an evaluation set.
+
+    Args:
+        task: of the recipe.
+        arguments: of the set, `split` among them; a `task` among them is the set's own.
+
+    Raises:
+        OSError, ValueError: as of [`load_task`].
+    """
+    given = dict(arguments)
+    return load_task(given.pop("task", task), **given)
+
+
 TASKS["mixture"] = mixture.task(load_task)
 
 
-__all__ = ["FEATURES", "TASKS", "Task", "check_row", "get_task", "load_task"]
+__all__ = ["FEATURES", "TASKS", "Task", "check_row", "get_task", "load_set", "load_task"]

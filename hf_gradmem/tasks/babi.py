@@ -112,7 +112,11 @@ def build_tokenizer(**arguments: Any) -> PreTrainedTokenizerFast:
         arguments: those of [`load`]; `split` is set aside.
     """
     rows = load(**arguments | {"split": "train"})
-    texts = (text for row in rows for text in [*row["context"], *row["queries"], *row["targets"]])
+    return word_tokenizer(text for row in rows for text in [*row["context"], *row["queries"], *row["targets"]])
+
+
+def word_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """One token for each word and mark of the texts, in alphabetical order, after the special ones."""
     words = sorted({word for text in texts for word in re.findall(_WORD, text)})
     vocabulary = {token: index for index, token in enumerate([PAD, BOS, END, UNKNOWN, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))

@@ -79,7 +79,7 @@ class RecipeArguments:
     task_arguments: dict = field(default_factory=dict, metadata={"help": "Arguments of the task."})
     eval_sets: dict = field(
         default_factory=dict,
-        metadata={"help": "Name of each evaluation set, and its task arguments over those of the recipe."},
+        metadata={"help": "Name of each evaluation set, its arguments over those of the recipe, or a task of its own."},
     )
     stages: list[dict] = field(
         default_factory=list,
@@ -130,6 +130,7 @@ class RecipeArguments:
         for name, arguments in self.eval_sets.items():
             if not isinstance(arguments, dict):
                 raise ValueError(f"The evaluation set {name!r} needs task arguments (or {{}}), got {arguments!r}.")
+            get_task(arguments.get("task", self.task))
         if self.step_size_learning_rate is not None and not self.step_size_learning_rate > 0:
             raise ValueError(f"step_size_learning_rate must be greater than 0, got {self.step_size_learning_rate}.")
         self._check_written_once()

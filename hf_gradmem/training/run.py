@@ -24,11 +24,11 @@ from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..checkpoint.adapter import Adapter
-from ..checkpoint.run_facts import RECIPE_FILE, RESULTS_FILE, published_recipe, set_arguments
+from ..checkpoint.run_facts import RECIPE_FILE, RESULTS_FILE, arguments_of_set, published_recipe, set_arguments
 from ..checkpoint.tokenizer import open_tokenizer
 from ..files import check_directory
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
-from ..tasks import FEATURES, get_task, load_task
+from ..tasks import FEATURES, get_task, load_set, load_task
 from ..tasks.collator import DataCollatorForGradMem
 from .callbacks import log_writes
 from .card import fill_model_card
@@ -132,7 +132,7 @@ def training_data(
     A recipe's start is learned first, and where it trains on memories, those that are missing are written.
     """
     eval_sets = {
-        name: load_task(arguments.task, **{"split": "validation"} | arguments.task_arguments | given)
+        name: load_set(arguments.task, {"split": "validation"} | arguments_of_set(arguments.task_arguments, given))
         for name, given in arguments.eval_sets.items()
     }
     options: dict[str, Any] = {

@@ -10,9 +10,9 @@ from typer.testing import CliRunner, Result
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.evaluation.heat_map import heat_map, save_heat_map
 from hf_gradmem.evaluation.plots import plot_results, save_picture
-from hf_gradmem.evaluation.results import evaluation_sets, load_records, save_results
+from hf_gradmem.evaluation.results import evaluation_sets, load_records, load_sets, save_results
 from hf_gradmem.evaluation.tokens import TokenLosses, token_texts
-from hf_gradmem.tasks import kv_retrieval
+from hf_gradmem.tasks import kv_retrieval, load_task
 from hf_gradmem.training.recipe import RecipeArguments
 from hf_gradmem_cli import app
 
@@ -105,6 +105,15 @@ def test_sweeps_multiply() -> None:
         "b num_pairs=[2, 8] key_length=1": {"seed": 2, "num_pairs": [2, 8], "key_length": 1},
     }
     assert evaluation_sets(*given) == {"a": {"seed": 1}, "b": {"seed": 2}}
+
+
+def test_a_set_with_a_task_of_its_own_has_the_rows_of_that_task() -> None:
+    own = {"task": "facts", "num_contexts": 3}
+    sets = evaluation_sets({"a": {"num_contexts": 2}, "b": own}, {"num_pairs": 4}, sweeps=["seed=5"])
+    assert sets["b seed=5"] == own | {"seed": 5}
+    rows = load_sets("kv_retrieval", sets, "test")
+    assert list(rows["b seed=5"]) == list(load_task("facts", "test", num_contexts=3, seed=5))
+    assert list(rows["a seed=5"]) == list(load_task("kv_retrieval", "test", num_pairs=4, num_contexts=2, seed=5))
 
 
 # ------------------------------------------------------------------------------------------------ pictures

@@ -108,6 +108,16 @@ def test_a_file_is_repeated_in_new_orders_as_long_as_the_stage_takes(tmp_path):
     assert rows[:9] != rows[9:18]
 
 
+def test_a_recipe_can_be_evaluated_on_another_task(tmp_path):
+    recipe = tiny_recipe(
+        tmp_path, eval_sets={"same": {"num_contexts": 3}, "other": {"task": "facts", "num_contexts": 4}}
+    )
+    trainer = build_trainer(recipe)
+    assert list(trainer.eval_dataset["other"]) == list(load_task("facts", "validation", num_contexts=4))
+    with pytest.raises(ValueError, match="There is no task 'kv'"):
+        tiny_recipe(tmp_path, eval_sets={"other": {"task": "kv"}})
+
+
 def test_running_text_has_no_end_to_learn(tmp_path):
     """Where a task's targets end, the end is learned; a continuation just stops being given."""
     (tmp_path / "book.txt").write_text("A sentence of some words. " * 40, encoding="utf-8")

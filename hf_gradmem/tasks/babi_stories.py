@@ -1,0 +1,380 @@
+"""Stories of bAbI's first five tasks (Weston et al., arXiv 1502.05698), drawn without end.
+
+People walk between rooms and take, drop and give things (QA1, QA2, QA3, QA5), or two sentences say how three rooms lie
+(QA4). The worlds, sentences and questions are those of the published files, as they were found by counting in them:
+two sentences, then a question if one of the last five sentences gives rise to one, until five were asked. A row is a
+story up to one of its questions, as in [`~hf_gradmem.tasks.babi`], so what is trained here is evaluated there.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerFast
+
+from . import generated
+from .babi import word_tokenizer
+from .generated import number_range
+from .rows import SPLITS, check_split
+from .task import Task
+
+Choice = TypeVar("Choice")
+Asked = tuple[str, str]  # a question and its answer
+
+ROOMS = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
+# Whoever and whatever stands first is given to, and given away, first: so it is in the files.
+THINGS = ("apple", "football", "milk")
+PEOPLE = {1: ("Daniel", "John", "Mary", "Sandra"), 5: ("Mary", "Fred", "Bill", "Jeff")}
+MOVED = ("moved to", "went to", "journeyed to", "travelled to", "went back to")
+GOT = ("got", "grabbed", "picked up", "took")
+DROPPED = ("discarded", "dropped", "left", "put down")
+GAVE = ("gave", "handed", "passed")
+OPPOSITE = {"north": "south", "south": "north", "east": "west", "west": "east"}
+QUESTION_WORDS = "Where is was before ? What Who did give received to of The the there ."
+
+WINDOW = 5  # a question is about one of so many last sentences
+PER_STORY = 5  # questions asked of a story; one in QA4
+TRIES = 10_000  # stories that are drawn to find one of a length
+# How often "there" is said of getting and of dropping something.
+SAYS_THERE = {2: (1.0, 0.2), 3: (0.2, 0.2), 5: (1.0, 0.2)}
+FEWEST = {1: 2, 2: 2, 3: 4, 4: 2, 5: 2}  # sentences before the first question can be asked
+
+
+@dataclass
+class _Event:
+    """What a sentence tells: somebody did something, to a room or thing, and perhaps for somebody."""
+
+    kind: str
+    person: str
+    what: str
+    receiver: str = ""
+
+
+@dataclass
+class _World:
+    """Where everybody and everything is, and what was told of it.
+
+    Attributes:
+        place: of each person, and of each thing that nobody holds. Where they start is not told.
+        holder: of each thing that is held.
+        known: people whose room was told.
+        events: what happened, in order.
+        last: for each thing, when it was last taken or dropped.
+        carried: for each thing, the rooms that it was carried into since it was last taken.
+    """
+
+    rng: np.random.Generator
+    people: Sequence[str]
+    place: dict[str, str] = field(default_factory=dict)
+    holder: dict[str, str] = field(default_factory=dict)
+    known: set[str] = field(default_factory=set)
+    events: list[_Event] = field(default_factory=list)
+    last: dict[str, int] = field(default_factory=dict)
+    carried: dict[str, list[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.place = {name: self.one_of(ROOMS) for name in (*self.people, *THINGS)}
+
+    def one_of(self, choices: Sequence[Choice]) -> Choice:
+        return choices[int(self.rng.integers(len(choices)))]
+
+    def happen(self, kinds: Sequence[str]) -> _Event:
+        """Something that is possible: kinds and people are drawn until one is."""
+        event = None
+        while event is None:
+            kind, person = self.one_of(kinds), self.one_of(self.people)
+            event = self._gift() if kind == "give" else self._possible(kind, person)
+        self._tell(event)
+        return event
+
+    def _possible(self, kind: str, person: str) -> _Event | None:
+        room = self.place[person]
+        if kind == "move":
+            choices = [self.one_of(ROOMS)]
+            choices = [] if choices == [room] else choices
+        elif kind == "get":
+            choices = [thing for thing in THINGS if thing not in self.holder and self.place[thing] == room]
+        else:
+            choices = [thing for thing in THINGS if self.holder.get(thing) == person]
+        return _Event(kind, person, self.one_of(choices)) if choices else None
+
+    def _gift(self) -> _Event | None:
+        """The first thing that can be given, to the first person that it can be given to."""
+        for thing in THINGS:
+            giver = self.holder.get(thing)
+            for receiver in self.people if giver is not None else ():
+                if receiver != giver and self.place[receiver] == self.place[giver]:
+                    return _Event("give", giver, thing, receiver)
+        return None
+
+    def _tell(self, event: _Event) -> None:
+        if event.kind == "move":
+            self.place[event.person] = event.what
+            self.known.add(event.person)
+            for thing, holder in self.holder.items():
+                if holder == event.person:
+                    self.carried[thing].append(event.what)
+        elif event.kind != "give":
+            self.last[event.what] = len(self.events)
+        if event.kind == "get":
+            self.holder[event.what] = event.person
+            self.carried[event.what] = []
+        elif event.kind == "drop":
+            del self.holder[event.what]
+            self.place[event.what] = self.place[event.person]
+        elif event.kind == "give":
+            self.holder[event.what] = event.receiver
+        self.events.append(event)
+
+    def recent(self) -> list[_Event]:
+        """The takings and droppings in the last sentences that are the last of their thing."""
+        found = [self.events[last] for last in self.last.values() if len(self.events) - last <= WINDOW]
+        return sorted(found, key=lambda event: event.what)
+
+
+def _ask_person(world: _World) -> Asked | None:
+    """QA1: where somebody is of whom one of the last sentences told."""
+    person = world.one_of(world.events[-WINDOW:]).person
+    return f"Where is {person}?", world.place[person]
+
+
+def _ask_thing(world: _World) -> Asked | None:
+    """QA2: where something is that was dropped, or taken and carried off, in one of the last sentences."""
+    things = {}
+    for event in world.recent():
+        if event.kind == "get" and world.carried[event.what]:
+            things[event.what] = world.place[event.person]
+        # Whoever drops something in an untold room leaves it in one.
+        elif event.kind == "drop" and _told(world, event):
+            things[event.what] = world.place[event.what]
+    if not things:
+        return None
+    thing, room = world.one_of(sorted(things.items()))
+    return f"Where is the {thing}?", room
+
+
+def _told(world: _World, event: _Event) -> bool:
+    """Whether the room was told that somebody was in at an event."""
+    before = world.events[: world.last[event.what]]
+    return any(earlier.kind == "move" and earlier.person == event.person for earlier in before)
+
+
+def _ask_before(world: _World) -> Asked | None:
+    """QA3: where something was before somebody carried it into a room, that being its last time in there."""
+    carries = {}
+    for event in world.recent():
+        rooms = world.carried[event.what]
+        steps = [(rooms[at], rooms[at - 1]) for at in range(1, len(rooms)) if rooms[at] not in rooms[at + 1 :]]
+        if steps:
+            carries[event.what] = steps
+    if not carries:
+        return None
+    thing, steps = world.one_of(sorted(carries.items()))
+    room, before = world.one_of(steps)
+    return f"Where was the {thing} before the {room}?", before
+
+
+def _ask_gift(world: _World) -> Asked | None:
+    """QA5: who gave what to whom in one of the last sentences. Its giver, thing and receiver are asked for alike."""
+    gifts = {event.what: event for event in world.events[-WINDOW:] if event.kind == "give"}  # the last of each thing
+    if not gifts:
+        return None
+    gift = world.one_of(list(gifts.values()))
+    giver, thing, receiver = gift.person, gift.what, gift.receiver
+    who_gave = [(f"Who gave the {thing}?", giver), (f"Who gave the {thing} to {receiver}?", giver)]
+    who_got = [(f"Who received the {thing}?", receiver), (f"Who did {giver} give the {thing} to?", receiver)]
+    asked = [who_gave, who_got]
+    between = [event for event in world.events if (event.person, event.receiver) == (giver, receiver)]
+    if between[-1] is gift:  # a later gift of his to her would be another answer
+        asked.append([(f"What did {giver} give to {receiver}?", thing)])
+    return world.one_of(world.one_of(asked))
+
+
+@dataclass(frozen=True)
+class _Tale:
+    """A task about people: who they are, what happens, and what is asked."""
+
+    people: Sequence[str]
+    kinds: Sequence[str]
+    ask: Callable[[_World], Asked | None]
+
+
+_TALES = {
+    1: _Tale(PEOPLE[1], ("move",), _ask_person),
+    2: _Tale(PEOPLE[1], ("move", "get", "drop"), _ask_thing),
+    3: _Tale(PEOPLE[1], ("move", "get", "drop"), _ask_before),
+    5: _Tale(PEOPLE[5], ("move", "get", "drop", "give"), _ask_gift),
+}
+
+
+def _sentence(world: _World, event: _Event, qa: int) -> str:
+    if event.kind == "move":
+        return f"{event.person} {world.one_of(MOVED)} the {event.what}.\n"
+    if event.kind == "give":
+        return f"{event.person} {world.one_of(GAVE)} the {event.what} to {event.receiver}.\n"
+    getting, dropping = SAYS_THERE[qa]
+    verbs, share = (GOT, getting) if event.kind == "get" else (DROPPED, dropping)
+    there = " there" if world.rng.random() < share else ""
+    return f"{event.person} {world.one_of(verbs)} the {event.what}{there}.\n"
+
+
+def _directions(rng: np.random.Generator) -> tuple[list[str], Callable[[], Asked]]:
+    """QA4: how two rooms lie from the one between them, and the questions on it."""
+    middle, *ends = (ROOMS[int(room)] for room in rng.permutation(len(ROOMS))[:3])
+    direction = list(OPPOSITE)[int(rng.integers(len(OPPOSITE)))]
+    told = []
+    for end, way in zip(ends, (direction, OPPOSITE[direction]), strict=True):
+        # Two thirds of the sentences begin with an end.
+        told.append((end, way, middle) if rng.random() < 2 / 3 else (middle, OPPOSITE[way], end))
+
+    def ask() -> Asked:
+        room, way, other = told[int(rng.integers(2))]
+        if rng.random() < 0.5:
+            return f"What is {way} of the {other}?", room
+        return f"What is the {other} {OPPOSITE[way]} of?", room
+
+    return [f"The {room} is {way} of the {other}.\n" for room, way, other in told], ask
+
+
+@dataclass(frozen=True)
+class BabiStories:
+    """The distribution that stories are drawn from; `row` is a pure function of its seed and an index.
+
+    Attributes:
+        qa: number of the task, 1 to 5, or a list of them, of which each story draws one.
+        num_statements: sentences of a context, or the smallest and largest number; as many as it takes when `None`.
+            Questions follow every second sentence, so a span must hold an even number. A story of QA3 may be told in
+            more than 200.
+        question: which of a story's questions a row ends with, or the first and last of those, of which each row
+            draws one. QA4 asks one of a story.
+        queries_per_context: most questions on a context. One, as in the files; above it, further ones that could have
+            been asked in its place.
+        seed: of the stream.
+        split: streams of different splits are independent.
+
+    Raises:
+        ValueError: a value is out of range, or no context of the task has so many sentences.
+    """
+
+    qa: int | Sequence[int] = 1
+    num_statements: int | Sequence[int] | None = None
+    question: int | Sequence[int] = (1, PER_STORY)
+    queries_per_context: int = 1
+    seed: int = 0
+    split: str = "train"
+
+    def __post_init__(self) -> None:
+        check_split(self.split)
+        if not self.tasks or not set(self.tasks) <= FEWEST.keys():
+            raise ValueError(f"qa must be a task of bAbI from 1 to 5, or a list of such, got {self.qa!r}.")
+        for task in self.tasks:
+            self._check_span(task)
+        for name, lowest in (("queries_per_context", 1), ("seed", 0)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}.")
+
+    @property
+    def tasks(self) -> tuple[int, ...]:
+        """The tasks that a story draws one of."""
+        return (self.qa,) if isinstance(self.qa, int) else tuple(self.qa)
+
+    @property
+    def span(self) -> tuple[int, float]:
+        """The smallest and the largest number of sentences."""
+        if self.num_statements is None:
+            return 1, float("inf")
+        return number_range("num_statements", self.num_statements)
+
+    def _check_span(self, task: int) -> None:
+        """Refuse a span that no story fits: QA1 asks after every two sentences, QA4 once, the others when they can."""
+        first, last = (1, 1) if task == 4 else number_range("question", self.question)
+        fewest = FEWEST[task] + 2 * (first - 1)
+        most = 2 * last if task in (1, 4) else float("inf")
+        lowest = max(self.span[0], fewest)
+        if min(self.span[1], most) < lowest + lowest % 2:
+            raise ValueError(
+                f"num_statements={self.num_statements} fits no story of QA{task}: before question {self.question} "
+                f"stands an even number of sentences, {fewest} {'or more' if most > 2 * last else f'to {most}'}."
+            )
+
+    def row(self, index: int) -> dict[str, Any]:
+        """The story of this index in the stream, up to one of its questions.
+
+        Raises:
+            ValueError: no story of so many sentences was found.
+        """
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
+        task = self.tasks[int(rng.integers(len(self.tasks)))]
+        for _ in range(TRIES):
+            told = self._story(rng, task)
+            if told is not None:
+                sentences, asked = told
+                queries, answers = zip(*asked, strict=True)
+                return {"context": sentences, "queries": list(queries), "targets": [f" {word}" for word in answers]}
+        raise ValueError(
+            f"None of {TRIES:,} stories of QA{task} has num_statements={self.num_statements} before question "
+            f"{self.question}. Give a wider span."
+        )
+
+    def _story(self, rng: np.random.Generator, task: int) -> tuple[list[str], list[Asked]] | None:
+        """Sentences and questions, if a story of the span came of it."""
+        if task == 4:
+            sentences, ask = _directions(rng)
+            return sentences, self._different(ask)
+        first, last = number_range("question", self.question)
+        ends_with = int(rng.integers(first, last + 1))
+        tale = _TALES[task]
+        world, sentences, number = _World(rng, tale.people), [], 0
+        while len(sentences) + 2 <= self.span[1]:
+            sentences += [_sentence(world, world.happen(tale.kinds), task) for _ in range(2)]
+            asked = tale.ask(world)
+            number += asked is not None
+            if asked is not None and number == ends_with:
+                found = self._different(lambda: tale.ask(world), asked)
+                return (sentences, found) if len(sentences) >= self.span[0] else None
+        return None
+
+    def _different(self, ask: Callable[[], Asked | None], *first: Asked) -> list[Asked]:
+        """So many different questions on a context, or as many as turn up."""
+        found = dict.fromkeys(first)
+        for _ in range(8 * self.queries_per_context):
+            if len(found) == self.queries_per_context:
+                break
+            asked = ask()
+            if asked is not None:
+                found[asked] = None
+        return list(found)
+
+
+def load(split: str = "train", *, num_contexts: int = 1000, **arguments: Any) -> Dataset:
+    """The first `num_contexts` contexts of a stream, as a table; `arguments` are those of [`BabiStories`]."""
+    return generated.table(BabiStories(split=split, **arguments), num_contexts)
+
+
+def stream(
+    split: str = "train", *, num_contexts: int | None = None, num_shards: int = 1, **arguments: Any
+) -> IterableDataset:
+    """The same contexts, generated as they are needed.
+
+    Args:
+        split: `"train"`, `"validation"` or `"test"`.
+        num_contexts: how many contexts; endless when `None`.
+        num_shards: how many readers can share the stream.
+        arguments: those of [`BabiStories`].
+    """
+    return generated.stream(BabiStories(split=split, **arguments), num_contexts, num_shards)
+
+
+def build_tokenizer(**arguments: Any) -> PreTrainedTokenizerFast:
+    """One token for each word of the five tasks, so that a base trained on one knows the words of all.
+
+    Args:
+        arguments: those of the task. The vocabulary does not depend on them.
+    """
+    names = [*ROOMS, *THINGS, *PEOPLE[1], *PEOPLE[5], *OPPOSITE]
+    return word_tokenizer([*names, *MOVED, *GOT, *DROPPED, *GAVE, QUESTION_WORDS])
+
+
+TASK = Task(load, stream, build_tokenizer)
