@@ -76,6 +76,16 @@ class ContextRows:
             segment_starts=None if self.segment_starts is None else self.segment_starts[rows, :length],
         )
 
+    def of_contexts(self, contexts: Tensor) -> "ContextRows":
+        """The rows of some of the contexts, `(batch,)` True at these, as a batch of their own."""
+        rows = contexts[self.sample_index].nonzero()[:, 0]
+        numbers = contexts.cumsum(0) - 1
+        return replace(
+            self.take(rows),
+            sample_index=numbers[self.sample_index[rows]],
+            segment_lengths=self.segment_lengths[contexts],
+        )
+
     def turns(self) -> Iterator[tuple[Tensor, "ContextRows"]]:
         """Segment after segment: which contexts have one, and its rows as contexts of their own."""
         for turn in range(self.num_turns):

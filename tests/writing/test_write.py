@@ -284,6 +284,31 @@ def test_tolerance_stops_each_sample_by_itself():
     torch.testing.assert_close(stopped.embeddings[1], alone.embeddings[0])
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("cut", [{}, {"write_segment_length": 3, "write_prefix_segments": 0}])
+def test_samples_that_stopped_are_run_no_more(optimizer, cut, monkeypatch):
+    model = build(write_steps=12, write_optimizer=optimizer, **cut)
+    tokens, mask = tiny_tokens(5, 9), torch.ones(5, 9, dtype=torch.long)
+    mask[0, 4:] = 0
+    free = model.write(input_ids=tokens, attention_mask=mask)
+    tolerance = float(free.write_losses[:, 4].median()) + 1e-9
+    rows, whole = [], model.decoder.hidden_states
+    monkeypatch.setattr(
+        model.decoder, "hidden_states", lambda inputs: rows.append(len(inputs.embeddings)) or whole(inputs)
+    )
+    stopped = model.write(input_ids=tokens, attention_mask=mask, tolerance=tolerance)
+    monkeypatch.undo()
+    taken = (~stopped.write_losses.isnan()).sum(1)
+    assert len(set(taken.tolist())) > 1
+    assert rows[0] > rows[-1] > 0
+    for row in range(5):
+        given = {"input_ids": tokens[row : row + 1], "attention_mask": mask[row : row + 1]}
+        alone = model.write(**given, tolerance=tolerance)
+        torch.testing.assert_close(stopped.embeddings[row], alone.embeddings[0], rtol=1e-8, atol=1e-9)
+        expected = free.write_losses[row].where(torch.arange(12) < taken[row], torch.nan)
+        torch.testing.assert_close(stopped.write_losses[row], expected, rtol=1e-8, atol=1e-9, equal_nan=True)
+
+
 def test_batches_and_progress_change_nothing(capsys):
     model = build()
     tokens = tiny_tokens(5, 9)

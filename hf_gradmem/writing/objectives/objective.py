@@ -1,5 +1,6 @@
 """An objective of WRITE: losses of tokens, put together for each sample, with the gradients that the loop asks for."""
 
+import copy
 import functools
 from abc import ABC, abstractmethod
 
@@ -69,6 +70,13 @@ class Objective(ABC):
         losses = self.first_order(start)
         (gradient,) = torch.autograd.grad(losses.sum(), start, retain_graph=True)
         return losses, gradient
+
+    def of_contexts(self, contexts: Tensor) -> "Objective":
+        """The same of some of the contexts alone, `(batch,)` True at these."""
+        other = copy.copy(self)  # with the options of a subclass
+        other.rows = self.rows.of_contexts(contexts)
+        other.__dict__.pop("_groups", None)
+        return other
 
     @property
     def parameters(self) -> list[nn.Parameter]:

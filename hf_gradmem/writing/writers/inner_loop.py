@@ -11,6 +11,10 @@ from .writer import Descent, WriteTrace
 
 Tensor = torch.Tensor
 
+# Of the samples that are run, the share that may be left for the others to be left out: each number of them is a shape
+# of its own to what is compiled.
+_WORTH_RUNNING = 7 / 8
+
 
 @dataclass(frozen=True)
 class InnerLoop:
@@ -35,29 +39,22 @@ class InnerLoop:
             memory: `(batch, num_memory_tokens, width)`, M_0.
             descent: what is asked for.
         """
-        steps = len(descent.step_sizes)
-        active = torch.ones(memory.shape[0], dtype=torch.bool, device=memory.device)
+        if descent.tolerance is not None:
+            return self._run_until(objective, memory, descent, descent.tolerance)
         state: State = None
         last_loss = gradient = None
         losses: list[Tensor] = []
         memories = [memory]
         for k, step_size in enumerate(descent.step_sizes):
             last_loss, gradient = self._loss_and_gradient(objective, memory, k, descent)
-            clipped = clip(gradient, self.max_grad_norm, self.grad_clip_value)
-            stepped, state = self.update_rule(memory, clipped, state, step_size)
-            losses.append(torch.where(active, last_loss.detach(), torch.nan))
-            if descent.tolerance is not None:
-                active = active & ~(last_loss < descent.tolerance)
-                stepped = torch.where(active[:, None, None], stepped, memory)
+            stepped, state = self.update_rule(memory, self._clipped(gradient), state, step_size)
+            losses.append(last_loss.detach())
             detach = not descent.differentiate or self.meta_gradient.detaches
             memory = stepped.detach() if detach else stepped
             if "memories" in descent.keep:
                 memories.append(memory)
             descent.on_step(losses[-1])
-            if descent.tolerance is not None and not active.any():
-                break
-        missing = [memory.new_full((memory.shape[0],), torch.nan)] * (steps - len(losses))
-        columns = torch.stack([*losses, *missing], dim=1) if steps else memory.new_zeros((memory.shape[0], 0))
+        columns = torch.stack(losses, dim=1) if losses else memory.new_zeros((memory.shape[0], 0))
         return WriteTrace(
             memory=memory,
             losses=columns,
@@ -65,6 +62,33 @@ class InnerLoop:
             memories=memories if "memories" in descent.keep else (),
             last_gradient=gradient if "last_gradient" in descent.keep else None,
         )
+
+    def _run_until(self, objective: Objective, memory: Tensor, descent: Descent, tolerance: float) -> WriteTrace:
+        """The same, without a graph, each sample until its loss is below the tolerance. What has stopped is run no more
+        once that leaves an eighth out."""
+        memory, state = memory.detach().clone(), None
+        columns = memory.new_full((len(memory), len(descent.step_sizes)), torch.nan)
+        last_loss = memory.new_full((len(memory),), torch.nan)
+        running = torch.arange(len(memory), device=memory.device)  # the samples that the objective is of
+        active = torch.ones_like(running, dtype=torch.bool)  # which of these have not stopped
+        for k, step_size in enumerate(descent.step_sizes):
+            losses, gradient = objective.value_and_gradient(memory[running])
+            last_loss[running] = losses
+            columns[running, k] = losses.where(active, torch.nan)
+            stepped, state = self.update_rule(memory[running], self._clipped(gradient), state, step_size)
+            active = active & ~(losses < tolerance)
+            memory[running[active]] = stepped.detach()[active]
+            descent.on_step(columns[:, k])
+            left = int(active.sum())
+            if not left:
+                break
+            if left <= len(running) * _WORTH_RUNNING:
+                objective, state = objective.of_contexts(active), _of_samples(state, active)
+                running, active = running[active], active[active]
+        return WriteTrace(memory=memory, losses=columns, last_loss=last_loss if descent.step_sizes else None)
+
+    def _clipped(self, gradient: Tensor) -> Tensor:
+        return clip(gradient, self.max_grad_norm, self.grad_clip_value)
 
     def _loss_and_gradient(
         self, objective: Objective, memory: Tensor, k: int, descent: Descent
@@ -76,3 +100,8 @@ class InnerLoop:
         if descent.differentiate and "last_loss" in descent.keep and k == steps - 1:
             return objective.kept_value_and_gradient(memory)
         return objective.value_and_gradient(memory)
+
+
+def _of_samples(state: State, samples: Tensor) -> State:
+    """What an update rule keeps, of some of the samples."""
+    return None if state is None else tuple(part[samples] if isinstance(part, Tensor) else part for part in state)
