@@ -11,6 +11,9 @@ from .queries import Queries
 
 Tensor = torch.Tensor
 
+# Positions that a run of the prefixes by themselves has to spare the runs behind it; with fewer it only adds a run.
+_WORTH_A_RUN = 2**7
+
 
 def read_inputs(phase: Phase, memory: Tensor, queries: Queries, padding_side: str) -> tuple[DecoderInputs, Tensor]:
     """`[r_start; P(M); r_end; query]` with its padding, and the order of the layout.
@@ -28,10 +31,33 @@ def read_inputs(phase: Phase, memory: Tensor, queries: Queries, padding_side: st
         ValueError: the base has no such token.
     """
     check_vocabulary("input_ids", queries.input_ids, phase.decoder.vocab_size)
-    prefix = phase.prefix(memory).take(queries.memory_index)
+    prefix = _prefixes(phase, memory, queries, padding_side)
     inputs = side_by_side([prefix, phase.decoder.tokens(queries.input_ids, queries.attention_mask)])
     order = token_order(inputs.attention_mask, padding_side)
     return inputs.reordered(order), order
+
+
+def _prefixes(phase: Phase, memory: Tensor, queries: Queries, padding_side: str) -> DecoderInputs:
+    """What stands before each query. Where many read one memory, it is run once, and they go on from what it cached."""
+    prefix, cached = phase.prefix(memory), phase.prefix_length - 1  # its last position predicts the first token
+    used, of_row = queries.memory_index.unique(return_inverse=True)
+    spared = (len(of_row) - len(used)) * cached
+    if torch.is_grad_enabled() or prefix.past is not None or not cached or spared < _WORTH_A_RUN:
+        return prefix.take(queries.memory_index)
+    decoder, unpadded = phase.decoder, bool(queries.attention_mask.all())
+    goes_on = decoder.goes_on_from_cache if padding_side == "right" else unpadded and decoder.generates_from_cache
+    if not goes_on:
+        return prefix.take(queries.memory_index)
+    prefix = prefix.take(used)
+    first, last = _cut(prefix, slice(cached)), _cut(prefix, slice(cached, None))
+    with phase.active():
+        return last._replace(past=decoder.keys_and_values(first)).take(of_row)
+
+
+def _cut(inputs: DecoderInputs, span: slice) -> DecoderInputs:
+    """Some of the positions."""
+    embeddings, attention_mask, input_ids = (part[:, span] for part in inputs[:3])
+    return DecoderInputs(embeddings, attention_mask, input_ids)
 
 
 def read(phase: Phase, memory: Tensor, queries: Queries) -> tuple[Tensor, Tensor | None]:

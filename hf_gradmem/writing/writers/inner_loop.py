@@ -66,7 +66,8 @@ class InnerLoop:
     def _run_until(self, objective: Objective, memory: Tensor, descent: Descent, tolerance: float) -> WriteTrace:
         """The same, without a graph, each sample until its loss is below the tolerance. What has stopped is run no more
         once that leaves an eighth out."""
-        memory, state = memory.detach().clone(), None
+        memory = memory.detach().clone()
+        state: State = None
         columns = memory.new_full((len(memory), len(descent.step_sizes)), torch.nan)
         last_loss = memory.new_full((len(memory),), torch.nan)
         running = torch.arange(len(memory), device=memory.device)  # the samples that the objective is of
