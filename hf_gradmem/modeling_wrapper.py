@@ -145,7 +145,8 @@ class GradMemPreTrainedModel(ModelAroundBase):
                 `state_dict`, with their `config`.
             config: in place of the checkpoint's.
             kwargs: those of `PreTrainedModel.from_pretrained`. `revision` and `subfolder` are the adapter's; `dtype`,
-                `device_map`, `attn_implementation`, `quantization_config` and the like reach the base.
+                `device_map`, `attn_implementation`, `quantization_config` and the like reach the base. `dtype=
+                "fastest"` is float32 or bfloat16, whichever this machine computes faster in.
 
         Raises:
             OSError: there is no such repository, no config.json in the directory, or no base where the adapter says.

@@ -5,6 +5,7 @@ command is asked for goes to stdout, everything else to stderr.
 """
 
 import functools
+import logging
 import os
 import signal
 import sys
@@ -113,7 +114,7 @@ def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., 
         @functools.wraps(function)
         def run(*arguments: Any, **options: Any) -> None:
             try:
-                with nullcontext() if manners.verbose else _libraries_silenced():
+                with _notes_told(), nullcontext() if manners.verbose else _libraries_silenced():
                     function(*arguments, **options)
             except (typer.Exit, BrokenPipeError):  # the latter is a reader that has seen enough, as `head`
                 raise
@@ -149,6 +150,28 @@ def stop(message: str, code: int) -> NoReturn:
 def shows_progress(as_json: bool) -> bool:
     """Whether somebody is there to look at a progress bar."""
     return sys.stderr.isatty() and not as_json and not manners.quiet
+
+
+class _Teller(logging.Handler):
+    """Prints what is logged as a line on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(plain(record.getMessage()), err=True)
+
+
+@contextmanager
+def _notes_told() -> Iterator[None]:
+    """Tell what this package logs of its own choices, for a span, unless nothing but what was asked for is wanted."""
+    log, teller = logging.getLogger("hf_gradmem"), _Teller(logging.INFO)
+    before = log.level
+    if not manners.quiet:
+        log.addHandler(teller)
+        log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(teller)
+        log.setLevel(before)
 
 
 @contextmanager

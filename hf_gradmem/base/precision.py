@@ -1,11 +1,16 @@
 """The precision in which a device computes fastest, found by trying: not every processor has bfloat16 products."""
 
 import functools
+import logging
 import time
 from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedConfig
+
+FASTEST = "fastest"
+"""What asks for [`fastest_dtype`] in place of a precision."""
+_LOG = logging.getLogger(__name__)
 
 # Much less is not worth a change of precision.
 _WORTHWHILE = 1.5
@@ -14,23 +19,36 @@ _SMALLEST = 256  # width of a base from which on products are what its time goes
 _CHOICES = (torch.float32, torch.bfloat16)
 
 
-def fastest_dtype(config: PreTrainedConfig, device: torch.device) -> torch.dtype | str:
-    """The precision to load a base in, as `from_pretrained` takes it.
+def fastest_dtype(config: PreTrainedConfig, device: torch.device | None = None) -> torch.dtype | str:
+    """The precision to load a base in, as `from_pretrained` takes it. What was found is logged, once in a process.
 
     Args:
-        config: the base's, with the precision of its checkpoint.
-        device: where it will run.
+        config: the base's, with its checkpoint's precision; or what an adapter keeps of it, with the precision that
+            it was loaded in when the adapter was saved.
+        device: where it will run; this machine's accelerator by default, if there is one.
 
     Returns:
         Of float32 and bfloat16 the one in which products of the base's width are at least one and a half times as fast
-        on this device; `"auto"`, the checkpoint's own, where neither is, where that is another, and for bases less than
-        256 wide.
+        on this device, or the configuration's where neither is; `"auto"`, the checkpoint's own, where that is another,
+        and for bases less than 256 wide.
     """
     stored, width = config.dtype, getattr(config.get_text_config(), "hidden_size", 0)
     if stored not in _CHOICES or width < _SMALLEST:
         return "auto"
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     other = _CHOICES[1 - _CHOICES.index(stored)]
-    return other if speedup(stored, other, width, str(device)) >= _WORTHWHILE else "auto"
+    factor = speedup(stored, other, width, str(device))
+    tell(stored, other, factor, str(device))
+    return other if factor >= _WORTHWHILE else stored
+
+
+@functools.cache
+def tell(stored: torch.dtype, other: torch.dtype, factor: float, device: str) -> None:
+    """Say what was chosen and why."""
+    own, tried = (str(dtype).removeprefix("torch.") for dtype in (stored, other))
+    chosen = f"is loaded in {tried}, not in {own}" if factor >= _WORTHWHILE else f"stays in {own}"
+    _LOG.info("The base %s: products in %s are %.2g times as fast here (%s).", chosen, tried, factor, device)
 
 
 @functools.cache

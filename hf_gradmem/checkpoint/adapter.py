@@ -24,6 +24,7 @@ from transformers.utils import (
 )
 
 from ..base.lora import base_keys
+from ..base.precision import FASTEST
 from ..configuration_gradmem import GradMemConfig
 from ..files import whole_file
 from ..hub.errors import one_line_errors
@@ -202,6 +203,8 @@ def load_full(load: Callable[..., Any], name_or_path: str, arguments: dict[str, 
         ValueError: the weights are truncated or do not fit the configuration.
     """
     tolerant = arguments.get("ignore_mismatched_sizes", False)
+    if arguments.get("dtype") == FASTEST:  # weights that were trained stay in the precision that they were trained in
+        arguments = arguments | {"dtype": "auto"}
     settings = {"use_safetensors": True} | arguments | {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         model, info = load(**settings)

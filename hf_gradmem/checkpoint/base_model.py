@@ -15,6 +15,7 @@ from transformers import (
 from transformers.utils import CONFIG_NAME
 
 from ..base.lora import other_adapters
+from ..base.precision import FASTEST, fastest_dtype
 from ..configuration_gradmem import GradMemConfig
 from ..hub.client import is_cached, loaded_commit
 from ..hub.errors import HubError, causes, explain
@@ -201,6 +202,8 @@ def load_base(config: GradMemConfig, arguments: dict[str, Any]) -> tuple[PreTrai
     arguments = {name: value for name, value in arguments.items() if name not in _ADAPTER_ONLY}
     if config._attn_implementation is not None:
         arguments.setdefault("attn_implementation", config._attn_implementation)
+    if arguments.get("dtype") == FASTEST:
+        arguments["dtype"] = fastest_dtype(config.get_text_config())
     if commit is not None:
         arguments["revision"] = commit
     try:

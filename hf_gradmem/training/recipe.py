@@ -96,7 +96,10 @@ class RecipeArguments:
     )
     train_base: bool = field(default=False, metadata={"help": "Train the base's weights as well."})
     base_dtype: str | None = field(
-        default=None, metadata={"help": "Precision that the base is loaded in: its own when absent, or bfloat16, ..."}
+        default=None,
+        metadata={
+            "help": "Precision that the base is loaded in: its own when absent; bfloat16, ...; auto, the fastest here."
+        },
     )
     start: dict | None = field(
         default=None,
@@ -133,6 +136,7 @@ class RecipeArguments:
             get_task(arguments.get("task", self.task))
         if self.step_size_learning_rate is not None and not self.step_size_learning_rate > 0:
             raise ValueError(f"step_size_learning_rate must be greater than 0, got {self.step_size_learning_rate}.")
+        self._check_base_dtype()
         self._check_written_once()
 
     def _check_model(self) -> None:
@@ -150,12 +154,21 @@ class RecipeArguments:
             raise ValueError(f"base_config needs a model_type, got {self.base_config}.")
         GradMemConfig(**self.gradmem)  # which checks its options
 
+    def _check_base_dtype(self) -> None:
+        """Refuse what is no precision, and one that is left to the machine for weights that train."""
+        known = self.base_dtype in (None, "auto") or isinstance(getattr(torch, str(self.base_dtype), None), torch.dtype)
+        if not known:
+            raise ValueError(f"base_dtype must be auto, float32, bfloat16 or float16, got {self.base_dtype!r}.")
+        if self.base_dtype == "auto" and self.train_base:
+            raise ValueError(
+                "base_dtype: auto may choose bfloat16, in which small updates of weights are lost. With train_base, "
+                "name the precision, or leave base_dtype out for the base's own."
+            )
+
     def _check_written_once(self) -> None:
         """Refuse what would do nothing where memories are written before the stages, or what they cannot do."""
         if self.start is not None:
             Start.of(self.start)
-        if self.base_dtype is not None and not isinstance(getattr(torch, self.base_dtype, None), torch.dtype):
-            raise ValueError(f"base_dtype must be float32, bfloat16 or float16, got {self.base_dtype!r}.")
         if self.distractors < 0 or (self.distractors and self.memories is None):
             raise ValueError(
                 f"distractors must be 0 or more, and goes with memories, got {self.distractors} and memories: "

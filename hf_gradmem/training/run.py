@@ -23,6 +23,7 @@ from transformers import (
 from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..base.precision import fastest_dtype
 from ..checkpoint.adapter import Adapter
 from ..checkpoint.run_facts import RECIPE_FILE, RESULTS_FILE, arguments_of_set, published_recipe, set_arguments
 from ..checkpoint.tokenizer import open_tokenizer
@@ -78,7 +79,7 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
     """The `Trainer` of a recipe, ready to train; `trust_remote_code` as in [`run_training`]."""
     arguments, training = recipe.arguments, recipe.training
     set_seed(training.seed)
-    model = build_model(arguments, trust_remote_code)
+    model = build_model(arguments, trust_remote_code, training.device)
     tokenizer = model.tokenizer
     model.to(training.device)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
     train_rows, eval_sets = training_data(arguments, training, model)
@@ -156,9 +157,15 @@ def training_data(
     return written.pop("train"), written
 
 
-def build_model(arguments: RecipeArguments, trust_remote_code: bool = False) -> GradMemForCausalLM:
-    """The base, loaded or built with random weights, with its memory; or an adapter to go on training."""
-    dtype = "auto" if arguments.base_dtype is None else getattr(torch, arguments.base_dtype)
+def build_model(
+    arguments: RecipeArguments, trust_remote_code: bool = False, device: torch.device | None = None
+) -> GradMemForCausalLM:
+    """The base, loaded or built with random weights, with its memory; or an adapter to go on training.
+
+    Args:
+        device: where it will run, for `base_dtype: auto`; this machine's accelerator by default, if there is one.
+    """
+    dtype = _base_dtype(arguments, trust_remote_code, device)
     load: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     if arguments.base_model is not None:
         base_model = AutoModelForCausalLM.from_pretrained(arguments.base_model, **load)
@@ -175,6 +182,21 @@ def build_model(arguments: RecipeArguments, trust_remote_code: bool = False) -> 
         model.config.confidence = None  # which was fitted on answers of before
     model.base_model.requires_grad_(arguments.train_base)
     return model
+
+
+def _base_dtype(arguments: RecipeArguments, trust_remote_code: bool, device: torch.device | None) -> torch.dtype | str:
+    """The precision to load the base in."""
+    if arguments.base_dtype is None:
+        return "auto"
+    if arguments.base_dtype != "auto":
+        return getattr(torch, arguments.base_dtype)
+    name = arguments.base_model
+    if name is None and arguments.adapter is not None:
+        config = Adapter.open(arguments.adapter, trust_remote_code=trust_remote_code).config
+        return "auto" if config.includes_base else fastest_dtype(config.get_text_config(), device)
+    if name is None:  # built from nothing
+        return "auto"
+    return fastest_dtype(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code), device)
 
 
 def _task_tokenizer(arguments: RecipeArguments) -> PreTrainedTokenizerBase:
