@@ -234,7 +234,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         return output if return_dict else output.to_tuple()
 
     def _written_or_given(
-        self, contexts: Contexts | None, memory: GradMemMemory | None, write_steps: int | None
+        self, contexts: Contexts | None, memory: Memories | None, write_steps: int | None
     ) -> tuple[WriteTrace | None, GradMemMemory]:
         """What a forward pass reads: the contexts, written now, or a memory that was written before."""
         if memory is not None:

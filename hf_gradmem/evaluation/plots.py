@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+import numpy as np
 from transformers import PreTrainedConfig
 
 from ..base.cache_size import cache_bytes_per_token
@@ -119,7 +120,8 @@ def plot_answer(answers: AnswerTokens | Sequence[AnswerTokens]) -> "Figure":
         if begun is not None:
             axes.text(0, -number - 0.2, begun.question, fontsize=9, parse_math=False)
         for place, token, gain in row:
-            box = {"facecolor": scale.to_rgba(gain), "edgecolor": "0.7", "boxstyle": "round,pad=0.2", "linewidth": 0.5}
+            (shade,) = scale.to_rgba(np.array([gain]))
+            box = {"facecolor": shade, "edgecolor": "0.7", "boxstyle": "round,pad=0.2", "linewidth": 0.5}
             color = "white" if abs(gain) > _MOST_GAIN / 2 else "black"
             style: dict[str, Any] = {"family": "monospace", "parse_math": False}
             axes.text(place, -number - 0.55, token, fontsize=10, color=color, bbox=box, **style)

@@ -359,7 +359,7 @@ def _cat_ragged(tensors: list[Tensor], fill: float) -> Tensor:
     return torch.cat([functional.pad(tensor, (0, width - tensor.shape[1]), value=fill) for tensor in tensors])
 
 
-Memories = GradMemMemory | Sequence[GradMemMemory]
+Memories = GradMemMemory | list[GradMemMemory] | tuple[GradMemMemory, ...]
 """What is read: a memory, or a list of memories that are read together, side by side."""
 
 __all__ = ["GradMemMemory", "Memories"]

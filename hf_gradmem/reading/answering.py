@@ -70,12 +70,12 @@ def answer_questions(
     batch_size: int = 32,
 ) -> list[Answer]:
     """What [`GradMemForCausalLM.answer`] does."""
-    memory = model.memory_to_read(memory)
+    read: GradMemMemory = model.memory_to_read(memory)
     asked = [questions] if isinstance(questions, str) else list(questions)
-    index = which_memories(len(asked), len(memory), context_index)
-    if memory_ids is not None and len(memory_ids) != len(memory):
-        raise ValueError(f"There are {len(memory_ids)} memory_ids for {len(memory)} memories. Give one for each.")
-    generated = generate_answers(model, asked, memory, index, max_new_tokens, template, batch_size)
+    index = which_memories(len(asked), len(read), context_index)
+    if memory_ids is not None and len(memory_ids) != len(read):
+        raise ValueError(f"There are {len(memory_ids)} memory_ids for {len(read)} memories. Give one for each.")
+    generated = generate_answers(model, asked, read, index, max_new_tokens, template, batch_size)
     sure = confidences(model, generated.features)
     ids = [None if memory_ids is None else memory_ids[number] for number in index]
     texts = [text.strip() for text in generated.texts]

@@ -274,7 +274,7 @@ class _Answer:
             finish = "stop"
         elif len(self.read) >= self.job.max_new_tokens:
             finish = "length"
-        text = self.tokenizer.decode(self.tokens, skip_special_tokens=True)
+        text = str(self.tokenizer.decode(self.tokens, skip_special_tokens=True))
         cut = min((place for stop in self.job.stop if (place := text.find(stop)) >= 0), default=None)
         if cut is not None:
             text, finish = text[:cut], "stop"
