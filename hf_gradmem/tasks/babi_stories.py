@@ -102,9 +102,9 @@ class _World:
 
     def _gift(self) -> _Event | None:
         """The first thing that can be given, to the first person that it can be given to."""
-        for thing in THINGS:
-            giver = self.holder.get(thing)
-            for receiver in self.people if giver is not None else ():
+        for thing in filter(self.holder.__contains__, THINGS):
+            giver = self.holder[thing]
+            for receiver in self.people:
                 if receiver != giver and self.place[receiver] == self.place[giver]:
                     return _Event("give", giver, thing, receiver)
         return None
