@@ -16,9 +16,10 @@ GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(path.stem for path in GOLDEN.glob("*.json"))
 RELATIVE = 1e-10
 # Llama and GPT-NeoX take the softmax of eager attention in float32 even in a float64 model, and so did the authors'
-# run. SDPA does not: it agrees with the cases to float32's precision, and to 1e-10 with an eager attention that keeps
-# float64 (the last test here).
+# run, on a processor with AVX-512: with shorter vectors it is rounded otherwise. SDPA keeps float64: it agrees with the
+# cases to float32's precision, and to 1e-10 with an eager attention that keeps float64 as well.
 FLOAT32_SOFTMAX = {"llama_first", "llama_second", "gpt_neox_control_truncated"}
+ROUNDED_ALIKE = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 OUR_NAMES = {
     "mem": "memory_init",
@@ -85,6 +86,12 @@ def assert_equal(actual: torch.Tensor, expected: torch.Tensor, name: str, relati
     assert ((actual - expected).abs().max() / scale).item() <= relative, name
 
 
+def relative_error(case: str, attn_implementation: str) -> float:
+    """How far a result may be from the authors'."""
+    alike = attn_implementation == "eager" and ROUNDED_ALIKE
+    return RELATIVE if alike or case not in FLOAT32_SOFTMAX else 1e-6
+
+
 def forward(model, tensors):
     context, query = tensors["context_input_ids"], tensors["input_ids"]
     return model(
@@ -101,7 +108,7 @@ def forward(model, tensors):
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_and_gradients_equal_the_authors(case, attn_implementation, checkpointed):
     model, tensors = load_case(case, attn_implementation, checkpoint_write_steps=checkpointed)
-    relative = 1e-6 if attn_implementation == "sdpa" and case in FLOAT32_SOFTMAX else RELATIVE
+    relative = relative_error(case, attn_implementation)
     output = forward(model, tensors)
     real = tensors["input_ids"] != 0
     assert_equal(output.memory.embeddings, tensors["out.memory"], "memory", relative)
@@ -149,4 +156,5 @@ def test_gradient_norms_equal_the_authors(case):
         norms.append(torch.linalg.vector_norm(gradient, dim=(1, 2)))
         clipped = clip(gradient, config.write_max_grad_norm, config.write_grad_clip_value)
         memory = memory - config.write_learning_rate * clipped
-    assert_equal(torch.stack(norms).mean(), tensors["out.write_grad_norm_mean"][0], "gradient norm")
+    expected, relative = tensors["out.write_grad_norm_mean"][0], relative_error(case, "eager")
+    assert_equal(torch.stack(norms).mean(), expected, "gradient norm", relative)

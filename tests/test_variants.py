@@ -26,6 +26,7 @@ from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
 
 # Beside the forms by their names, forms with settings of their own.
 WITH_SETTINGS = [{"name": "key_values", "write": "values"}]
+OWN_START = "own_start"  # a setting with tests of its own, in tests/memory/test_key_values.py
 # What the configuration has no place for.
 REFUSED = {("forward", "key_values"), ("pooled", "key_values")}
 LONG, SHORT, QUERY = tiny_tokens(1, 9, seed=1), tiny_tokens(1, 6, seed=2), tiny_tokens(2, 4, seed=3)
@@ -217,7 +218,7 @@ def test_a_setting_that_a_form_does_not_have_is_refused(form):
 
 
 def test_every_option_that_a_variant_declares_is_one_of_the_configuration_or_a_setting_of_a_form():
-    settings = {name for choice in WITH_SETTINGS for name in choice if name != "name"}
+    settings = {name for choice in WITH_SETTINGS for name in choice if name != "name"} | {OWN_START}
     for variants in KINDS.values():
         for variant in variants.values():
             assert set(options_of(variant)) <= DEFAULTS.keys() | settings, variant

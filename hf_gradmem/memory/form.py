@@ -96,9 +96,16 @@ class MemoryForm(ABC):
             start, end: `(num_control_tokens, hidden_size)` vectors of the phase, to go on either side.
         """
 
-    @abstractmethod
     def start_parameters(self) -> dict[str, nn.Parameter]:
-        """What [`set_start`] sets, by the names of the parameters; they are made where there were none."""
+        """What [`set_start`] sets, by the names of the parameters; they are made where there were none.
+
+        Raises:
+            ValueError: this form of memory cannot start from a memory.
+        """
+        raise ValueError(
+            f"A memory of the form {type(self).__name__} cannot start from the mean of others: leave out the recipe's "
+            "start, or use memory_form='input_vectors' or 'key_values'."
+        )
 
     @torch.no_grad()
     def set_start(self, memory: Tensor) -> None:

@@ -83,7 +83,7 @@ def test_lines_from_stdin_are_taken_to_their_end():
 def test_lines_are_typed_at_a_terminal_with_a_history(tmp_path):
     arguments = ["-m", "hf_gradmem_cli", "chat", str(ADAPTER)]
     environment = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "TERM": "dumb", "PATH": "/usr/bin:/bin"}
-    child = pexpect.spawn(sys.executable, arguments, env=environment, timeout=60, encoding="utf-8")
+    child = pexpect.spawn(sys.executable, arguments, env=environment, timeout=180, encoding="utf-8")
     child.expect("> ")
     child.sendline("/write !a:b!")
     child.expect("Written as text-1")

@@ -6,7 +6,7 @@ from hf_gradmem.tasks import check_row, load_task
 
 
 def test_unknown_task_is_named():
-    with pytest.raises(ValueError, match=r"no task 'kv'.*kv_retrieval, babi, squad, facts, text"):
+    with pytest.raises(ValueError, match=r"no task 'kv'.*kv_retrieval, babi, babi_stories, squad, facts, text"):
         load_task("kv")
 
 
