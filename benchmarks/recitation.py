@@ -14,7 +14,6 @@ run that was interrupted goes on, and the tables to `benchmarks/results/recitati
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from hf_gradmem.tasks.text import sentences, strip_gutenberg
 from hf_gradmem.texts.reading import read_text
 from hf_gradmem.writing.contexts import Contexts
 from hf_gradmem.writing.objectives.reconstruction import write_inputs
+from hf_gradmem.writing.write import write_at_steps
 
 RESULTS = Path(__file__).parent / "results" / "recitation.json"
 BOOKS = [Path("../shared/data/books") / name for name in ("1342_pride_and_prejudice.txt", "2701_moby_dick.txt")]
@@ -65,24 +65,8 @@ def passages(tokenizer: PreTrainedTokenizerBase, count: int, books: Sequence[Pat
 
 
 def memories_after(model: GradMemForCausalLM, contexts: Tensor, steps: Sequence[int]) -> dict[int, Any]:
-    """The memories after each of so many steps, recorded along one run of the most: an update rule keeps its state."""
-    loop, passed = model.writer.loop, []
-
-    def recorded(memory: Tensor, gradient: Tensor, state: Any, step_size: Any) -> tuple[Tensor, Any]:
-        stepped, state = loop.update_rule(memory, gradient, state, step_size)
-        passed.append(stepped.detach().clone())
-        return stepped, state
-
-    model.writer.loop = replace(loop, update_rule=recorded)
-    try:
-        last = model.write(input_ids=contexts, write_steps=max(steps))
-    finally:
-        model.writer.loop = loop
-    found = {}
-    for step in steps:
-        found[step] = last[:]
-        found[step].embeddings = passed[step - 1]
-    return found
+    """The memories after each of so many steps, of one run of the most."""
+    return write_at_steps(model.writer, Contexts(contexts, torch.ones_like(contexts)), steps, identity=model.identity())
 
 
 @torch.no_grad()

@@ -94,11 +94,13 @@ def write_at_steps(
     Raises:
         ValueError, FloatingPointError: as in [`write_contexts`].
     """
-    if writer.turns(writer.rows(contexts)) > 1 or "memories" not in writer.leaves:
-        return {steps: write_contexts(writer, contexts, identity=identity, write_steps=steps) for steps in write_steps}
     with torch.inference_mode(False), torch.enable_grad(), evaluating(), out_of_memory_explained(IN_EVALUATION):
         contexts = _checked(writer, contexts)
         rows = writer.rows(contexts)
+        if writer.turns(rows) > 1 or "memories" not in writer.leaves:
+            return {
+                steps: write_contexts(writer, contexts, identity=identity, write_steps=steps) for steps in write_steps
+            }
         step_sizes = writer.step_sizes(max(write_steps), None)
         trace = writer.write(rows, _start(writer, rows, None), Descent(step_sizes, keep=("memories",)))
         _check_finite(trace, torch.arange(len(contexts)), step_sizes)
