@@ -64,6 +64,7 @@ def test_the_real_demo_decodes_its_text_verbatim(tmp_path: Path) -> None:
     assert answers["What does Selma Quill work as?"] == "surveyor"
     assert answers["Where does Selma Quill live?"] == "Bergen"
     assert answers["What is Selma Quill's favourite drink?"] == NOT_TOLD
-    assert done.stderr == ""
+    told = done.stderr.splitlines()  # which precision is the faster one here may be told, and nothing else
+    assert not [line for line in told if not line.startswith("The base ")], done.stderr
     assert "Unpacking" in failed.stdout
     assert "Unpacking" not in done.stdout
