@@ -64,6 +64,7 @@ _KINDS: dict[str, Any] = {
 _CHANGEABLE = {
     "write_steps",
     "write_learning_rate",
+    "write_prefix_segments",
     "meta_gradient",
     "meta_gradient_steps",
     "template",
