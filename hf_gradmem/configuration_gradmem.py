@@ -114,6 +114,9 @@ class GradMemConfig(PreTrainedConfig):
             their mean. One step has none between.
         write_segment_length (`int`, *optional*):
             Cut contexts that come without segments every so many tokens.
+        write_sentence_segments (`bool`, defaults to `False`):
+            Cut texts that come without segments into their sentences. With `write_prefix_segments=0` a memory can then
+            be asked for what any sentence says; a text written whole is recalled from its beginning.
         write_prefix_segments (`int`, defaults to 1):
             How many segments before each one are given to it, unscored. They stand before the memory.
         write_segments_in_turn (`bool`, defaults to `False`):
@@ -170,6 +173,7 @@ class GradMemConfig(PreTrainedConfig):
     alignment_loss_weight: float | int = 0.0
     intermediate_read_loss_weight: float | int = 0.0
     write_segment_length: int | None = None
+    write_sentence_segments: bool = False
     write_prefix_segments: int = 1
     write_segments_in_turn: bool = False
     template: str | dict = "plain"
@@ -222,6 +226,11 @@ class GradMemConfig(PreTrainedConfig):
             raise ValueError(
                 f"template={self.template!r} puts words before the memory, and keys and values in the cache stand "
                 "before everything else. Use template='chat', or memory_form='input_vectors'."
+            )
+        if self.write_sentence_segments and self.write_segment_length is not None:
+            raise ValueError(
+                f"write_sentence_segments=True cuts a text at its sentences, and write_segment_length="
+                f"{self.write_segment_length} elsewhere. Leave one of the two at its default."
             )
         if self.learn_write_learning_rate != "none" and self.write_steps == 0:
             raise ValueError(

@@ -65,19 +65,19 @@ def evaluate_rows(
         ValueError: there are no rows, a row without text, an unknown metric or baseline, a negative number of steps,
             an empty query to generate from, or prompts beyond the base's window.
     """
-    rows = list(rows)
+    rows, write_steps = list(rows), list(dict.fromkeys(write_steps))
     _check(rows, write_steps, metric, baselines, batch_size)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-    conditions: list[tuple[str, int | None]] = [("memory", steps) for steps in dict.fromkeys(write_steps)]
-    for baseline in dict.fromkeys(baselines):
-        conditions += [(baseline, steps) for steps in (dict.fromkeys(write_steps) if baseline == OTHER else [None])]
     tell_apart = metric is not None and len({_is_told(target) for row in rows for target in row["targets"]}) == 2
     size = math.prod(model.form.shape)
-    totals = {each: _Totals(metric, size, tell_apart and each[0] == "memory") for each in conditions}
+    totals = {
+        each: _Totals(metric, size, tell_apart and each[0] == "memory") for each in _conditions(write_steps, baselines)
+    }
     words = template_in_use(template, model.config.template, model.tokenizer)
     collator = DataCollatorForGradMem(model.tokenizer, add_end_token=metric is not None, template=words)
+    collator.cut = model.writer.segments
     contexts: _Contexts | None = None
-    bar = tqdm(total=len(batches) * len(conditions), desc="Evaluating", disable=not show_progress)
+    bar = tqdm(total=len(batches) * len(totals), desc="Evaluating", disable=not show_progress)
     with bar, evaluating():
         for part in batches:
             batch = ReadBatch(part, {name: values.to(model.device) for name, values in collator(part).items()}, words)
@@ -122,6 +122,12 @@ def _check(
             )
 
 
+def _conditions(write_steps: Sequence[int], baselines: Sequence[str]) -> list[tuple[str, int | None]]:
+    """What is read from, and after how many steps where it was written."""
+    steps_of = {"memory": write_steps, OTHER: write_steps}
+    return [(name, steps) for name in dict.fromkeys(["memory", *baselines]) for steps in steps_of.get(name, [None])]
+
+
 def _is_told(target: str) -> bool:
     return target.strip() != NOT_TOLD
 
@@ -140,7 +146,7 @@ class _Contexts:
             tensors["context_input_ids"], tensors["context_attention_mask"], tensors.get("context_segment_ids")
         ).checked(model.device)
         self.memories: dict[int, GradMemMemory] = write_at_steps(
-            model.writer, contexts, list(dict.fromkeys(write_steps)), identity=model.identity()
+            model.writer, contexts, write_steps, identity=model.identity()
         )
         self.rows = model.writer.rows(contexts)
         start = model.form.start(len(contexts))

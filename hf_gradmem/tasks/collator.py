@@ -1,7 +1,7 @@
 """Rows of a task as the tensors that `forward` takes."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,6 +39,7 @@ class DataCollatorForGradMem:
             batches have one shape, `"queries"` to those of the queries alone, so that answers have one shape.
         add_end_token: whether an answer that does not end in the tokenizer's end token gets one.
         template: the words around each query, as in [`~hf_gradmem.GradMemConfig`]: the adapter's.
+        cut: makes the segments of a context of one text, as `model.writer.segments` does; it stays whole by default.
 
     What is cut is counted in `truncated` and said in a warning when it first happens.
 
@@ -54,6 +55,7 @@ class DataCollatorForGradMem:
     padding: Literal["longest", "max_length", "queries"] = "longest"
     add_end_token: bool = True
     template: str | Mapping[str, str] = "plain"
+    cut: Callable[[str], list[str]] | None = None
     truncated: dict[str, int] = field(default_factory=lambda: {"contexts": 0, "queries": 0, "left out": 0}, init=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +95,8 @@ class DataCollatorForGradMem:
     def _contexts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         contexts = [row["context"] for row in rows]
         segmented = [[context] if isinstance(context, str) else list(context) for context in contexts]
+        if self.cut is not None:
+            segmented = [self.cut(segments[0]) if len(segments) == 1 else segments for segments in segmented]
         tokens = iter(self._encode([segment for segments in segmented for segment in segments]))
         encoded = [[next(tokens) for _ in segments] for segments in segmented]
         ids = [[token for segment in segments for token in segment] for segments in encoded]

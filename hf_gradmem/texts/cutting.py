@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from transformers import PreTrainedTokenizerBase
 
-from .sentences import split_sentences
+from .sentences import sentences
 
 _BETWEEN_PARAGRAPHS = re.compile(r"\n\s*\n")
 
@@ -44,7 +44,7 @@ def cut_text(text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> 
         return [text]
     cuts: list[Callable[[str], list[str]]] = [
         split_paragraphs,
-        lambda piece: [piece[start:end] for start, end in split_sentences(piece)],
+        sentences,
         lambda piece: list(_between_tokens(piece, tokenizer, count, max_length)),
     ]
     pieces = [(text, count(text))]

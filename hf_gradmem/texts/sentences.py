@@ -13,6 +13,11 @@ _ABBREVIATION = re.compile(
 _LONGEST_ABBREVIATION = 24
 
 
+def sentences(text: str) -> list[str]:
+    """The sentences of a text, each with the white space before it; put together they are the text."""
+    return [text[start:end] for start, end in split_sentences(text)]
+
+
 def split_sentences(text: str) -> list[tuple[int, int]]:
     """Where the sentences of `text` begin and end.
 

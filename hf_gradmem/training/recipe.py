@@ -65,6 +65,7 @@ _CHANGEABLE = {
     "write_steps",
     "write_learning_rate",
     "write_prefix_segments",
+    "write_sentence_segments",
     "meta_gradient",
     "meta_gradient_steps",
     "template",

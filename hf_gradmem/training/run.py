@@ -94,6 +94,7 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
             padding=_padding(arguments, training.world_size),
             add_end_token=get_task(arguments.task).add_end_token,
             template=model.config.template,
+            cut=model.writer.segments,
         ),
         train_dataset=train_rows,
         eval_dataset=eval_sets or None,

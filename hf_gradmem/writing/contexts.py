@@ -113,7 +113,10 @@ def _segments(item: Any) -> list[Any]:
 
 
 def tokenize_contexts(
-    context: Context, tokenizer: PreTrainedTokenizerBase, segment_length: int | None = None
+    context: Context,
+    tokenizer: PreTrainedTokenizerBase,
+    segment_length: int | None = None,
+    cut: Callable[[str], list[str]] | None = None,
 ) -> Contexts:
     """Texts as tokens, in segments if any context has several.
 
@@ -122,6 +125,7 @@ def tokenize_contexts(
             be the path of its file.
         tokenizer: applied to each segment on its own, without special tokens.
         segment_length: cut a context of one text every so many tokens where others come in segments.
+        cut: makes the segments of a context of one text; it stays whole by default.
 
     Raises:
         TypeError: something in there is not a text.
@@ -130,6 +134,8 @@ def tokenize_contexts(
     for item in segmented:
         if not all(isinstance(segment, str) for segment in item):
             raise TypeError(f"{_A_CONTEXT}, got {item!r}.")
+    if cut is not None:
+        segmented = [cut(item[0]) if len(item) == 1 else item for item in segmented]
     encoded = [[tokenizer(text, add_special_tokens=False).input_ids for text in item] for item in segmented]
     width = max((sum(map(len, segments)) for segments in encoded), default=0)
     input_ids = torch.zeros((len(encoded), width), dtype=torch.long)

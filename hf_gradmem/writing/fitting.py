@@ -34,10 +34,13 @@ def fit_contexts(
     longest = writer.longest_segment
     if segment_length is not None:
         _check(writer, segment_length)
-        return [_cut(context, tokenizer, segment_length) for context in contexts]
+        return [_cut(writer, tokenizer, context, segment_length) for context in contexts]
     if not writer.takes_segments or longest is None or longest < 1:
         return list(contexts)
-    return [context if _fits(writer, tokenizer, context) else _cut(context, tokenizer, longest) for context in contexts]
+    return [
+        context if _fits(writer, tokenizer, context) else _cut(writer, tokenizer, context, longest)
+        for context in contexts
+    ]
 
 
 def _check(writer: Writer, segment_length: int) -> None:
@@ -57,7 +60,7 @@ def _check(writer: Writer, segment_length: int) -> None:
 
 def _fits(writer: Writer, tokenizer: PreTrainedTokenizerBase, context: str | list[str]) -> bool:
     """Whether each segment fits into a row with those before it."""
-    texts = [context] if isinstance(context, str) else context
+    texts = writer.segments(context) if isinstance(context, str) else context
     lengths = [len(ids) for ids in _encoded(tokenizer, texts)]
     if len(lengths) == 1 and writer.segment_length is not None:
         whole, rest = divmod(lengths[0], writer.segment_length)
@@ -72,7 +75,7 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
 
 
-def _cut(context: str | list[str], tokenizer: PreTrainedTokenizerBase, length: int) -> str | list[str]:
-    texts = [context] if isinstance(context, str) else context
+def _cut(writer: Writer, tokenizer: PreTrainedTokenizerBase, context: str | list[str], length: int) -> str | list[str]:
+    texts = writer.segments(context) if isinstance(context, str) else context
     segments = [segment for text in texts for segment in cut_text(text, tokenizer, length)]
     return segments[0] if isinstance(context, str) and len(segments) == 1 else segments

@@ -44,12 +44,14 @@ class GradientWriter(Writer):
         meta_gradient: MetaGradient,
         write_head: bool,
         write_segment_length: int | None,
+        write_sentence_segments: bool,
         write_prefix_segments: int,
         write_segments_in_turn: bool,
     ) -> None:
         super().__init__(phase, write_steps)
         self.write_learning_rate, self.learns_step_sizes = write_learning_rate, learn_write_learning_rate
         self.segment_length, self.prefix_segments = write_segment_length, write_prefix_segments
+        self.cuts_sentences = write_sentence_segments
         self.in_turn, self.has_head = write_segments_in_turn, write_head
         self.make_objective, self.meta_gradient = write_objective, meta_gradient
         self.keeps_graph = meta_gradient.keeps_graph

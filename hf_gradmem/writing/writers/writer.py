@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 
 from ...memory.phase import Phase
+from ...texts.sentences import sentences
 from ..contexts import Contexts
 from ..objectives.objective import Objective
 from ..objectives.reconstruction import ReconstructionObjective
@@ -69,6 +70,7 @@ class Writer(ABC):
         leaves: what of [`WriteTrace`] a write can leave where it is asked for.
         takes_segments: whether a context may come in segments, of which a row holds one and those before it.
         segment_length: tokens that a context of one text is cut into by itself, if it is.
+        cuts_sentences: whether a context of one text is cut into its sentences by itself.
         prefix_segments: how many segments stand before each in its row.
     """
 
@@ -76,6 +78,7 @@ class Writer(ABC):
     leaves: tuple[Kept, ...] = ()
     takes_segments = False
     segment_length: int | None = None
+    cuts_sentences = False
     prefix_segments = 0
 
     def __init__(self, phase: Phase, write_steps: int) -> None:
@@ -88,6 +91,10 @@ class Writer(ABC):
         Raises:
             ValueError: one is longer than the base's window.
         """
+
+    def segments(self, text: str) -> list[str]:
+        """What a context of one text is cut into before it is tokenised: nothing, or its sentences."""
+        return sentences(text) if self.cuts_sentences else [text]
 
     @property
     def positions_behind(self) -> int:
