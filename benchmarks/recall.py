@@ -1,0 +1,113 @@
+"""What a memory of plain gradient descent tells of a sentence from its middle, by how the text was written.
+
+    python -m benchmarks.recall                 # every arm that has no result yet
+    python -m benchmarks.recall sentences       # this one
+
+SmolLM2-135M, frozen, 16 positions of values, plain Adam, no reader trained. Contexts of four to eight facts about
+invented people are written whole (the paper's method), in sentences with the one before shown to each, and in sentences
+alone. Then the base goes on, greedily, from a memory and the beginning of one of its sentences ("Ada Holm lives in"):
+right is what begins with the value that the context has there. The floor is the memory of the next context. Results go
+to `benchmarks/results/recall/<arm>.json`, the table to `benchmarks/results/recall.md`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
+from hf_gradmem.commands.packaged import find_demo_model
+from hf_gradmem.evaluation import answer_queries
+from hf_gradmem.memory.written import GradMemMemory
+from hf_gradmem.tasks import load_task
+from hf_gradmem.writing.write import write_at_steps
+
+from .arms import run_chosen
+
+ROOT = Path(__file__).parent
+RESULTS, TABLE = ROOT / "results" / "recall", ROOT / "results" / "recall.md"
+STEPS, CONTEXTS, NEW_TOKENS = [8, 12, 16, 24], 12, 10
+ARMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "whole": ("whole", {}),
+    "one_before": (
+        "in sentences, each with the one before",
+        {"write_sentence_segments": True, "write_prefix_segments": 1},
+    ),
+    "sentences": ("in sentences, each alone", {"write_sentence_segments": True, "write_prefix_segments": 0}),
+}
+Beginning = tuple[int, str, str]
+
+
+def beginnings(rows: list[dict[str, Any]]) -> list[Beginning]:
+    """Which context, how one of its sentences begins, and the value that ends it."""
+    return [
+        (number, sentence.strip()[: -len(f"{value}.")], value)
+        for number, row in enumerate(rows)
+        for sentence in row["context"]
+        for value in sorted(set(row["targets"]))
+        if sentence.endswith(f"{value}.")
+    ]
+
+
+def measure(name: str) -> dict[str, Any]:
+    """Write the contexts in one way, and count what the base goes on with."""
+    _, options = ARMS[name]
+    torch.manual_seed(0)
+    base = find_demo_model(Console(stderr=True))
+    config = GradMemConfig(
+        num_memory_tokens=16,
+        memory_form={"name": "key_values", "write": "values"},
+        write_optimizer="adam",
+        write_betas=(0.9, 0.9),
+        write_learning_rate=0.1,
+        write_steps=max(STEPS),
+        meta_gradient="first_order",
+        **options,
+    )
+    base_model = AutoModelForCausalLM.from_pretrained(base, dtype="float32")
+    model = get_gradmem_model(base_model, config, tokenizer=AutoTokenizer.from_pretrained(base))
+    rows = list(load_task("facts", "test", num_contexts=CONTEXTS, not_told=0))
+    contexts = model.tokenize(["".join(row["context"]) for row in rows])
+    memories = write_at_steps(model.writer, contexts, STEPS, identity=model.identity())
+    asked = beginnings(rows)
+    return {
+        "beginnings": len(asked),
+        "recalled": {steps: recalled(model, memory, asked) for steps, memory in memories.items()},
+        "floor": recalled(model, memories[max(STEPS)][[*range(1, CONTEXTS), 0]], asked),
+    }
+
+
+def recalled(model: GradMemForCausalLM, memory: GradMemMemory, asked: list[Beginning]) -> float:
+    """The share of the beginnings that the base goes on from with the right value."""
+    of_context, texts, values = zip(*asked, strict=True)
+    found = answer_queries(model, memory, list(texts), list(of_context), max_new_tokens=NEW_TOKENS)
+    return sum(answer.startswith(value) for answer, value in zip(found, values, strict=True)) / len(asked)
+
+
+def write_table() -> None:
+    """The table of all arms that have a result."""
+    lines = [
+        "# Recall from the middle, by how a text was written",
+        "",
+        "`python -m benchmarks.recall`: SmolLM2-135M-Instruct, frozen, 16 positions of values, Adam; "
+        f"{CONTEXTS} contexts of",
+        "four to eight facts. The share of sentences that the base, given a memory and how the sentence begins, ends",
+        "with the value that the context has there. No reader is trained.",
+        "",
+        f"| written | {' | '.join(f'{steps} steps' for steps in STEPS)} | another's memory, {max(STEPS)} |",
+        f"|---|{'---|' * (len(STEPS) + 1)}",
+    ]
+    for name, (title, _) in ARMS.items():
+        path = RESULTS / f"{name}.json"
+        if path.is_file():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            shares = [*found["recalled"].values(), found["floor"]]
+            lines.append(f"| {title} | {' | '.join(f'{share:.2f}' for share in shares)} |")
+    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_chosen(__doc__, ARMS, RESULTS, measure, write_table)
