@@ -29,7 +29,7 @@ from .arms import run_chosen
 
 ROOT = Path(__file__).parent
 RESULTS, TABLE = ROOT / "results" / "recall", ROOT / "results" / "recall.md"
-STEPS, CONTEXTS, NEW_TOKENS = [8, 12, 16, 24], 12, 10
+STEPS, CONTEXTS, NEW_TOKENS = [8, 12, 20], 8, 10
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "whole": ("whole", {}),
     "one_before": (
