@@ -182,8 +182,7 @@ class GradMemTextGenerationPipeline(Pipeline):
             contexts: list[Any] = [request.source for request in requests]
             # By the pipeline's own tokenizer, which need not be the model's.
             writer = self.model.writer
-            cut = tokenize_contexts(contexts, self.tokenizer, writer.segment_length, writer.segments)
-            source = {"contexts": cut}
+            source = {"contexts": tokenize_contexts(contexts, self.tokenizer, writer.segment_length, writer.segments)}
         index = torch.arange(len(requests)).repeat_interleave(torch.tensor(counts))
         prompts = {"input_ids": input_ids, "attention_mask": attention_mask, "context_index": index}
         return source | prompts | {"requests": requests}

@@ -74,11 +74,11 @@ def evaluate_rows(
         each: _Totals(metric, size, tell_apart and each[0] == "memory") for each in _conditions(write_steps, baselines)
     }
     words = template_in_use(template, model.config.template, model.tokenizer)
-    collator = DataCollatorForGradMem(model.tokenizer, add_end_token=metric is not None, template=words)
-    collator.cut = model.writer.segments
+    collator = DataCollatorForGradMem(
+        model.tokenizer, add_end_token=metric is not None, template=words, cut=model.writer.segments
+    )
     contexts: _Contexts | None = None
-    bar = tqdm(total=len(batches) * len(totals), desc="Evaluating", disable=not show_progress)
-    with bar, evaluating():
+    with tqdm(total=len(batches) * len(totals), desc="Evaluating", disable=not show_progress) as bar, evaluating():
         for part in batches:
             batch = ReadBatch(part, {name: values.to(model.device) for name, values in collator(part).items()}, words)
             contexts = _Contexts(model, batch, write_steps, contexts) if write_steps else None

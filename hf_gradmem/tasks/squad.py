@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..texts.reading import read_text
-from ..texts.sentences import split_sentences
+from ..texts.sentences import sentences, split_sentences
 from .rows import FEATURES_WITH_ANSWERS, check_split, checked
 from .sources import load_hub, source_name, take_evenly, take_split
 from .task import Task
@@ -134,16 +134,16 @@ def _hub_paragraphs(rows: Iterable[dict[str, Any]], source: str) -> list[Paragra
 
 
 def _rows(context: str, questions: list[Question]) -> Iterator[dict[str, Any]]:
-    yield _row([context[start:end] for start, end in split_sentences(context)], questions)
+    yield _row(sentences(context), questions)
 
 
 def _short_rows(context: str, questions: list[Question]) -> Iterator[dict[str, Any]]:
     """The questions whose answers lie in the same sentences share a row."""
-    sentences = split_sentences(context)
+    spans = split_sentences(context)
     groups: dict[tuple[tuple[int, int], ...], list[Question]] = {}
     for question in questions:
         stop = question.start + len(question.answers[0])
-        holding = tuple((start, end) for start, end in sentences if start < stop and question.start < end)
+        holding = tuple((start, end) for start, end in spans if start < stop and question.start < end)
         groups.setdefault(holding, []).append(question)
     for holding, asked in groups.items():
         segments = [context[start:end] for start, end in holding]

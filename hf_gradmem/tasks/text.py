@@ -12,7 +12,7 @@ from typing import Any, Literal
 from datasets import Dataset
 
 from ..texts.reading import read_text
-from ..texts.sentences import split_sentences
+from ..texts.sentences import sentences as sentences_of_paragraph
 from .rows import FEATURES, check_split, checked
 from .sources import load_hub, source_name, take_evenly, take_split
 from .task import Task
@@ -93,7 +93,7 @@ def sentences(text: str) -> list[str]:
     for paragraph in _BETWEEN_PARAGRAPHS.split(text):
         joined = " ".join(paragraph.split())
         if joined:
-            parts = [joined[start:end] for start, end in split_sentences(joined)]
+            parts = sentences_of_paragraph(joined)
             found += [f"\n\n{parts[0]}" if found else parts[0], *parts[1:]]
     return found
 

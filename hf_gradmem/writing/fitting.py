@@ -60,13 +60,16 @@ def _check(writer: Writer, segment_length: int) -> None:
 
 def _fits(writer: Writer, tokenizer: PreTrainedTokenizerBase, context: str | list[str]) -> bool:
     """Whether each segment fits into a row with those before it."""
-    texts = writer.segments(context) if isinstance(context, str) else context
-    lengths = [len(ids) for ids in _encoded(tokenizer, texts)]
+    lengths = [len(ids) for ids in _encoded(tokenizer, _texts(writer, context))]
     if len(lengths) == 1 and writer.segment_length is not None:
         whole, rest = divmod(lengths[0], writer.segment_length)
         lengths = [*[writer.segment_length] * min(whole, 1 + writer.prefix_segments), rest]
     rows = (sum(lengths[max(0, last - writer.prefix_segments) : last + 1]) for last in range(len(lengths)))
     return writer.room is None or max(rows, default=0) <= writer.room
+
+
+def _texts(writer: Writer, context: str | list[str]) -> list[str]:
+    return writer.segments(context) if isinstance(context, str) else context
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
@@ -76,6 +79,5 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[
 
 
 def _cut(writer: Writer, tokenizer: PreTrainedTokenizerBase, context: str | list[str], length: int) -> str | list[str]:
-    texts = writer.segments(context) if isinstance(context, str) else context
-    segments = [segment for text in texts for segment in cut_text(text, tokenizer, length)]
+    segments = [segment for text in _texts(writer, context) for segment in cut_text(text, tokenizer, length)]
     return segments[0] if isinstance(context, str) and len(segments) == 1 else segments
