@@ -124,10 +124,12 @@ class GradMemConfig(PreTrainedConfig):
             keeps their order, as if each had been appended.
         template (`str` or `dict`, defaults to `"plain"`):
             The words around a query, and around a context that stands in a prompt: `"plain"` (none), `"question"`
-            (`Question: … Answer:`), `"chat"` (a user's turn of the tokenizer's chat template, behind the memory),
-            `"chat_inside"` (the same with the memory inside the turn, right before the question), or
-            `{"context": "...", "query": "..."}` with `{context}` and `{query}` in them; the words for the query may say
-            by `{memory}`, before `{query}`, where the memory stands. Training, evaluation, the pipeline and the command
+            (`Question: … Answer:`), `"quote"` (`Question: … Quote:`, upon which the model says the part of the context
+            that tells the answer, then `Answer:` and the answer), `"chat"` (a user's turn of the tokenizer's chat
+            template, behind the memory), `"chat_inside"` (the same with the memory inside the turn, right before the
+            question), or `{"context": "...", "query": "..."}` with `{context}` and `{query}` in them; the words for the
+            query may say by `{memory}`, before `{query}`, where the memory stands, and `"answer_after": "..."` beside
+            them has the model quote first, and begins the answer. Training, evaluation, the pipeline and the command
             line put the words around texts; tokens are read as they are, behind the memory and what READ has before
             it, and WRITE takes a context as it is.
         confidence (`dict`, *optional*):

@@ -15,7 +15,7 @@ from .modeling_gradmem import GradMemForCausalLM
 from .reading.answering import answer_features, confidences, up_to_end
 from .reading.generation import ending_tokens, new_sequences
 from .reading.queries import tokenize_queries
-from .template import template_in_use
+from .template import Template, get_template, template_in_use
 from .writing.contexts import texts_in, tokenize_contexts
 
 TASK = "gradmem-text-generation"
@@ -172,9 +172,8 @@ class GradMemTextGenerationPipeline(Pipeline):
         requests = inputs["requests"]
         counts = [len(request.questions) for request in requests]
         texts = [question for request in requests for question in request.questions]
-        input_ids, attention_mask = tokenize_queries(
-            texts, self.tokenizer, template_in_use(template, self.model.config.template, self.tokenizer)
-        )
+        setting = template_in_use(template, self.model.config.template, self.tokenizer)
+        input_ids, attention_mask = tokenize_queries(texts, self.tokenizer, setting)
         if isinstance(requests[0].source, GradMemMemory):
             memories: list[Any] = [request.source for request in requests]
             source: dict[str, Any] = {"memory": GradMemMemory.cat(memories)}
@@ -185,7 +184,7 @@ class GradMemTextGenerationPipeline(Pipeline):
             source = {"contexts": tokenize_contexts(contexts, self.tokenizer, writer.segment_length, writer.segments)}
         index = torch.arange(len(requests)).repeat_interleave(torch.tensor(counts))
         prompts = {"input_ids": input_ids, "attention_mask": attention_mask, "context_index": index}
-        return source | prompts | {"requests": requests}
+        return source | prompts | {"requests": requests, "words": get_template(setting, self.tokenizer)}
 
     def _forward(
         self, model_inputs: dict[str, Any], rows_at_a_time: int = 1, return_confidence: bool = False, **kwargs: Any
@@ -211,7 +210,7 @@ class GradMemTextGenerationPipeline(Pipeline):
             generated += self._generate(model_inputs, memory, part, kwargs)
             if return_confidence:
                 sure += self._confidences(model_inputs, memory, part, generated[-len(part) :])
-        return {"generated": generated, "sure": sure, "requests": model_inputs["requests"]}
+        return {"generated": generated, "sure": sure} | {name: model_inputs[name] for name in ("requests", "words")}
 
     def _confidences(
         self, inputs: dict[str, Any], memory: GradMemMemory, part: Tensor, generated: list[list[list[int]]]
@@ -264,12 +263,15 @@ class GradMemTextGenerationPipeline(Pipeline):
         """The answers to each request of a batch."""
         generated = iter(model_outputs["generated"])
         sure = iter(model_outputs["sure"])
+        words: Template = model_outputs["words"]
 
         def record(question: str, tokens: list[int]) -> dict[str, Any]:
             if return_tensors:
                 return {"generated_token_ids": tokens}
             text = str(self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens))
-            return {"generated_text": question + text if return_full_text else text}
+            quote, text = words.split(text)
+            quoted = {} if quote is None else {"quote": quote}
+            return {"generated_text": question + text if return_full_text else text} | quoted
 
         def records(question: str) -> list[dict[str, Any]]:
             sequences = next(generated)

@@ -12,11 +12,17 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 _FIELDS = ("context", "query")
+_ANSWER_AFTER = "answer_after"
 _FIELD = re.compile(r"\{(context|query|memory)\}")
 _MEMORY = "{memory}"
 TEMPLATES: dict[str, dict[str, str]] = {
     "plain": {"context": "{context}", "query": "{query}"},
     "question": {"context": "{context}\n", "query": "Question: {query}\nAnswer:"},
+    "quote": {
+        "context": "{context}\n",
+        "query": "Question: {query}\nQuote:",
+        "answer_after": "\nAnswer:",
+    },
 }
 """The templates that are spelled out, by name. `"chat"` and `"chat_inside"` are the tokenizer's own."""
 CHAT, CHAT_INSIDE = "chat", "chat_inside"
@@ -30,11 +36,14 @@ class Template:
         query: around a query alone, as it stands behind a memory; the answer follows.
         prompt: around a context and a query, as they stand in a prompt; the answer follows.
         header: what stands before the memory, in READ alone.
+        answer_after: words that end what the answer rests on, a quote from the context, and begin the answer itself;
+            empty where an answer stands alone.
     """
 
     query: str
     prompt: str
     header: str = ""
+    answer_after: str = ""
 
     def question(self, query: str) -> str:
         """What READ is given behind the memory."""
@@ -48,18 +57,32 @@ class Template:
         """What the plain base is given."""
         return _filled(self.prompt, context=context, query=query)
 
-    def target(self, target: str) -> str:
-        """An answer as it follows: words that end in white space part it from the query already."""
+    def target(self, target: str, quote: str = "") -> str:
+        """An answer as it follows: words that end in white space part it from the query already.
+
+        Args:
+            target: the answer, with the space that parts it from the query.
+            quote: what it rests on; nothing is quoted where this is empty, nor by a template without `answer_after`.
+        """
+        if quote and self.answer_after:
+            target = f" {quote}{self.answer_after}{target}"
         return target.lstrip() or target if self.query[-1:].isspace() else target
+
+    def split(self, text: str) -> tuple[str | None, str]:
+        """What was generated, as the quote and the answer; no quote where nothing is quoted."""
+        if not self.answer_after or self.answer_after not in text:
+            return None, text
+        quote, _, answer = text.rpartition(self.answer_after)
+        return quote.strip(), answer
 
 
 def check_template(value: Any) -> None:
     """Refuse what is no template.
 
     Args:
-        value: `"plain"`, `"question"`, `"chat"`, `"chat_inside"`, or `{"context": "...", "query": "..."}` with
-            `{context}` and `{query}` once in the words of that name. A `{memory}` before `{query}` says where the
-            memory stands.
+        value: `"plain"`, `"question"`, `"quote"`, `"chat"`, `"chat_inside"`, or `{"context": "...", "query": "..."}`
+            with `{context}` and `{query}` once in the words of that name. A `{memory}` before `{query}` says where the
+            memory stands, and `"answer_after": "..."` beside them what parts a quote from the answer behind it.
 
     Raises:
         ValueError: it is something else, or its words lack their field.
@@ -67,10 +90,14 @@ def check_template(value: Any) -> None:
     names = [*TEMPLATES, CHAT, CHAT_INSIDE]
     if isinstance(value, str) and value in names:
         return
-    if not isinstance(value, Mapping) or set(value) != set(_FIELDS):
+    if not isinstance(value, Mapping) or set(value) - {_ANSWER_AFTER} != set(_FIELDS):
         raise ValueError(
-            f"template must be one of {', '.join(names)}, or a mapping with {' and '.join(_FIELDS)}, got {value!r}."
+            f"template must be one of {', '.join(names)}, or a mapping with {' and '.join(_FIELDS)} (and "
+            f"{_ANSWER_AFTER}, if answers are to quote), got {value!r}."
         )
+    after = value.get(_ANSWER_AFTER, " ")
+    if not isinstance(after, str) or not after:
+        raise ValueError(f"{_ANSWER_AFTER} in a template must be words that begin an answer, got {after!r}.")
     for name in _FIELDS:
         words = value[name]
         allowed = [[name], ["memory", name]] if name == "query" else [[name]]
@@ -105,7 +132,7 @@ def get_template(value: str | Mapping[str, str], tokenizer: PreTrainedTokenizerB
         return Template(query, prompt, header)
     words = TEMPLATES[value] if isinstance(value, str) else value
     header, _, query = words["query"].rpartition(_MEMORY)
-    return Template(query, header + words["context"] + query, header)
+    return Template(query, header + words["context"] + query, header, words.get(_ANSWER_AFTER, ""))
 
 
 def template_in_use(

@@ -61,7 +61,7 @@ def test_a_template_may_say_where_the_memory_stands(tokenizer):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("poem", "plain, question, chat"),
+        ("poem", "plain, question, quote, chat"),
         ({"query": "{query}"}, "context and query"),
         ({"context": "{context}", "query": "{query}", "answer": ""}, "context and query"),
         ({"context": "words", "query": "{query}"}, "words for context.*'words'"),
@@ -70,6 +70,7 @@ def test_a_template_may_say_where_the_memory_stands(tokenizer):
         ({"context": "{context}", "query": "{query} {query}"}, "words for query"),
         ({"context": "{context}{query}", "query": "{query}"}, "words for context"),
         ({"context": "{context}", "query": 3}, "words for query.*3"),
+        ({"context": "{context}", "query": "{query}", "answer_after": ""}, "answer_after.*begin an answer"),
     ],
 )
 def test_a_template_without_its_fields_is_refused_before_anything_runs(value, message):

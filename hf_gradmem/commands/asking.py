@@ -46,6 +46,8 @@ class Asked:
         found = [asdict(answer) | {"score": score} for answer, score in self.candidates]
         told = {"question": self.question, "answer": self.text, "abstained": self.abstained}
         told |= {name: own[name] for name in ("log_prob", "confidence")}
+        if self.answer.quote is not None:
+            told["quote"] = self.answer.quote
         if self.answer.memory_id is not None:
             told["id"] = self.answer.memory_id
         return told | ({"candidates": found} if found[0]["score"] is not None else {})

@@ -9,7 +9,7 @@ from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.generation import ending_tokens, new_tokens
 from ..reading.queries import pad_left, tokenize_queries
-from ..template import template_in_use
+from ..template import get_template, template_in_use
 
 
 def answer_queries(
@@ -20,7 +20,7 @@ def answer_queries(
     max_new_tokens: int,
     template: str | Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Greedy answers read from memory, without special tokens.
+    """Greedy answers read from memory, without special tokens and what is quoted before them.
 
     Args:
         model: the reader.
@@ -33,13 +33,13 @@ def answer_queries(
     Raises:
         ValueError: a memory of another model.
     """
-    input_ids, mask = tokenize_queries(
-        queries, model.tokenizer, template_in_use(template, model.config.template, model.tokenizer)
-    )
+    setting = template_in_use(template, model.config.template, model.tokenizer)
+    input_ids, mask = tokenize_queries(queries, model.tokenizer, setting)
     ending = ending_tokens(model.tokenizer, model.generation_config)
     with plain_generation():
         tokens = new_tokens(model, memory, input_ids, mask, context_index, max_new_tokens=max_new_tokens, **ending)
-    return model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    words = get_template(setting, model.tokenizer)
+    return [words.split(text)[1] for text in model.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
 @torch.no_grad()

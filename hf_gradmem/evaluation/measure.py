@@ -17,9 +17,9 @@ from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.scoring import count_right
 from ..tasks import check_row
-from ..tasks.collator import DataCollatorForGradMem
+from ..tasks.collator import DataCollatorForGradMem, targets_of
 from ..tasks.facts import NOT_TOLD
-from ..template import get_template, template_in_use
+from ..template import Template, get_template, template_in_use
 from ..writing.contexts import Contexts
 from ..writing.write import write_at_steps
 from .metrics import ExactMatch, SquadMetric, auroc
@@ -178,14 +178,15 @@ def _read(reader: Reader, batch: ReadBatch, tokenizer: Any, total: "_Totals") ->
         total.add_unknown(reader.log_probs(batch, NOT_TOLD), batch.rows)
     if total.metric is not None:
         words = get_template(batch.template, tokenizer)
-        targets = [words.target(target) for row in batch.rows for target in row["targets"]]
+        targets = [target for row in batch.rows for target in targets_of(row, words)]
         longest = max(len(tokenizer(target, add_special_tokens=False).input_ids) for target in targets)
         total.predictions += reader.answers(batch, max_new_tokens=longest + 1)
-        total.references += references_of(batch.rows, targets, tokenizer)
+        total.references += references_of(batch.rows, words, tokenizer)
 
 
-def references_of(rows: list[dict[str, Any]], targets: list[str], tokenizer: Any) -> list[list[str]]:
+def references_of(rows: list[dict[str, Any]], words: Template, tokenizer: Any) -> list[list[str]]:
     """The reference answers of each query, the target as a generated answer that is right would be decoded."""
+    targets = [words.target(target) for row in rows for target in row["targets"]]
     further = [
         row["answers"][number] if row.get("answers") else [] for row in rows for number in range(len(row["queries"]))
     ]

@@ -168,7 +168,9 @@ class PromptReader:
         prompts = self._prompts(batch)
         self._check_window(max(map(len, prompts)) + max_new_tokens)
         parts = [prompts[start : start + self.batch_size] for start in range(0, len(prompts), self.batch_size)]
-        return [answer for part in parts for answer in answer_prompts(self.model, part, max_new_tokens)]
+        words = get_template(batch.template, self.model.tokenizer)
+        texts = [text for part in parts for text in answer_prompts(self.model, part, max_new_tokens)]
+        return [words.split(text)[1] for text in texts]
 
     def _prompts(self, batch: ReadBatch) -> list[list[int]]:
         return prompt_tokens(batch.rows, self.model.tokenizer, batch.template, self.with_context)

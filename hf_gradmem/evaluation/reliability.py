@@ -16,6 +16,7 @@ from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.answering import generate_answers
 from ..reading.confidence import Calibration, fit_confidence
+from ..tasks.collator import targets_of
 from ..tasks.facts import NOT_TOLD
 from ..template import get_template
 from .measure import METRICS, references_of
@@ -80,7 +81,7 @@ def ask_rows(
     if len(rows) < 2:
         raise ValueError(f"A question is also asked of another row's memory: give two rows at least, got {len(rows)}.")
     words = get_template(model.config.template, model.tokenizer)
-    targets = [words.target(target) for row in rows for target in row["targets"]]
+    targets = [target for row in rows for target in targets_of(row, words)]
     longest = 1 + max(len(model.tokenizer(target, add_special_tokens=False).input_ids) for target in targets)
     score = METRICS[metric](keep_in_memory=True).score
 
@@ -97,8 +98,7 @@ def ask_rows(
             last = memory[-1]
             index = [number for number, row in enumerate(part) for _ in row["queries"]]
             queries = [query for row in part for query in row["queries"]]
-            aimed = [words.target(target) for row in part for target in row["targets"]]
-            references = references_of(part, aimed, model.tokenizer)
+            references = references_of(part, words, model.tokenizer)
             for own, read in ((True, memory), (False, others)):
                 answers = generate_answers(model, queries, read, index, longest, batch_size=batch_size)
                 told = references if own else [[NOT_TOLD]] * len(queries)

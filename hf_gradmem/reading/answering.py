@@ -24,16 +24,19 @@ class Answer:
     """An answer that was read from a memory.
 
     Attributes:
-        text: what the model generated, without special tokens and the white space around it.
+        text: what the model generated, without special tokens and the white space around it, nor what it quoted.
         log_prob: mean log-probability of its tokens, in nats, the end token among them where the answer ended.
         confidence: how likely the answer is right, 0 to 1, by the adapter's calibration; `None` without one.
         memory_id: which memory it was read from, where the memories have ids.
+        quote: what the answer rests on, where the adapter's template has it quote from the context; the model's own
+            words from memory, so right or wrong as the answer is.
     """
 
     text: str
     log_prob: float
     confidence: float | None = None
     memory_id: str | None = None
+    quote: str | None = None
 
 
 @dataclass(frozen=True)
@@ -41,12 +44,14 @@ class Generated:
     """What was generated after questions, and the features of [`~hf_gradmem.reading.confidence`].
 
     Attributes:
-        texts: without special tokens.
+        texts: the answers, without special tokens.
+        quotes: what was quoted before each.
         features: `(questions, 3)`.
         tokens: of each answer, up to the one that ended it, and with it.
     """
 
     texts: list[str]
+    quotes: list[str | None]
     features: Tensor
     tokens: list[list[int]]
 
@@ -79,7 +84,7 @@ def answer_questions(
     sure = confidences(model, generated.features)
     ids = [None if memory_ids is None else memory_ids[number] for number in index]
     texts = [text.strip() for text in generated.texts]
-    return [Answer(*parts) for parts in zip(texts, generated.log_probs, sure, ids, strict=True)]
+    return [Answer(*parts) for parts in zip(texts, generated.log_probs, sure, ids, generated.quotes, strict=True)]
 
 
 def which_memories(num_questions: int, num_memories: int, context_index: Sequence[int] | Tensor | None) -> list[int]:
@@ -134,6 +139,7 @@ def generate_answers(
     words = model.config.template if template is None else template
     ends = ending_tokens(model.tokenizer, model.generation_config)
     texts, every = list[str](), list[list[int]]()
+    reading = get_template(words, model.tokenizer)
     features = [torch.empty((0, 3), dtype=torch.float64)]
     for start in range(0, len(questions), batch_size):
         part, index = questions[start : start + batch_size], context_index[start : start + batch_size]
@@ -143,7 +149,8 @@ def generate_answers(
         texts += model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         every += tokens
         features.append(answer_features(model, memory, input_ids, mask, tokens, index))
-    return Generated(texts, torch.cat(features), every)
+    quotes, answers = zip(*map(reading.split, texts), strict=True) if texts else ((), ())
+    return Generated(list(answers), list(quotes), torch.cat(features), every)
 
 
 def up_to_end(tokens: list[int], ends: Sequence[int] | None) -> list[int]:

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ..memory.written import GradMemMemory
+from ..template import Template, get_template
 from .engine import Engine, Job, Piece, QueueFullError, Read, Write
 from .limits import BodyLimit
 from .prompts import chat_prompt, text_prompt
@@ -149,7 +150,8 @@ class _Served:
 
     async def chat(self, body: ChatCompletion, request: Request) -> Response | dict[str, Any]:
         prompt = await self._tokens(chat_prompt, body.messages)
-        return await self._continue(body, prompt, body.max_completion_tokens or body.max_tokens, request, _CHAT)
+        words = get_template(self.engine.model.config.template, self.engine.model.tokenizer)
+        return await self._continue(body, prompt, body.max_completion_tokens or body.max_tokens, request, _CHAT, words)
 
     async def _tokens(self, tokenize: Any, given: Any) -> list[int]:
         try:
@@ -164,14 +166,20 @@ class _Served:
             raise HTTPException(404, f"There is no memory {name!r}. GET /v1/memories lists them.") from None
 
     async def _continue(
-        self, body: Completion | ChatCompletion, prompt: list[int], most: int | None, request: Request, shape: "_Shape"
+        self,
+        body: Completion | ChatCompletion,
+        prompt: list[int],
+        most: int | None,
+        request: Request,
+        shape: "_Shape",
+        words: Template | None = None,
     ) -> Response | dict[str, Any]:
         if body.model != self.model_name:
             raise HTTPException(404, f"There is no model {body.model!r} here, but {self.model_name!r}.")
         memory = await self._memory(body.memory)
 
         def job(tell: Any) -> Read:
-            return Read(tell, memory, prompt, most or self.max_new_tokens, body.sampling, body.stops)
+            return Read(tell, memory, prompt, most or self.max_new_tokens, body.sampling, body.stops, words)
 
         facts = {"id": f"{shape.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.model_name}
         if body.stream:
@@ -186,8 +194,7 @@ class _Served:
                 text += last.text
         choice = {"index": 0, "finish_reason": last.finish_reason, "logprobs": None} | shape.whole(text)
         usage_facts = _usage(len(prompt), last.num_tokens)
-        source = {"memory": body.memory, "confidence": last.confidence}
-        return facts | {"object": shape.name, "choices": [choice], "usage": usage_facts} | source
+        return facts | {"object": shape.name, "choices": [choice], "usage": usage_facts} | _source(body.memory, last)
 
     @contextlib.asynccontextmanager
     async def _pieces(self, make_job: Any, request: Request) -> AsyncIterator[AsyncIterator[Piece]]:
@@ -257,7 +264,7 @@ async def _events(
     memory: str,
     prompt_tokens: int | None,
 ) -> AsyncIterator[str]:
-    """A stream of server-sent events, of which the one that ends the answer names its memory and confidence.
+    """A stream of server-sent events, of which the one that ends the answer names its memory, quote and confidence.
 
     An error after the first one is an event as well.
     """
@@ -267,7 +274,7 @@ async def _events(
             last = Piece()
             async for last in pieces:
                 choice = {"index": 0, "finish_reason": last.finish_reason, "logprobs": None} | shape.part(last.text)
-                source = {"memory": memory, "confidence": last.confidence} if last.finish_reason else {}
+                source = _source(memory, last) if last.finish_reason else {}
                 yield _event(facts | {"choices": [choice]} | source)
             if prompt_tokens is not None:
                 yield _event(facts | {"choices": [], "usage": _usage(prompt_tokens, last.num_tokens)})
@@ -278,6 +285,11 @@ async def _events(
 
 def _event(data: dict[str, Any]) -> str:
     return f"data: {json.dumps(data)}\n\n"
+
+
+def _source(memory: str, last: Piece) -> dict[str, Any]:
+    """What an answer rests on: its memory, what it quotes from there, and how likely it is right."""
+    return {"memory": memory, "quote": last.quote, "confidence": last.confidence}
 
 
 def _usage(prompt: int, answer: int) -> dict[str, int]:

@@ -16,6 +16,7 @@ from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.answering import answer_features, confidences
 from ..reading.generation import ending_tokens
 from ..reading.queries import pad_left
+from ..template import Template
 from ..writing.fitting import fit_contexts
 
 
@@ -55,6 +56,7 @@ class Piece:
         error: what went wrong, in which case nothing follows.
         memory: what was written, where that was asked for.
         confidence: at the end, how likely the answer is right; `None` for an adapter that is not calibrated.
+        quote: at the end, what the model quoted before the answer; `None` where it quotes nothing.
     """
 
     text: str = ""
@@ -63,6 +65,7 @@ class Piece:
     error: BaseException | None = None
     memory: GradMemMemory | None = None
     confidence: float | None = None
+    quote: str | None = None
 
 
 @dataclass(eq=False)
@@ -100,6 +103,7 @@ class Read(Job):
         max_new_tokens: most tokens of the answer.
         sampling: how they are chosen.
         stop: texts that end the answer, and are not part of it.
+        words: the template that the prompt was put into, where it was: what it has the model quote is not told as text.
     """
 
     memory: GradMemMemory
@@ -107,6 +111,7 @@ class Read(Job):
     max_new_tokens: int
     sampling: Sampling
     stop: tuple[str, ...] = ()
+    words: Template | None = None
 
     @property
     def kind(self) -> Hashable:
@@ -275,6 +280,11 @@ class _Answer:
         elif len(self.read) >= self.job.max_new_tokens:
             finish = "length"
         text = str(self.tokenizer.decode(self.tokens, skip_special_tokens=True))
+        words, quote = self.job.words, None
+        if words is not None:
+            quote, text = words.split(text)
+            if words.answer_after and quote is None and finish is None:
+                return  # it may be a quote that is being told
         cut = min((place for stop in self.job.stop if (place := text.find(stop)) >= 0), default=None)
         if cut is not None:
             text, finish = text[:cut], "stop"
@@ -282,7 +292,7 @@ class _Answer:
         self.ended = finish is not None
         if sure > self.told or self.ended:
             new, self.told = text[self.told : sure], max(self.told, sure)
-            piece = Piece(new, finish, len(self.tokens))
+            piece = Piece(new, finish, len(self.tokens), quote=quote if self.ended else None)
             if self.ended and self.calibrated:
                 self.held = piece
             else:

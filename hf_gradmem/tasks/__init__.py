@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from . import babi, babi_stories, facts, jsonl, kv_retrieval, mixture, squad, text
-from .rows import FEATURES, check_row
+from .rows import FEATURES, check_row, columns_of
 from .task import Task
 
 TASKS: dict[str, Task] = {
@@ -76,4 +76,4 @@ def load_set(task: str, arguments: Mapping[str, Any]) -> Dataset | IterableDatas
 TASKS["mixture"] = mixture.task(load_task)
 
 
-__all__ = ["FEATURES", "TASKS", "Task", "check_row", "get_task", "load_set", "load_task"]
+__all__ = ["FEATURES", "TASKS", "Task", "check_row", "columns_of", "get_task", "load_set", "load_task"]

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..base.token_ids import IGNORED_LABEL
-from ..template import get_template
+from ..template import Template, get_template
 from .rows import check_row
 
 Tensor = torch.Tensor
@@ -121,7 +121,7 @@ class DataCollatorForGradMem:
         kept = [len(row["queries"][:limit]) for row in rows]
         self.truncated["left out"] += sum(len(row["queries"]) for row in rows) - sum(kept)
         queries = self._encode([self._words.question(query) for row in rows for query in row["queries"][:limit]])
-        texts = [self._words.target(target) for row in rows for target in row["targets"][:limit]]
+        texts = [text for row in rows for text in targets_of(row, self._words)[:limit]]
         targets = [self._ended(target) for target in self._encode(texts)]
         for text, target in zip(texts, targets, strict=True):
             if not target:
@@ -164,6 +164,22 @@ class DataCollatorForGradMem:
         return next(
             token for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if token is not None
         )
+
+
+def targets_of(row: Mapping[str, Any], words: Template) -> list[str]:
+    """What follows each query of a row: its target, behind the quote it rests on where the template quotes.
+
+    Raises:
+        ValueError: the template quotes, and the row does not know from where.
+    """
+    quotes = row.get("quotes")
+    if words.answer_after and quotes is None:
+        raise ValueError(
+            f"The template quotes before it answers ({words.answer_after!r} comes between), and the row has no column "
+            f"'quotes', only {sorted(row)}. Choose another template, or a task whose rows say what to quote."
+        )
+    quotes = quotes or [""] * len(row["targets"])
+    return [words.target(target, quote) for target, quote in zip(row["targets"], quotes, strict=True)]
 
 
 def _write_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:

@@ -2,8 +2,9 @@
 
 A context tells several facts about one to three people, a sentence each; a question asks for one of them. Some
 questions ask what the context does not tell, about the same people or about others, and are to be answered by saying
-so. Names, towns, dates and amounts are drawn independently, so nothing but the context holds an answer. Some words that
-a question can be put in are kept out of training, to ask for the same facts in other words.
+so. Names, towns, dates and amounts are drawn independently, so nothing but the context holds an answer. A quote is the
+sentence that tells it. Some words that a question can be put in are kept out of training, to ask for the same facts in
+other words.
 """
 
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from datasets import Dataset, IterableDataset
 
 from . import generated
 from .generated import number_range
-from .rows import SPLITS, check_split
+from .rows import FEATURES_WITH_QUOTES, SPLITS, check_split
 from .task import Task
 
 NOT_TOLD = "not in memory"
@@ -208,17 +209,16 @@ class Facts:
         count = _drawn(rng, number_range("num_facts", self.num_facts))
         told = [pairs[int(place)] for place in rng.permutation(len(pairs))[:count]]
         values = {pair: _RELATIONS[pair[1]].draw(rng) for pair in told}
-        segments = [
-            (" " if place else "") + _sentence(_words(rng, _RELATIONS[relation].told), person, values[person, relation])
-            for place, (person, relation) in enumerate(told)
-        ]
-        queries, targets = [], []
+        telling = {pair: _sentence(_words(rng, _RELATIONS[pair[1]].told), pair[0], values[pair]) for pair in told}
+        segments = [(" " if place else "") + sentence for place, sentence in enumerate(telling.values())]
+        queries, targets, quotes = [], [], []
         for person, relation in self._asked(rng, people, told):
             asked = _RELATIONS[relation]
             queries.append(_words(rng, asked.asked_otherwise if self.other_words else asked.asked).format(p=person))
             targets.append(f" {values.get((person, relation), NOT_TOLD)}")
+            quotes.append(telling.get((person, relation), ""))
         context = segments if self.segmented else ["".join(segments)]
-        return {"context": context, "queries": queries, "targets": targets}
+        return {"context": context, "queries": queries, "targets": targets, "quotes": quotes}
 
     def _asked(self, rng: np.random.Generator, people: list[str], told: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """The facts that are asked for: told ones, and in place of a share of them ones that are not."""
@@ -257,12 +257,12 @@ def _people(rng: np.random.Generator, count: int) -> list[str]:
 
 def load(split: str = "train", *, num_contexts: int = 1000, **arguments: Any) -> Dataset:
     """The first `num_contexts` contexts of a stream, as a table; `arguments` are those of [`Facts`]."""
-    return generated.table(Facts(split=split, **arguments), num_contexts)
+    return generated.table(Facts(split=split, **arguments), num_contexts, FEATURES_WITH_QUOTES)
 
 
 def stream(split: str = "train", *, num_contexts: int | None = None, **arguments: Any) -> IterableDataset:
     """The same contexts, generated as they are needed: `num_contexts` of them, or without end when `None`."""
-    return generated.stream(Facts(split=split, **arguments), num_contexts)
+    return generated.stream(Facts(split=split, **arguments), num_contexts, features=FEATURES_WITH_QUOTES)
 
 
 TASK = Task(load, stream)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset
 
 from .rows import FEATURES
 
@@ -15,17 +15,19 @@ class Distribution(Protocol):
         """The context of this index, a pure function of it."""
 
 
-def table(task: Distribution, num_contexts: int) -> Dataset:
-    """The first `num_contexts` contexts.
+def table(task: Distribution, num_contexts: int, features: Features = FEATURES) -> Dataset:
+    """The first `num_contexts` contexts, with these columns.
 
     Raises:
         ValueError: that is none.
     """
     _check_count(num_contexts)
-    return Dataset.from_list([task.row(index) for index in range(num_contexts)], features=FEATURES)
+    return Dataset.from_list([task.row(index) for index in range(num_contexts)], features=features)
 
 
-def stream(task: Distribution, num_contexts: int | None, num_shards: int = 1) -> IterableDataset:
+def stream(
+    task: Distribution, num_contexts: int | None, num_shards: int = 1, features: Features = FEATURES
+) -> IterableDataset:
     """The same contexts, generated as they are needed; without end when `num_contexts` is `None`.
 
     Shard s holds the contexts s, s + `num_shards`, ….
@@ -39,7 +41,7 @@ def stream(task: Distribution, num_contexts: int | None, num_shards: int = 1) ->
         raise ValueError(f"num_shards must be at least 1, got {num_shards}.")
     shards = [(shard, num_shards) for shard in range(num_shards)]
     return IterableDataset.from_generator(
-        _generate, features=FEATURES, gen_kwargs={"task": task, "num_contexts": num_contexts, "shards": shards}
+        _generate, features=features, gen_kwargs={"task": task, "num_contexts": num_contexts, "shards": shards}
     )
 
 

@@ -11,6 +11,7 @@
 | `targets` | for each query what is trained on, as it stands, so with the space that parts it from its query |
 | `answers` | for each query a list of the answers that are accepted, or one; the first is trained on, behind a space |
 | `answer` | in place of both, beside `question`: one text; `answers` beside it is a list of accepted texts |
+| `quotes`, or `quote` | optional: the part of the context that tells each answer, as a list or beside one `question` |
 | `document` | optional: rows of one document stay on one side of training and validation |
 
 Where a row has both `targets` and `answers`, as the saved rows of another task do, the targets are trained on and the
@@ -106,7 +107,8 @@ def _read(file: str | os.PathLike, document: str) -> Iterator[tuple[str, dict[st
 
 def _row(given: dict[str, Any], where: str) -> dict[str, Any]:
     queries, targets, answers = _asked(given, where)
-    return {"context": _context(given, where), "queries": queries, "targets": targets, "answers": answers}
+    asked = {"queries": queries, "targets": targets, "answers": answers, "quotes": _quotes(given, len(queries), where)}
+    return {"context": _context(given, where), **asked}
 
 
 def _context(given: dict[str, Any], where: str) -> list[str]:
@@ -143,6 +145,18 @@ def _asked(given: dict[str, Any], where: str) -> tuple[list[str], list[str], lis
         if not target:
             raise ValueError(f"{where}, field 'targets' is empty at {number}.")
     return queries, given_targets, answers or [[target.strip()] for target in given_targets]
+
+
+def _quotes(given: dict[str, Any], count: int, where: str) -> list[str]:
+    """What to quote for each query."""
+    quotes = given.get("quotes", [""] * count)
+    if "quote" in given:
+        if "question" not in given or "quotes" in given:
+            raise ValueError(f"{where}, field 'quote' goes with 'question', and without 'quotes'.")
+        quotes = [given["quote"]]
+    _check_texts(quotes, f"{where}, field 'quotes'")
+    _check_count("quotes", quotes, count, where)
+    return [quote.strip() for quote in quotes]
 
 
 def _as_lists(given: dict[str, Any], where: str) -> dict[str, Any]:

@@ -35,12 +35,13 @@ def task(load_part: Callable[..., Dataset]) -> Task:
             if not isinstance(part, Mapping) or "task" not in part:
                 raise ValueError(f"A part of a mixture is a task with its arguments, {{'task': ...}}, got {part!r}.")
             given = {"split": split} | {name: value for name, value in part.items() if name != "task"}
-            rows += map(_with_answers, load_part(part["task"], **given))
+            rows += map(_completed, load_part(part["task"], **given))
         return Dataset.from_list(rows, features=FEATURES_WITH_ANSWERS)
 
     return Task(load, metric="squad")
 
 
-def _with_answers(row: Mapping[str, Any]) -> dict[str, Any]:
+def _completed(row: Mapping[str, Any]) -> dict[str, Any]:
     answers = row.get("answers") or [[target.strip()] for target in row["targets"]]
-    return {name: row[name] for name in ("context", "queries", "targets")} | {"answers": answers}
+    quotes = row.get("quotes") or [""] * len(row["queries"])
+    return {name: row[name] for name in ("context", "queries", "targets")} | {"answers": answers, "quotes": quotes}

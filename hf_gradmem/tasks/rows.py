@@ -1,19 +1,28 @@
 """The form of a row that every task yields, and its checks.
 
-A row is `{"context": [segments], "queries": [...], "targets": [...]}`, and `"answers": [[...], ...]` where a query has
-several reference answers. The segments of a context, put together, are its text. Query and target, put together, are
-what the model is trained to continue, so a target brings the space that parts it from its query.
+A row is `{"context": [segments], "queries": [...], "targets": [...]}`, with `"answers": [[...], ...]` where a query has
+several reference answers, and `"quotes": [...]` where it is known which part of the context tells the answer (empty for
+one that none does). The segments of a context, put together, are its text. Query and target, put together, are what the
+model is trained to continue, so a target brings the space that parts it from its query.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from datasets import Features, List, Value
+from datasets import Dataset, Features, IterableDataset, List, Value
 
 FEATURES = Features(
     {"context": List(Value("string")), "queries": List(Value("string")), "targets": List(Value("string"))}
 )
-FEATURES_WITH_ANSWERS = Features({**FEATURES, "answers": List(List(Value("string")))})
+FEATURES_WITH_QUOTES = Features({**FEATURES, "quotes": List(Value("string"))})
+FEATURES_WITH_ANSWERS = Features({**FEATURES_WITH_QUOTES, "answers": List(List(Value("string")))})
+
+
+def columns_of(*tables: Dataset | IterableDataset) -> Features:
+    """The columns that a reader is trained on, of rows from all these tables: what to quote only if each knows it."""
+    quoting = all("quotes" in (table.column_names or ()) for table in tables)
+    return FEATURES_WITH_QUOTES if quoting else FEATURES
+
 
 SPLITS = ("train", "validation", "test")
 
@@ -32,8 +41,8 @@ def check_row(row: Mapping[str, Any], name: str = "the row") -> None:
         name: how to call the row in a message.
 
     Raises:
-        ValueError: a column is missing, the context holds no text, a target is empty, or there are not as many targets
-            as queries.
+        ValueError: a column is missing, the context holds no text, a target is empty, or there are not as many targets,
+            or quotes, as queries.
     """
     for column in FEATURES:
         if column not in row:
@@ -51,6 +60,9 @@ def check_row(row: Mapping[str, Any], name: str = "the row") -> None:
         raise ValueError(
             f"{name} has {len(queries)} queries and {len(targets)} targets; it needs as many, and one at least."
         )
+    quotes = row.get("quotes")
+    if quotes is not None and len(quotes) != len(queries):
+        raise ValueError(f"{name} has {len(queries)} queries and {len(quotes)} quotes; it needs as many, or no quotes.")
     for query, target in zip(queries, targets, strict=True):
         if not target:
             raise ValueError(f"The target of query {query!r} in {name} is empty.")

@@ -1,7 +1,7 @@
 """SQuAD v1.1 (Rajpurkar et al., arXiv 1606.05250) and Short SQuAD: questions whose answer is a span of a paragraph.
 
 Short SQuAD, as in the paper, keeps of the paragraph only the sentence or sentences that hold the answer span. Sentences
-are segments, each with the white space before it.
+are segments, each with the white space before it, and those that hold an answer are its quote.
 """
 
 import json
@@ -134,7 +134,9 @@ def _hub_paragraphs(rows: Iterable[dict[str, Any]], source: str) -> list[Paragra
 
 
 def _rows(context: str, questions: list[Question]) -> Iterator[dict[str, Any]]:
-    yield _row(sentences(context), questions)
+    spans = split_sentences(context)
+    quotes = ["".join(context[start:end] for start, end in _holding(spans, question)) for question in questions]
+    yield _row(sentences(context), questions, quotes)
 
 
 def _short_rows(context: str, questions: list[Question]) -> Iterator[dict[str, Any]]:
@@ -142,20 +144,25 @@ def _short_rows(context: str, questions: list[Question]) -> Iterator[dict[str, A
     spans = split_sentences(context)
     groups: dict[tuple[tuple[int, int], ...], list[Question]] = {}
     for question in questions:
-        stop = question.start + len(question.answers[0])
-        holding = tuple((start, end) for start, end in spans if start < stop and question.start < end)
-        groups.setdefault(holding, []).append(question)
+        groups.setdefault(_holding(spans, question), []).append(question)
     for holding, asked in groups.items():
         segments = [context[start:end] for start, end in holding]
-        yield _row([segments[0].lstrip(), *segments[1:]], asked)
+        yield _row([segments[0].lstrip(), *segments[1:]], asked, ["".join(segments)] * len(asked))
 
 
-def _row(segments: list[str], questions: list[Question]) -> dict[str, Any]:
+def _holding(spans: list[tuple[int, int]], question: Question) -> tuple[tuple[int, int], ...]:
+    """The sentences that hold a question's first answer."""
+    stop = question.start + len(question.answers[0])
+    return tuple((start, end) for start, end in spans if start < stop and question.start < end)
+
+
+def _row(segments: list[str], questions: list[Question], quotes: list[str]) -> dict[str, Any]:
     return {
         "context": segments,
         "queries": [question.text for question in questions],
         "targets": [f" {question.answers[0]}" for question in questions],
         "answers": [list(question.answers) for question in questions],
+        "quotes": [quote.strip() for quote in quotes],
     }
 
 

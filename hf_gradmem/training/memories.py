@@ -19,7 +19,8 @@ from ..memory.silence import without_progress_bars
 from ..memory.store import MemoryStore
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
-from ..tasks import FEATURES, check_row
+from ..tasks import check_row, columns_of
+from ..tasks.collator import targets_of
 from ..template import get_template
 
 _SHARD_SIZE = 64  # memories that a killed run loses, at most
@@ -64,7 +65,7 @@ class WrittenRows(TorchDataset):
         found = []
         for place, (number, query) in enumerate(places):
             row, first = self.rows[number], place * (1 + self.distractors)
-            asked = {name: [row[name][query]] for name in ("queries", "targets")}
+            asked = {name: [row[name][query]] for name in ("queries", "targets", "quotes") if name in row}
             beside = [memories[first + other] for other in range(1 + self.distractors)]
             memory = beside[0] if len(beside) == 1 else GradMemMemory.side_by_side(beside)
             found.append({"context": row["context"], "memory": memory, **asked})
@@ -122,7 +123,7 @@ def written_rows(
     )
     with without_progress_bars():
         store = MemoryStore.from_pretrained(Path(directory))
-    return WrittenRows(rows.select_columns(list(FEATURES)), store, distractors, redraw)
+    return WrittenRows(rows.select_columns(columns_of(rows)), store, distractors, redraw)
 
 
 def _check_questions(model: GradMemForCausalLM, rows: Dataset, beside: int) -> None:
@@ -130,8 +131,8 @@ def _check_questions(model: GradMemForCausalLM, rows: Dataset, beside: int) -> N
     words, window = get_template(model.config.template, model.tokenizer), model.decoder.window
     for number, row in enumerate(rows):
         check_row(row, f"row {number}")
-        for query, target in zip(row["queries"], row["targets"], strict=True):
-            asked = words.question(query) + words.target(target)
+        for query, target in zip(row["queries"], targets_of(row, words), strict=True):
+            asked = words.question(query) + target
             tokens = model.tokenizer(asked, add_special_tokens=False).input_ids
             needed = model.read_phase.prefix_length + beside + len(tokens) + 1
             if window is not None and needed > window:

@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from ..checkpoint.run_facts import RECIPE_FILE, RESULTS_FILE, arguments_of_set, 
 from ..checkpoint.tokenizer import open_tokenizer
 from ..files import check_directory
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
-from ..tasks import FEATURES, get_task, load_set, load_task
+from ..tasks import columns_of, get_task, load_set, load_task
 from ..tasks.collator import DataCollatorForGradMem
 from .callbacks import log_writes
 from .card import fill_model_card
@@ -259,10 +259,12 @@ def training_stream(arguments: RecipeArguments, training: TrainingArguments, wri
         )
         for stage in arguments.curriculum
     )
+    columns = columns_of(*(rows for rows, *_ in stages))
     return IterableDataset.from_generator(
         _rows_of_stages,
-        features=Features({**FEATURES, "write_steps": Value("int64")}),
+        features=Features({**columns, "write_steps": Value("int64")}),
         gen_kwargs={
+            "columns": tuple(columns),
             "stages": stages,
             "per_step": per_step,
             "seed": training.seed if training.data_seed is None else training.data_seed,
@@ -279,14 +281,17 @@ def load_stage(arguments: RecipeArguments, stage: Stage, num_rows: int) -> Datas
 
 
 def _rows_of_stages(
-    stages: tuple[tuple[Dataset | IterableDataset, int, list[int]], ...], per_step: int, seed: int
+    columns: Sequence[str],
+    stages: tuple[tuple[Dataset | IterableDataset, int, list[int]], ...],
+    per_step: int,
+    seed: int,
 ) -> Iterator[dict[str, Any]]:
     for index, (rows, steps, write_steps) in enumerate(stages):
         drawn = np.random.default_rng([seed, index]).choice(write_steps, size=steps)
         repeated = _repeated(rows, seed)
         for step in range(steps):
             for row in itertools.islice(repeated, per_step):
-                yield {name: row[name] for name in FEATURES} | {"write_steps": int(drawn[step])}
+                yield {name: row[name] for name in columns} | {"write_steps": int(drawn[step])}
 
 
 def _repeated(rows: Dataset | IterableDataset, seed: int) -> Iterator[dict[str, Any]]:

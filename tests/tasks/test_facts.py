@@ -24,6 +24,14 @@ def test_every_answer_stands_in_its_context_or_is_said_not_to():
             assert target[1:] == NOT_TOLD or target[1:] in context, row
 
 
+def test_a_quote_is_the_sentence_that_tells_the_answer():
+    for index in range(100):
+        row = Facts().row(index)
+        for target, quote in zip(row["targets"], row["quotes"], strict=True):
+            assert (quote == "") == (target[1:] == NOT_TOLD)
+            assert not quote or (target[1:] in quote and quote in map(str.strip, row["context"]))
+
+
 def test_a_question_that_has_no_answer_names_what_the_context_does_not_tell():
     """Told of nobody, or of somebody else: the same question is never answered both ways."""
     told = untold = 0

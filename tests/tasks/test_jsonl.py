@@ -53,11 +53,26 @@ def row(number: int, **more):
             {"context": "c", "queries": ["q"], "targets": [" a."], "answers": [["a", "the a"]]},
             {"context": ["c"], "queries": ["q"], "targets": [" a."], "answers": [["a", "the a"]]},
         ),
+        (
+            {"context": "c", "question": "q", "answer": "a", "quote": " c "},
+            {"context": ["c"], "queries": ["q"], "targets": [" a"], "answers": [["a"]], "quotes": ["c"]},
+        ),
+        (
+            {"context": "c", "queries": ["q", "r"], "answers": ["a", "b"], "quotes": ["c", ""]},
+            {
+                "context": ["c"],
+                "queries": ["q", "r"],
+                "targets": [" a", " b"],
+                "answers": [["a"], ["b"]],
+                "quotes": ["c", ""],
+            },
+        ),
     ],
-    ids=["one question", "several answers", "answers", "targets", "both"],
+    ids=["one question", "several answers", "answers", "targets", "both", "a quote", "quotes"],
 )
 def test_a_line_may_be_written_in_several_ways(given, expected, saved):
-    assert list(load_task("jsonl", "test", path=saved([given]))) == [expected]
+    quoting_nothing = {"quotes": [""] * len(expected["queries"])}
+    assert list(load_task("jsonl", "test", path=saved([given]))) == [quoting_nothing | expected]
 
 
 def test_the_saved_rows_of_another_task_are_read_back(tmp_path):
