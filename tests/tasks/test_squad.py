@@ -83,6 +83,7 @@ def test_squad_reads_the_list_of_paragraphs(tmp_path):
             "queries": ["When?"],
             "targets": [" 1973"],
             "answers": [["1973"]],
+            "quotes": ["Dr. Smith came in 1973."],
         }
     ]
 
