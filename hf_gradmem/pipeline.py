@@ -116,7 +116,8 @@ class GradMemTextGenerationPipeline(Pipeline):
             kwargs: arguments of `generate`.
 
         Returns:
-            `[{"generated_text": str}]` for one question on one context; see the class for the other forms.
+            `[{"generated_text": str}]` for one question on one context; see the class for the other forms. An adapter
+            whose template has it quote adds `quote` to each record that has one.
 
         Raises:
             ValueError: neither or both of context and memory, or of question and questions; as many contexts as
