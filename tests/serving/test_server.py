@@ -181,9 +181,10 @@ def test_an_answer_names_its_memory_and_how_sure_a_calibrated_adapter_is(model, 
 def test_an_adapter_that_is_not_calibrated_has_no_confidence(rows, address):
     client = client_of(address)
     asked = {"model": "kv", "prompt": rows[0]["queries"][0], "max_tokens": 4, "extra_body": {"memory": "row/0"}}
-    assert client.completions.create(**asked).model_extra == {"memory": "row/0", "quote": None, "confidence": None}
+    beside = {"memory": "row/0", "quote": None, "confidence": None}
+    assert client.completions.create(**asked).model_extra == beside
     last = list(client.completions.create(**asked, stream=True))[-1]
-    assert (last.choices[0].finish_reason, last.model_extra) == ("stop", {"memory": "row/0", "quote": None, "confidence": None})
+    assert (last.choices[0].finish_reason, last.model_extra) == ("stop", beside)
 
 
 def test_an_answer_ends_at_a_stop_or_at_its_length(rows, address):
