@@ -6,7 +6,8 @@
 SmolLM2-135M, frozen, 16 positions of values, plain Adam, no reader trained. Contexts of four to eight facts about
 invented people are written whole (the paper's method), in sentences with the one before shown to each, and in sentences
 alone. Then the base goes on, greedily, from a memory and the beginning of one of its sentences ("Ada Holm lives in"):
-right is what begins with the value that the context has there. The floor is the memory of the next context. Results go
+right is what begins with the value that the context has there. The floor is the memory of the next context. A reader
+has words of its own between the memory and what it recalls, so the same is counted with a question there. Results go
 to `benchmarks/results/recall/<arm>.json`, the table to `benchmarks/results/recall.md`.
 """
 
@@ -38,6 +39,11 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "sentences": ("in sentences, each alone", {"write_sentence_segments": True, "write_prefix_segments": 0}),
 }
+BETWEEN = {
+    "short": "Question: Which one?\nQuote: ",
+    "long": "Question: What does the text say about this person, as far as you know?\nQuote: ",
+}
+"""Words between a memory and the beginning of a sentence, which say nothing of what follows."""
 Beginning = tuple[int, str, str]
 
 
@@ -76,6 +82,12 @@ def measure(name: str) -> dict[str, Any]:
     return {
         "beginnings": len(asked),
         "recalled": {steps: recalled(model, memory, asked) for steps, memory in memories.items()},
+        "behind": {
+            name: recalled(
+                model, memories[max(STEPS)], [(number, words + text, value) for number, text, value in asked]
+            )
+            for name, words in BETWEEN.items()
+        },
         "floor": recalled(model, memories[max(STEPS)][[*range(1, CONTEXTS), 0]], asked),
     }
 
@@ -89,22 +101,25 @@ def recalled(model: GradMemForCausalLM, memory: GradMemMemory, asked: list[Begin
 
 def write_table() -> None:
     """The table of all arms that have a result."""
+    headings = [f"{max(STEPS)}, {name} question between" for name in BETWEEN]
+    headings.append(f"another's memory, {max(STEPS)}")
     lines = [
         "# Recall from the middle, by how a text was written",
         "",
         "`python -m benchmarks.recall`: SmolLM2-135M-Instruct, frozen, 16 positions of values, Adam; "
         f"{CONTEXTS} contexts of",
         "four to eight facts. The share of sentences that the base, given a memory and how the sentence begins, ends",
-        "with the value that the context has there. No reader is trained.",
+        "with the value that the context has there; on the right with a short or a long question between memory and",
+        "beginning, as a reader has one there. No reader is trained.",
         "",
-        f"| written | {' | '.join(f'{steps} steps' for steps in STEPS)} | another's memory, {max(STEPS)} |",
-        f"|---|{'---|' * (len(STEPS) + 1)}",
+        f"| written | {' | '.join(f'{steps} steps' for steps in STEPS)} | {' | '.join(headings)} |",
+        f"|---|{'---|' * (len(STEPS) + len(headings))}",
     ]
     for name, (title, _) in ARMS.items():
         path = RESULTS / f"{name}.json"
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
-            shares = [*found["recalled"].values(), found["floor"]]
+            shares = [*found["recalled"].values(), *found["behind"].values(), found["floor"]]
             lines.append(f"| {title} | {' | '.join(f'{share:.2f}' for share in shares)} |")
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
