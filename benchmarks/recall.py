@@ -1,4 +1,4 @@
-"""What a memory of plain gradient descent tells of a sentence from its middle, by how the text was written.
+"""What a memory of plain gradient descent tells of a text's sentences, by how it was written and where it is asked.
 
     python -m benchmarks.recall                 # every arm that has no result yet
     python -m benchmarks.recall sentences       # this one

@@ -116,7 +116,7 @@ class GradMemConfig(PreTrainedConfig):
             Cut contexts that come without segments every so many tokens.
         write_sentence_segments (`bool`, defaults to `False`):
             Cut texts that come without segments into their sentences. With `write_prefix_segments=0` a memory can then
-            be asked for what any sentence says; a text written whole is recalled from its beginning.
+            be asked for what any sentence says, right behind it; a text written whole goes on from its beginning there.
         write_prefix_segments (`int`, defaults to 1):
             How many segments before each one are given to it, unscored. They stand before the memory.
         write_segments_in_turn (`bool`, defaults to `False`):
