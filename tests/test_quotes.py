@@ -5,7 +5,7 @@ import torch
 import yaml
 from transformers import pipeline
 
-from hf_gradmem import DataCollatorForGradMem, GradMemConfig, get_gradmem_model
+from hf_gradmem import DataCollatorForGradMem
 from hf_gradmem.commands.asking import ask_memory
 from hf_gradmem.evaluation import evaluate_rows
 from hf_gradmem.serving.engine import Engine, Piece, Read, Sampling
@@ -13,7 +13,7 @@ from hf_gradmem.tasks import kv_retrieval, load_task
 from hf_gradmem.template import get_template
 from hf_gradmem.training.recipe import load_recipe
 from hf_gradmem.training.run import training_stream
-from tests.support.small_models import small_llama
+from tests.support.small_models import templated
 
 QUOTING = {"context": "{context}", "query": "?{query}:", "answer_after": "!"}
 ROW = {"context": ["ab"], "queries": ["k", "l"], "targets": ["v", "w"], "quotes": ["kv", ""]}
@@ -26,8 +26,7 @@ def tokenizer():
 
 @pytest.fixture
 def model(tokenizer):
-    base = small_llama(len(tokenizer), tokenizer)
-    return get_gradmem_model(base, GradMemConfig(num_memory_tokens=4, template=QUOTING), tokenizer=tokenizer)
+    return templated(tokenizer, QUOTING)
 
 
 @pytest.fixture

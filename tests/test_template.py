@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from hf_gradmem import DataCollatorForGradMem, GradMemConfig, get_gradmem_model
+from hf_gradmem import DataCollatorForGradMem, GradMemConfig
 from hf_gradmem.evaluation import answer_queries, evaluate_rows
 from hf_gradmem.tasks import kv_retrieval
 from hf_gradmem.template import get_template
-from tests.support.small_models import small_llama
+from tests.support.small_models import templated
 
 OWN = {"context": "!{context}!", "query": "?{query}:"}
 CHAT = "{% for message in messages %}u{{ message['content'] }}{% endfor %}{% if add_generation_prompt %}a {% endif %}"
@@ -20,8 +20,7 @@ def tokenizer():
 
 @pytest.fixture
 def model(tokenizer):
-    base = small_llama(len(tokenizer), tokenizer)
-    return get_gradmem_model(base, GradMemConfig(num_memory_tokens=4, template=OWN), tokenizer=tokenizer)
+    return templated(tokenizer, OWN)
 
 
 def test_words_stand_around_a_question_and_around_a_context_in_a_prompt(tokenizer):

@@ -13,7 +13,7 @@ from typing import Any
 from datasets import Dataset
 
 from ..texts.reading import read_text
-from ..texts.sentences import sentences, split_sentences
+from ..texts.sentences import split_sentences
 from .rows import FEATURES_WITH_ANSWERS, check_split, checked
 from .sources import load_hub, source_name, take_evenly, take_split
 from .task import Task
@@ -135,8 +135,8 @@ def _hub_paragraphs(rows: Iterable[dict[str, Any]], source: str) -> list[Paragra
 
 def _rows(context: str, questions: list[Question]) -> Iterator[dict[str, Any]]:
     spans = split_sentences(context)
-    quotes = ["".join(context[start:end] for start, end in _holding(spans, question)) for question in questions]
-    yield _row(sentences(context), questions, quotes)
+    quotes = ["".join(_texts(context, _holding(spans, question))) for question in questions]
+    yield _row(_texts(context, spans), questions, quotes)
 
 
 def _short_rows(context: str, questions: list[Question]) -> Iterator[dict[str, Any]]:
@@ -146,8 +146,12 @@ def _short_rows(context: str, questions: list[Question]) -> Iterator[dict[str, A
     for question in questions:
         groups.setdefault(_holding(spans, question), []).append(question)
     for holding, asked in groups.items():
-        segments = [context[start:end] for start, end in holding]
+        segments = _texts(context, holding)
         yield _row([segments[0].lstrip(), *segments[1:]], asked, ["".join(segments)] * len(asked))
+
+
+def _texts(context: str, spans: Iterable[tuple[int, int]]) -> list[str]:
+    return [context[start:end] for start, end in spans]
 
 
 def _holding(spans: list[tuple[int, int]], question: Question) -> tuple[tuple[int, int], ...]:

@@ -37,6 +37,12 @@ def small_llama(vocab_size: int, tokenizer: PreTrainedTokenizerFast | None = Non
     return AutoModelForCausalLM.from_config(config)
 
 
+def templated(tokenizer: PreTrainedTokenizerFast, template: str | dict[str, str]) -> GradMemForCausalLM:
+    """A GradMem model of this vocabulary that puts questions in these words."""
+    base = small_llama(len(tokenizer), tokenizer)
+    return get_gradmem_model(base, GradMemConfig(num_memory_tokens=4, template=template), tokenizer=tokenizer)
+
+
 def nameless_base(tied: bool = False, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     base = tiny_causal_lm("llama", dtype)
     if tied:
