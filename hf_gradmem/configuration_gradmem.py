@@ -122,6 +122,9 @@ class GradMemConfig(PreTrainedConfig):
         write_segments_in_turn (`bool`, defaults to `False`):
             Write the segments one after the other, `write_steps` steps each, in place of all together: the memory
             keeps their order, as if each had been appended.
+        write_prompt (`str`, defaults to `""`):
+            Words between the memory and what is written, unscored: those of READ's question
+            (`"Question: Which one?\nQuote:"`), so that the base is asked for what it was taught where it was taught it.
         template (`str` or `dict`, defaults to `"plain"`):
             The words around a query, and around a context that stands in a prompt: `"plain"` (none), `"question"`
             (`Question: … Answer:`), `"quote"` (`Question: … Quote:`, upon which the model says the part of the context
@@ -178,6 +181,7 @@ class GradMemConfig(PreTrainedConfig):
     write_sentence_segments: bool = False
     write_prefix_segments: int = 1
     write_segments_in_turn: bool = False
+    write_prompt: str = ""
     template: str | dict = "plain"
     confidence: dict | None = None
     includes_base: bool = False

@@ -374,7 +374,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         if prefix_input_ids is not None:
             before = checked_queries(prefix_input_ids, None, None, None, len(memory), self.device).input_ids
         lengths = memory.segment_lengths.max(dim=1).values
-        return reconstruct(self.write_phase, memory.embeddings, before, lengths)
+        return reconstruct(self.writer.phase, memory.embeddings, before, lengths)
 
 
 def get_gradmem_model(

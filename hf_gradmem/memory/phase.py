@@ -1,11 +1,13 @@
 """WRITE and READ as objects: which vectors stand around a memory, which LoRA is on, and which head makes the logits."""
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 from transformers import initialization as init
 
 from ..base.decoder import Decoder
@@ -33,12 +35,17 @@ class Phase:
             the head and the LoRA of the phase if it has them.
         decoder: the base.
         form: of the memory.
+
+    Attributes:
+        prompt: words between the memory and what follows it; a writer that has such sets them, in WRITE.
     """
+
+    prompt = ""
 
     # The model is `Any`: its parameters are set and read by name, which no type of a module knows.
     def __init__(self, name: str, module: Any, decoder: Decoder, form: MemoryForm) -> None:
         self.name, self.module, self.decoder, self.form = name, module, decoder, form
-        self._header: tuple[Any, Any, list[int]] | None = None  # and the template and tokenizer that it is of
+        self._words: tuple[Any, Any, list[int]] | None = None  # the setting and the tokenizer that they are of first
         count = form.num_control_tokens
         for vectors in self.control_vectors:
             empty = torch.empty((count, form.hidden_size), **form.like) if count else None
@@ -132,17 +139,30 @@ class Phase:
         template = self.module.config.template
         if self.name != "read" or not places_memory(template):
             return []
-        tokenizer = self.module.tokenizer
-        if self._header is None or self._header[0] != template or self._header[1] is not tokenizer:
+
+        def header(tokenizer: PreTrainedTokenizerBase) -> list[int]:
             words = get_template(template, tokenizer).header
-            ids = tokenizer(words, add_special_tokens=False).input_ids
-            self._header = template, tokenizer, [*leading_tokens(tokenizer), *ids]
-        return self._header[2]
+            return [*leading_tokens(tokenizer), *tokenizer(words, add_special_tokens=False).input_ids]
+
+        return self._kept(template, header)
+
+    @property
+    def prompt_ids(self) -> list[int]:
+        """The tokens of [`prompt`]."""
+        words = self.prompt
+        return self._kept(words, lambda tokenizer: tokenizer(words, add_special_tokens=False).input_ids) if words else []
+
+    def _kept(self, setting: Any, make: Callable[[PreTrainedTokenizerBase], list[int]]) -> list[int]:
+        """Words as tokens, made anew where the setting or the tokenizer is another: no phase has two sorts of words."""
+        tokenizer = self.module.tokenizer
+        if self._words is None or self._words[0] != setting or self._words[1] is not tokenizer:
+            self._words = setting, tokenizer, make(tokenizer)
+        return self._words[2]
 
     @property
     def prefix_length(self) -> int:
-        """Positions before a context or a query: those of the memory, and of the words before it."""
-        return self.form.prefix_length + len(self.header_ids)
+        """Positions before a context or a query: those of the memory, and of the words on either side of it."""
+        return self.form.prefix_length + len(self.header_ids) + len(self.prompt_ids)
 
     def memory_to_read(self, memory: Memories, identity: Callable[[], Identity]) -> GradMemMemory:
         """A memory, or several side by side, that this phase can be given.
@@ -179,17 +199,22 @@ class Phase:
             ValueError: words are to stand before a memory that stands in the cache, before everything else.
         """
         prefix = self.form.prefix(memory, *(getattr(self.module, name) for name in self.control_vectors))
-        header = self.header_ids
-        if not header:
-            return prefix
-        if prefix.past is not None:
+        header, prompt = self.header_ids, self.prompt_ids
+        if header and prefix.past is not None:
             raise ValueError(
                 f"The template {self.module.config.template!r} puts words before the memory, and a memory of this form "
                 "stands before everything else. Use a template without {memory}, such as 'chat'."
             )
-        ids = torch.tensor([header], device=prefix.input_ids.device)
-        words = self.decoder.tokens(ids, torch.ones_like(ids, dtype=torch.bool))
-        return side_by_side([words.take(ids.new_zeros(len(memory))), prefix])
+        parts = [self._of_each(header, memory)] if header else []
+        parts.append(prefix)
+        if prompt:
+            parts.append(self._of_each(prompt, memory))
+        return side_by_side(parts) if len(parts) > 1 else prefix
+
+    def _of_each(self, words: list[int], memory: Tensor) -> DecoderInputs:
+        """The same tokens for each of the memories."""
+        ids = torch.tensor([words], device=memory.device).expand(len(memory), -1)
+        return self.decoder.tokens(ids, torch.ones_like(ids, dtype=torch.bool))
 
     def logits(self, inputs: DecoderInputs, places: Tensor | None = None) -> Tensor:
         """Logits `(rows, length, vocab)` under this phase's head and LoRA.

@@ -66,6 +66,7 @@ _CHANGEABLE = {
     "write_learning_rate",
     "write_prefix_segments",
     "write_sentence_segments",
+    "write_prompt",
     "meta_gradient",
     "meta_gradient_steps",
     "template",

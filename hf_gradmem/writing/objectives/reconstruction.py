@@ -78,7 +78,7 @@ def reconstruct(phase: Phase, memory: Tensor, before: Tensor, lengths: Tensor) -
     Raises:
         ValueError: they and what stands before them are longer than the base's window.
     """
-    window, needed = phase.decoder.window, phase.form.prefix_length + before.shape[1] + int(lengths.max())
+    window, needed = phase.decoder.window, phase.prefix_length + before.shape[1] + int(lengths.max())
     if window is not None and needed > window:
         raise ValueError(
             f"To decode {int(lengths.max()):,} tokens takes {needed:,} positions, but the window of "

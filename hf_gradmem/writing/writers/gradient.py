@@ -47,8 +47,10 @@ class GradientWriter(Writer):
         write_sentence_segments: bool,
         write_prefix_segments: int,
         write_segments_in_turn: bool,
+        write_prompt: str,
     ) -> None:
         super().__init__(phase, write_steps)
+        phase.prompt = write_prompt
         self.write_learning_rate, self.learns_step_sizes = write_learning_rate, learn_write_learning_rate
         self.segment_length, self.prefix_segments = write_segment_length, write_prefix_segments
         self.cuts_sentences = write_sentence_segments
@@ -126,7 +128,7 @@ class GradientWriter(Writer):
         """Segments of one context in one row, where they have no prefix and the base keeps them apart."""
         if self.prefix_segments or (rows.num_turns == 1 and not several_processes()):
             return rows
-        prefix_length, decoder = self.phase.form.prefix_length, self.phase.decoder
+        prefix_length, decoder = self.phase.prefix_length, self.phase.decoder
         longest = min(LONGEST_ROW, (decoder.window or LONGEST_ROW + prefix_length) - prefix_length)
         # Asked before the rows are looked at: a sharded base needs the same runs in every process.
         if not decoder.keeps_segments_apart(prefix_length, longest):

@@ -103,12 +103,12 @@ class Writer(ABC):
 
     @property
     def room(self) -> int | None:
-        """Most tokens of a context in one row: the base's window without memory and control tokens.
+        """Most tokens of a context in one row: the base's window without memory, control tokens and prompt.
 
         `None` where the base sets no limit.
         """
         window = self.phase.decoder.window
-        return None if window is None else window - self.phase.form.prefix_length - self.positions_behind
+        return None if window is None else window - self.phase.prefix_length - self.positions_behind
 
     @property
     def longest_segment(self) -> int | None:
@@ -171,7 +171,7 @@ class Writer(ABC):
         rows = split_context(contexts.input_ids, contexts.mask, contexts.segment_ids, **cut)
         decoder = self.phase.decoder
         if self.room is not None and rows.input_ids.shape[1] > self.room:
-            needed = rows.input_ids.shape[1] + self.phase.form.prefix_length + self.positions_behind
+            needed = rows.input_ids.shape[1] + self.phase.prefix_length + self.positions_behind
             raise ValueError(
                 f"The longest context row needs {needed} positions (memory and control tokens included), but the "
                 f"window of {decoder.name} is {decoder.window}. {remedy}"
