@@ -4,11 +4,12 @@
     python -m benchmarks.recall sentences       # this one
 
 SmolLM2-135M, frozen, 16 positions of values, plain Adam, no reader trained. Contexts of four to eight facts about
-invented people are written whole (the paper's method), in sentences with the one before shown to each, and in sentences
-alone. Then the base goes on, greedily, from a memory and the beginning of one of its sentences ("Ada Holm lives in"):
-right is what begins with the value that the context has there. The floor is the memory of the next context. A reader
-has words of its own between the memory and what it recalls, so the same is counted with a question there. Results go
-to `benchmarks/results/recall/<arm>.json`, the table to `benchmarks/results/recall.md`.
+invented people are written whole (the paper's method), in sentences with the one before shown to each, in sentences
+alone, and in sentences behind a question that says nothing (`write_prompt`). Then the base goes on, greedily, from a
+memory and the beginning of one of its sentences ("Ada Holm lives in"): right is what begins with the value that the
+context has there. The floor is the memory of the next context. A reader has words of its own between the memory and
+what it recalls, so the same is counted with a question there. Results go to `benchmarks/results/recall/<arm>.json`,
+the table to `benchmarks/results/recall.md`.
 """
 
 import json
@@ -31,6 +32,7 @@ from .arms import run_chosen
 ROOT = Path(__file__).parent
 RESULTS, TABLE = ROOT / "results" / "recall", ROOT / "results" / "recall.md"
 STEPS, CONTEXTS, NEW_TOKENS = [8, 12, 20], 8, 10
+SHORT = "Question: Which one?"
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "whole": ("whole", {}),
     "one_before": (
@@ -38,9 +40,13 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
         {"write_sentence_segments": True, "write_prefix_segments": 1},
     ),
     "sentences": ("in sentences, each alone", {"write_sentence_segments": True, "write_prefix_segments": 0}),
+    "prompted": (
+        "in sentences, each alone, behind a short question",
+        {"write_sentence_segments": True, "write_prefix_segments": 0, "write_prompt": f"{SHORT}\nQuote:"},
+    ),
 }
 BETWEEN = {
-    "short": "Question: Which one?\nQuote: ",
+    "short": f"{SHORT}\nQuote: ",
     "long": "Question: What does the text say about this person, as far as you know?\nQuote: ",
 }
 """Words between a memory and the beginning of a sentence, which say nothing of what follows."""

@@ -1,6 +1,5 @@
 """WRITE and READ as objects: which vectors stand around a memory, which LoRA is on, and which head makes the logits."""
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -150,7 +149,9 @@ class Phase:
     def prompt_ids(self) -> list[int]:
         """The tokens of [`prompt`]."""
         words = self.prompt
-        return self._kept(words, lambda tokenizer: tokenizer(words, add_special_tokens=False).input_ids) if words else []
+        if not words:
+            return []
+        return self._kept(words, lambda tokenizer: tokenizer(words, add_special_tokens=False).input_ids)
 
     def _kept(self, setting: Any, make: Callable[[PreTrainedTokenizerBase], list[int]]) -> list[int]:
         """Words as tokens, made anew where the setting or the tokenizer is another: no phase has two sorts of words."""
