@@ -131,8 +131,8 @@ def _print_answer(asked: "Asked", several: bool, searched: bool) -> None:
     print_text(asked.text)
     answer = asked.answer
     told = [f"from {answer.memory_id}"] if searched else []
-    if answer.quote is not None:
-        told.append(f"quoting “{answer.quote}”")
+    if asked.quote is not None:
+        told.append(f"quoting “{asked.quote}”")
     if answer.confidence is not None:
         told.append(f"confidence {answer.confidence:.2f}")
     if told:

@@ -6,8 +6,9 @@ import yaml
 from transformers import pipeline
 
 from hf_gradmem import DataCollatorForGradMem
-from hf_gradmem.commands.asking import ask_memory
+from hf_gradmem.commands.asking import Asked, ask_memory
 from hf_gradmem.evaluation import evaluate_rows
+from hf_gradmem.reading.answering import Answer
 from hf_gradmem.serving.engine import Engine, Piece, Read, Sampling
 from hf_gradmem.tasks import kv_retrieval, load_task
 from hf_gradmem.template import get_template
@@ -88,6 +89,12 @@ def test_what_is_measured_and_given_is_the_answer_behind_the_quote(model, says, 
     assert asked.to_dict().get("quote") == quote
     answered = pipeline("gradmem-text-generation", model=model)(memory=memory, question="k")
     assert answered == [{"generated_text": said[-1]} | ({} if quote is None else {"quote": quote})]
+
+
+def test_an_answer_that_is_withheld_shows_no_quote_either():
+    answer = Answer("v", log_prob=-1.0, confidence=0.2, quote="kv")
+    for abstained, shown in ((False, "kv"), (True, None)):
+        assert Asked("k", answer, abstained, ((answer, None),)).to_dict().get("quote") == shown
 
 
 @pytest.mark.parametrize(

@@ -40,14 +40,19 @@ class Asked:
         """What is to be shown."""
         return NOT_TOLD if self.abstained else self.answer.text
 
+    @property
+    def quote(self) -> str | None:
+        """What the answer rests on, if it is shown and rests on something."""
+        return None if self.abstained else self.answer.quote
+
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
         own = asdict(self.answer)
         found = [asdict(answer) | {"score": score} for answer, score in self.candidates]
         told = {"question": self.question, "answer": self.text, "abstained": self.abstained}
         told |= {name: own[name] for name in ("log_prob", "confidence")}
-        if self.answer.quote is not None:
-            told["quote"] = self.answer.quote
+        if self.quote is not None:
+            told["quote"] = self.quote
         if self.answer.memory_id is not None:
             told["id"] = self.answer.memory_id
         return told | ({"candidates": found} if found[0]["score"] is not None else {})
