@@ -7,10 +7,9 @@ SmolLM2-135M, frozen, 16 positions of values, plain Adam, no reader trained. Con
 invented people are written whole (the paper's method), in sentences with the one before shown to each, in sentences
 alone, and in sentences behind a question that says nothing (`write_prompt`). Then the base goes on, greedily, from a
 memory and the beginning of one of its sentences ("Ada Holm lives in"): right is what begins with the value that the
-context has there. The floor is the memory of the next
-context, where it does best. A reader has words of its own between the memory and
-what it recalls, so the same is counted with a question there. Results go to `benchmarks/results/recall/<arm>.json`,
-the table to `benchmarks/results/recall.md`.
+context has there. The floor is the memory of the next context, where it does best. A reader has
+words of its own between the memory and what it recalls, so the same is counted with a question there. Results go to
+`benchmarks/results/recall/<arm>.json`, the table to `benchmarks/results/recall.md`.
 """
 
 import json
