@@ -39,7 +39,7 @@ class DataCollatorForGradMem:
             batches have one shape, `"queries"` to those of the queries alone, so that answers have one shape.
         add_end_token: whether an answer that does not end in the tokenizer's end token gets one.
         template: the words around each query, as in [`~hf_gradmem.GradMemConfig`]: the adapter's.
-        cut: makes the segments of a context of one text, as `model.writer.segments` does; it stays whole by default.
+        cut: makes other segments of a context's, as `model.writer.segments` does; they stay as they are by default.
 
     What is cut is counted in `truncated` and said in a warning when it first happens.
 
@@ -55,7 +55,7 @@ class DataCollatorForGradMem:
     padding: Literal["longest", "max_length", "queries"] = "longest"
     add_end_token: bool = True
     template: str | Mapping[str, str] = "plain"
-    cut: Callable[[str], list[str]] | None = None
+    cut: Callable[[list[str]], list[str]] | None = None
     truncated: dict[str, int] = field(default_factory=lambda: {"contexts": 0, "queries": 0, "left out": 0}, init=False)
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class DataCollatorForGradMem:
         contexts = [row["context"] for row in rows]
         segmented = [[context] if isinstance(context, str) else list(context) for context in contexts]
         if self.cut is not None:
-            segmented = [self.cut(segments[0]) if len(segments) == 1 else segments for segments in segmented]
+            segmented = [self.cut(segments) for segments in segmented]
         tokens = iter(self._encode([segment for segments in segmented for segment in segments]))
         encoded = [[next(tokens) for _ in segments] for segments in segmented]
         ids = [[token for segment in segments for token in segment] for segments in encoded]

@@ -116,7 +116,7 @@ def tokenize_contexts(
     context: Context,
     tokenizer: PreTrainedTokenizerBase,
     segment_length: int | None = None,
-    cut: Callable[[str], list[str]] | None = None,
+    cut: Callable[[list[str]], list[str]] | None = None,
 ) -> Contexts:
     """Texts as tokens, in segments if any context has several.
 
@@ -125,7 +125,7 @@ def tokenize_contexts(
             be the path of its file.
         tokenizer: applied to each segment on its own, without special tokens.
         segment_length: cut a context of one text every so many tokens where others come in segments.
-        cut: makes the segments of a context of one text; it stays whole by default.
+        cut: makes other segments of a context's; they stay as they are by default.
 
     Raises:
         TypeError: something in there is not a text.
@@ -135,7 +135,7 @@ def tokenize_contexts(
         if not all(isinstance(segment, str) for segment in item):
             raise TypeError(f"{_A_CONTEXT}, got {item!r}.")
     if cut is not None:
-        segmented = [cut(item[0]) if len(item) == 1 else item for item in segmented]
+        segmented = [cut(item) for item in segmented]
     encoded = [[tokenizer(text, add_special_tokens=False).input_ids for text in item] for item in segmented]
     width = max((sum(map(len, segments)) for segments in encoded), default=0)
     input_ids = torch.zeros((len(encoded), width), dtype=torch.long)

@@ -69,7 +69,7 @@ def _fits(writer: Writer, tokenizer: PreTrainedTokenizerBase, context: str | lis
 
 
 def _texts(writer: Writer, context: str | list[str]) -> list[str]:
-    return writer.segments(context) if isinstance(context, str) else context
+    return writer.segments([context] if isinstance(context, str) else context)
 
 
 def _encoded(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:

@@ -92,9 +92,9 @@ class Writer(ABC):
             ValueError: one is longer than the base's window.
         """
 
-    def segments(self, text: str) -> list[str]:
-        """What a context of one text is cut into before it is tokenised: nothing, or its sentences."""
-        return sentences(text) if self.cuts_sentences else [text]
+    def segments(self, texts: Sequence[str]) -> list[str]:
+        """A context as it is tokenised: its texts, or, where it is one text and so wanted, that text's sentences."""
+        return sentences(texts[0]) if self.cuts_sentences and len(texts) == 1 else list(texts)
 
     @property
     def positions_behind(self) -> int:
