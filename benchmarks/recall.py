@@ -7,8 +7,8 @@ SmolLM2-135M, frozen, 16 positions of values, plain Adam, no reader trained. Con
 invented people are written whole (the paper's method), in sentences with the one before shown to each, in sentences
 alone, and in sentences behind a question that says nothing (`write_prompt`). Then the base goes on, greedily, from a
 memory and the beginning of one of its sentences ("Ada Holm lives in"): right is what begins with the value that the
-context has there. The floor is the memory of the next context, where it does best. A reader has
-words of its own between the memory and what it recalls, so the same is counted with a question there. Results go to
+context has there. The floor is the memory of the next context, right behind it. A reader has words of its own between
+the memory and what it recalls, so the same is counted with a question there. Results go to
 `benchmarks/results/recall/<arm>.json`, the table to `benchmarks/results/recall.md`.
 """
 
@@ -86,14 +86,14 @@ def measure(name: str) -> dict[str, Any]:
     memories = write_at_steps(model.writer, contexts, STEPS, identity=model.identity())
     asked = beginnings(rows)
     last = memories[max(STEPS)]
-    behind = {
-        place: [(number, words + text, value) for number, text, value in asked] for place, words in BETWEEN.items()
-    }
     return {
         "beginnings": len(asked),
         "recalled": {steps: recalled(model, memory, asked) for steps, memory in memories.items()},
-        "behind": {place: recalled(model, last, there) for place, there in behind.items()},
-        "floor": max(recalled(model, last[[*range(1, CONTEXTS), 0]], there) for there in (asked, *behind.values())),
+        "behind": {
+            name: recalled(model, last, [(number, words + text, value) for number, text, value in asked])
+            for name, words in BETWEEN.items()
+        },
+        "floor": recalled(model, last[[*range(1, CONTEXTS), 0]], asked),
     }
 
 
