@@ -36,7 +36,7 @@ class Phase:
         form: of the memory.
 
     Attributes:
-        prompt: words between the memory and what follows it; a writer that has such sets them, in WRITE.
+        prompt: words between the memory and what follows it; the writer sets them, in WRITE.
     """
 
     prompt = ""

@@ -10,7 +10,7 @@ from hf_gradmem import DataCollatorForGradMem, GradMemConfig, GradMemForCausalLM
 from hf_gradmem.base.decoder import Decoder
 from hf_gradmem.evaluation import answer_queries, evaluate_rows
 from hf_gradmem.reading.queries import tokenize_queries
-from tests.support.small_models import small_tokenizer, with_memory
+from tests.support.small_models import ids_of, small_tokenizer, with_memory
 from tests.support.tiny_models import tiny_causal_lm
 
 CHAT = "{% for message in messages %}uvw{{ message['content'] }}x{% endfor %}yz"
@@ -25,10 +25,6 @@ def build(model_type: str = "llama", template="chat_inside", **options) -> GradM
     model.tokenizer = small_tokenizer()
     model.tokenizer.chat_template = CHAT
     return model
-
-
-def ids_of(model: GradMemForCausalLM, text: str) -> torch.Tensor:
-    return torch.tensor([model.tokenizer(text, add_special_tokens=False).input_ids])
 
 
 def by_hand(model: GradMemForCausalLM, memory, text: str, header: str = "uvw") -> torch.Tensor:

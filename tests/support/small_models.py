@@ -62,6 +62,11 @@ def with_memory(base: PreTrainedModel, **options) -> GradMemForCausalLM:
     return model
 
 
+def ids_of(model: GradMemForCausalLM, text: str) -> torch.Tensor:
+    """`(1, length)`, a text's tokens alone."""
+    return torch.tensor([model.tokenizer(text, add_special_tokens=False).input_ids])
+
+
 def small_tokenizer(offset: int = 0) -> PreTrainedTokenizerFast:
     """One id for each lower-case letter; `offset` tells tokenizers apart."""
     letters = {chr(97 + i): FIRST_ORDINARY_TOKEN + offset + i for i in range(26)}

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM
-from tests.support.small_models import small_tokenizer, with_memory
+from tests.support.small_models import ids_of, small_tokenizer, with_memory
 from tests.support.tiny_models import tiny_causal_lm
 
 CLOSE = partial(torch.testing.assert_close, rtol=0, atol=1e-9)
@@ -19,10 +19,6 @@ def build(write_prompt: str = PROMPT, model_type: str = "llama", **options) -> G
     model = with_memory(tiny_causal_lm(model_type), write_prompt=write_prompt, **defaults | options)
     model.tokenizer = small_tokenizer()
     return model
-
-
-def ids_of(model: GradMemForCausalLM, text: str) -> torch.Tensor:
-    return torch.tensor([model.tokenizer(text, add_special_tokens=False).input_ids])
 
 
 def loss_by_hand(model: GradMemForCausalLM, memory: torch.Tensor, text: str) -> torch.Tensor:
@@ -91,3 +87,11 @@ def test_the_prompt_stays_with_the_adapter(tmp_path):
 def test_a_writer_without_steps_has_no_use_for_one():
     with pytest.raises(ValueError, match=r'write_prompt=.which. belongs to writer="gradient"'):
         GradMemConfig(writer="pooled", write_prompt=PROMPT)
+
+
+def test_a_prompt_goes_with_its_writer():
+    model = build()
+    model.write("klmn")
+    model.config.writer, model.config.write_prompt = "forward", ""
+    expected = build(write_prompt="", writer="forward").write("klmn")
+    CLOSE(model.write("klmn").embeddings, expected.embeddings)

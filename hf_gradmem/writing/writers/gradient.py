@@ -49,8 +49,7 @@ class GradientWriter(Writer):
         write_segments_in_turn: bool,
         write_prompt: str,
     ) -> None:
-        super().__init__(phase, write_steps)
-        phase.prompt = write_prompt
+        super().__init__(phase, write_steps, write_prompt)
         self.write_learning_rate, self.learns_step_sizes = write_learning_rate, learn_write_learning_rate
         self.segment_length, self.prefix_segments = write_segment_length, write_prefix_segments
         self.cuts_sentences = write_sentence_segments

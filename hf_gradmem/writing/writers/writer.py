@@ -81,8 +81,9 @@ class Writer(ABC):
     cuts_sentences = False
     prefix_segments = 0
 
-    def __init__(self, phase: Phase, write_steps: int) -> None:
+    def __init__(self, phase: Phase, write_steps: int, prompt: str = "") -> None:
         self.phase, self.write_steps = phase, write_steps
+        phase.prompt = prompt  # or none: the phase may have had a writer before that has one
 
     @abstractmethod
     def rows(self, contexts: Contexts) -> ContextRows:
