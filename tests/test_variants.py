@@ -162,7 +162,12 @@ def test_every_way_to_take_an_objective_gives_one_loss_and_one_gradient(objectiv
 
 DEFAULTS = {field.name: field.default for field in fields(GradMemConfig)}
 ALWAYS_SET = {"write_learning_rate", "checkpoint_write_steps"}  # which stay with an adapter whatever is chosen
-OTHER_VALUES = {"learn_write_learning_rate": "per_step", "write_betas": (0.5, 0.5), "template": "question"}
+OTHER_VALUES = {
+    "learn_write_learning_rate": "per_step",
+    "write_betas": (0.5, 0.5),
+    "template": "question",
+    "write_prompt": "Note:",
+}
 
 
 def other_value(option: str) -> Any:
