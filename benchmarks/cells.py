@@ -19,6 +19,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -61,7 +62,10 @@ SHAPES = {
     },
 }
 
+SHAPES["smollm2"] = SHAPES["smollm2-8-layers"] | {"num_hidden_layers": 30}
+
 QUERY_TOKENS_TRAINED = 8
+LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
 Run = Callable[[], Any]
 
@@ -104,8 +108,11 @@ def write_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
 
 
 def train_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
-    """Loss and backward pass of one training step, the whole base training, as the paper's key-value models do."""
-    steps, batch = cell["steps"], cell["batch"]
+    """Loss and backward pass of one training step: the whole base trains, as the paper's key-value models do, or LoRA.
+
+    LoRA is one for WRITE and one for READ; a plain loop has one for both.
+    """
+    steps, batch, frozen = cell["steps"], cell["batch"], cell["trains"] == "lora"
     base = build_base(cell["shape"], "eager" if variant == "reference" else "sdpa", cell["dtype"])
     if variant == "floor":
         work = [(batch * (length + MEMORY_TOKENS), batch * length, SECOND_ORDER_STEP)] * steps
@@ -116,7 +123,12 @@ def train_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
     query = tokens(batch, QUERY_TOKENS_TRAINED, base.config.vocab_size, seed=1)
     batch_of = {"context_input_ids": context, "input_ids": query, "labels": query}
     if variant == "reference":
+        if frozen:
+            inject_adapter_in_model(LoraConfig(**LORA), base)
         model = ReferenceStyle(base, ReferenceSettings(MEMORY_TOKENS, steps, reconstruction_loss_weight=0.5))
+        if frozen:
+            for name, parameter in base.named_parameters():
+                parameter.requires_grad_("lora_" in name)
         masks = {"context_attention_mask": torch.ones_like(context), "attention_mask": torch.ones_like(query)}
         loss = lambda: model(**batch_of, **masks)[0]  # noqa: E731
     else:
@@ -129,9 +141,12 @@ def train_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
                 meta_gradient=meta_gradient,
                 meta_gradient_steps=1 if "last step" in options else None,
                 checkpoint_write_steps="unrolled" not in options,
+                write_lora=LORA if frozen else None,
+                read_lora=LORA if frozen else None,
             ),
         )
-        model.requires_grad_(True)
+        if not frozen:
+            model.requires_grad_(True)
         if "compiled" in options:
             model.compile()
         loss = lambda: model(**batch_of).loss  # noqa: E731
@@ -320,7 +335,7 @@ def state_bytes(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 MEASURES = {"time": measure_time, "memory": measure_memory, "bytes": state_bytes}
-DEFAULTS = {"shape": "smollm2-8-layers", "dtype": "float32", "steps": 2, "rounds": 3}
+DEFAULTS = {"shape": "smollm2-8-layers", "trains": "all", "dtype": "float32", "steps": 2, "rounds": 3}
 
 
 def main() -> None:

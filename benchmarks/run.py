@@ -100,6 +100,9 @@ def _add_training(found: _Cells) -> None:
     shape = {"kind": "train", "batch": 64, "tokens": 40, "steps": 2, "shape": "kv-4-layers"}
     found.add("memory", [*WAYS_BACK, *KEEP_THE_GRAPH, *COMPILED], 4, **shape)
     found.add("time", ways, 4, rounds=9, **shape)
+    shape = {"kind": "train", "batch": 16, "tokens": 40, "steps": 2, "shape": "smollm2", "trains": "lora"}
+    found.add("memory", ["exact", "exact, last step", *KEEP_THE_GRAPH], 14, **shape)
+    found.add("time", ["exact", "exact, last step", *KEEP_THE_GRAPH], 16, **shape)
 
 
 def _add_parts(found: _Cells) -> None:

@@ -120,6 +120,10 @@ class RecipeArguments:
     step_size_learning_rate: float | None = field(
         default=None, metadata={"help": "Outer learning rate of the learned step sizes; learning_rate when absent."}
     )
+    muon_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "With train_base: that of the matrices of its layers, which Muon trains. Else optim does."},
+    )
     max_context_length: int | None = field(default=None, metadata={"help": "Most tokens of a context."})
     max_query_length: int | None = field(default=None, metadata={"help": "Most tokens of query and answer together."})
     queries_per_context: int | None = field(default=None, metadata={"help": "Most queries on a context in a batch."})
@@ -137,8 +141,14 @@ class RecipeArguments:
             if not isinstance(arguments, dict):
                 raise ValueError(f"The evaluation set {name!r} needs task arguments (or {{}}), got {arguments!r}.")
             get_task(arguments.get("task", self.task))
-        if self.step_size_learning_rate is not None and not self.step_size_learning_rate > 0:
-            raise ValueError(f"step_size_learning_rate must be greater than 0, got {self.step_size_learning_rate}.")
+        for name in ("step_size_learning_rate", "muon_learning_rate"):
+            rate = getattr(self, name)
+            if rate is not None and not rate > 0:
+                raise ValueError(f"{name} must be greater than 0, got {rate}.")
+        if self.muon_learning_rate is not None and not self.train_base:
+            raise ValueError(
+                "muon_learning_rate is for the matrices of a base that trains: set train_base, or leave it out."
+            )
         self._check_base_dtype()
         self._check_written_once()
 

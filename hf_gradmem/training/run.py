@@ -20,7 +20,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_pt_utils import get_parameter_names
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..base.precision import fastest_dtype
@@ -35,6 +34,7 @@ from .callbacks import log_writes
 from .card import fill_model_card
 from .memories import train_reading_alone, written_rows
 from .metrics import TeacherForcedExactMatch, most_likely_tokens
+from .optimizer import build_optimizer
 from .recipe import Recipe, RecipeArguments, Stage
 from .start import Start, begin_with_start
 
@@ -101,7 +101,7 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
         processing_class=tokenizer,
         compute_metrics=TeacherForcedExactMatch(),
         preprocess_logits_for_metrics=most_likely_tokens,
-        optimizers=(build_optimizer(model, training, arguments.step_size_learning_rate), None),
+        optimizers=(build_optimizer(model, training, arguments), None),
     )
     log_writes(trainer)
     published = {key: value for key, value in recipe.values.items() if key not in _OF_THIS_MACHINE}
@@ -215,31 +215,6 @@ def _new_base(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Pre
         "eos_token_id": tokenizer.eos_token_id,
     }
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(**special | values))
-
-
-def build_optimizer(
-    model: GradMemForCausalLM, training: TrainingArguments, step_size_learning_rate: float | None
-) -> torch.optim.Optimizer:
-    """Trainer's optimizer, with a group of its own for the learned step sizes: they live in log space.
-
-    Weight decay spares biases, norms, embeddings, vectors beside the base and step sizes.
-    """
-    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
-    outside_embeddings = set(get_parameter_names(model, [torch.nn.Embedding]))
-    own_vectors = dict(model.named_parameters(recurse=False))
-    groups: dict[str, list[torch.nn.Parameter]] = {"decayed": [], "plain": [], "step sizes": []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            decayed = parameter.dim() == 2 and name in outside_embeddings and name not in own_vectors
-            kind = "decayed" if decayed else "plain"
-            groups["step sizes" if parameter is model.write_log_learning_rate else kind].append(parameter)
-    rate = training.learning_rate if step_size_learning_rate is None else step_size_learning_rate
-    settings = {
-        "decayed": {"weight_decay": training.weight_decay},
-        "plain": {"weight_decay": 0.0},
-        "step sizes": {"weight_decay": 0.0, "lr": rate},
-    }
-    return optimizer_class([{"params": group, **settings[kind]} for kind, group in groups.items() if group], **options)
 
 
 def training_stream(arguments: RecipeArguments, training: TrainingArguments, write_steps: int) -> IterableDataset:

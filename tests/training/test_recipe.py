@@ -58,6 +58,7 @@ def test_unreadable_recipe_is_named(text, message, tmp_path):
         ("gradmem.write_stps=3", "nearest is 'write_steps'"),
         ("max_steps=3", "set by its stages: it is 6, not 3"),
         ("step_size_learning_rate=0", "step_size_learning_rate .* 0"),
+        ("muon_learning_rate=-1", "muon_learning_rate .* -1"),
         ("learning_rat=1", "learning_rat"),
         ("eval_sets.a=3", "evaluation set 'a'"),
         ("learning_rate", "key=value"),

@@ -76,6 +76,24 @@ def test_step_sizes_have_a_learning_rate_of_their_own(tmp_path):
     }
 
 
+def test_muon_takes_the_matrices_of_the_base_and_leaves_the_rest(tmp_path):
+    trainer = build_trainer(tiny_recipe(tmp_path, muon_learning_rate=0.02, stages=[{"steps": 1}]))
+    model = trainer.model
+    groups = {parameter: group for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    assert set(groups) == {parameter for parameter in model.parameters() if parameter.requires_grad}
+    with_muon = {name for name, parameter in model.named_parameters() if groups[parameter]["lr"] == 0.02}
+    matrices = {name for name in dict(model.named_parameters()) if ".layers." in name and "norm" not in name}
+    assert with_muon == matrices
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer.train()
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad == (not torch.equal(parameter, before[name])), name
+    # A step of Muon is orthogonal, up to its five Newton-Schulz iterations: it is about as long in every direction.
+    for name in matrices:
+        moved = torch.linalg.svdvals(model.get_parameter(name).detach() - before[name])
+        assert moved.median() > 0.5 * moved.max()
+
+
 def test_curriculum_is_followed_to_the_row(tmp_path):
     stages = [
         {"steps": 2, "write_steps": 1},
@@ -151,8 +169,9 @@ def test_same_seed_gives_the_same_numbers(tmp_path):
     assert not torch.equal(weights(tmp_path / "first")["memory_init"], other["memory_init"])
 
 
-def test_killed_and_resumed_run_equals_an_unbroken_one(tmp_path, monkeypatch):
-    settings = {
+@pytest.mark.parametrize("optimizer", [{}, {"muon_learning_rate": 1e-2}], ids=["adamw", "muon"])
+def test_killed_and_resumed_run_equals_an_unbroken_one(tmp_path, monkeypatch, optimizer):
+    settings = optimizer | {
         "save_strategy": "steps",
         "save_steps": 2,
         "lr_scheduler_type": "linear",

@@ -1,0 +1,70 @@
+"""What `Trainer` steps with: its own optimizer, with a group for the step sizes, and Muon for a base's matrices."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.optim import Muon, Optimizer
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import get_parameter_names
+
+from ..modeling_gradmem import GradMemForCausalLM
+from .recipe import RecipeArguments
+
+
+class JoinedOptimizer(Optimizer):
+    """Several optimizers, each with parameters of its own, that are one to `Trainer` and its learning-rate schedule.
+
+    Args:
+        parts: the optimizers; their groups are this one's, in order.
+    """
+
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        self.parts = list(parts)
+        super().__init__([group for part in self.parts for group in part.param_groups], {})
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override] # Trainer has no closure
+        """One step of each."""
+        for part in self.parts:
+            part.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of each part."""
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take back what [`state_dict`] gave, into the same parts."""
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)
+        self.param_groups = [group for part in self.parts for group in part.param_groups]  # loading made new ones
+
+
+def build_optimizer(model: GradMemForCausalLM, training: TrainingArguments, arguments: RecipeArguments) -> Optimizer:
+    """Trainer's optimizer, with a group of its own for the learned step sizes: they live in log space.
+
+    With `muon_learning_rate`, the matrices of the base's layers go to Muon (Jordan et al., 2024), its step scaled to
+    the size of AdamW's (Liu et al., 2025). Weight decay spares biases, norms, embeddings, vectors beside the base and
+    step sizes.
+    """
+    optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
+    outside_embeddings = set(get_parameter_names(model, [torch.nn.Embedding]))
+    own_vectors = dict(model.named_parameters(recurse=False))
+    in_base = set(model.base_model.parameters()) - {getattr(model.base_model.get_output_embeddings(), "weight", None)}
+    muon_rate = arguments.muon_learning_rate
+    groups: dict[str, list[torch.nn.Parameter]] = {"decayed": [], "plain": [], "step sizes": [], "muon": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            decayed = parameter.dim() == 2 and name in outside_embeddings and name not in own_vectors
+            kind = "plain" if not decayed else "muon" if muon_rate and parameter in in_base else "decayed"
+            groups["step sizes" if parameter is model.write_log_learning_rate else kind].append(parameter)
+    rate = arguments.step_size_learning_rate
+    settings = {
+        "decayed": {"weight_decay": training.weight_decay},
+        "plain": {"weight_decay": 0.0},
+        "step sizes": {"weight_decay": 0.0, "lr": training.learning_rate if rate is None else rate},
+    }
+    own = optimizer_class([{"params": groups[kind], **settings[kind]} for kind in settings if groups[kind]], **options)
+    if muon_rate is None:
+        return own
+    decay = training.weight_decay
+    return JoinedOptimizer([own, Muon(groups["muon"], muon_rate, decay, adjust_lr_fn="match_rms_adamw")])
