@@ -38,6 +38,7 @@ COMMON = [
 
 PLAIN = "gradmem.reconstruction_loss_weight=0"
 IN_TURN = [PLAIN, "gradmem.write_segments_in_turn=true", "gradmem.write_steps=1"]
+SHORT_WARMUP = "warmup_steps=50"
 SEED_1 = ["seed=1", "task_arguments.seed=1"]
 
 # What each arm changes: a description, and overrides of the recipe.
@@ -68,6 +69,15 @@ ARMS = {
     ),
     "plain_fixed_steps": ("weight 0, step size fixed at 0.04", [PLAIN, "gradmem.learn_write_learning_rate=none"]),
     "plain_momentum": ("weight 0, momentum in WRITE", [PLAIN, "gradmem.write_optimizer=momentum"]),
+    "plain_short_warmup": (
+        "weight 0, AdamW at 3e-3 in place of 1e-3, 50 steps of warm-up in place of 200",
+        [PLAIN, "learning_rate=3e-3", SHORT_WARMUP],
+    ),
+    "plain_muon": (
+        "weight 0, the base's matrices by Muon at 8e-3, 50 steps of warm-up",
+        [PLAIN, "muon_learning_rate=8e-3", SHORT_WARMUP],
+    ),
+    "plain_muon_seed_1": ("the same, seed 1", [PLAIN, "muon_learning_rate=8e-3", SHORT_WARMUP, *SEED_1]),
     "mirrored": (
         "weight 0, half the queries backward, each pair written in both orders",
         [PLAIN, "task_arguments.backward=0.5", "task_arguments.mirrored=true", "stages=[{steps: 700}]"],
