@@ -31,6 +31,7 @@ from benchmarks.reference_style import ReferenceSettings, ReferenceStyle
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 from hf_gradmem.base import fused_attention
 from hf_gradmem.base.fused_attention import FusedTwiceDifferentiable
+from hf_gradmem.training.memories import train_reading_alone
 from hf_gradmem.writing.meta_gradients import finite_difference
 
 Tensor = torch.Tensor
@@ -64,7 +65,7 @@ SHAPES = {
 
 SHAPES["smollm2"] = SHAPES["smollm2-8-layers"] | {"num_hidden_layers": 30}
 
-QUERY_TOKENS_TRAINED = 8
+QUERY_TOKENS_TRAINED, READER_QUERY_TOKENS = 8, 24
 LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 
 Run = Callable[[], Any]
@@ -165,6 +166,24 @@ def _training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Run:
     return run
 
 
+def reader_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
+    """A step of training LoRA to answer: from memories that were written before, or from the contexts themselves."""
+    base = build_base(cell["shape"], dtype=cell["dtype"])
+    context = tokens(cell["batch"], length, base.config.vocab_size)
+    query = tokens(cell["batch"], READER_QUERY_TOKENS, base.config.vocab_size, seed=1)
+    if variant == "full context":
+        base.requires_grad_(False)
+        inject_adapter_in_model(LoraConfig(**LORA), base)
+        prompt = torch.cat([context, query], dim=1)
+        labels = prompt.masked_fill(torch.arange(prompt.shape[1], device=DEVICE) < length, -100)
+        return _training_step(base.train(), lambda: base(input_ids=prompt, labels=labels, use_cache=False).loss)
+    config = GradMemConfig(num_memory_tokens=MEMORY_TOKENS, memory_form=variant, read_lora=LORA)
+    model = get_gradmem_model(base, config)
+    memory = model.write(input_ids=context, write_steps=1)
+    train_reading_alone(model)
+    return _training_step(model.train(), lambda: model(input_ids=query, labels=query, memory=memory).loss)
+
+
 def attention_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
     """Causal attention with its backward pass and the derivative of that, of one layer."""
     torch.manual_seed(0)
@@ -260,6 +279,7 @@ def _answer(base: PreTrainedModel, embeds: Tensor, cache: DynamicCache) -> Tenso
 VARIANTS = {
     "write": write_variant,
     "train": train_variant,
+    "reader": reader_variant,
     "attention": attention_variant,
     "segments": segments_variant,
     "read": read_variant,
@@ -293,14 +313,15 @@ def measure_time(cell: dict[str, Any]) -> dict[str, Any]:
 
 def _seconds(run: Run) -> float:
     gc.collect()
-    if DEVICE == "cpu":
+    if DEVICE == "cpu" and torch.get_num_threads() == 1:
         start = time.process_time()
         run()
         return time.process_time() - start
-    torch.cuda.synchronize()
+    synchronize = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
+    synchronize()
     start = time.perf_counter()
     run()
-    torch.cuda.synchronize()
+    synchronize()
     return time.perf_counter() - start
 
 
@@ -335,14 +356,14 @@ def state_bytes(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 MEASURES = {"time": measure_time, "memory": measure_memory, "bytes": state_bytes}
-DEFAULTS = {"shape": "smollm2-8-layers", "trains": "all", "dtype": "float32", "steps": 2, "rounds": 3}
+DEFAULTS = {"shape": "smollm2-8-layers", "trains": "all", "dtype": "float32", "steps": 2, "rounds": 3, "threads": 1}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cell", type=json.loads)
     cell = DEFAULTS | parser.parse_args().cell
-    torch.set_num_threads(1)
+    torch.set_num_threads(cell["threads"])
     result = MEASURES[cell["measure"]](cell)
     print(json.dumps({"cell": cell, "load": os.getloadavg()[0], "torch": torch.__version__} | result))
 

@@ -79,6 +79,8 @@ def _add_write(found: _Cells) -> None:
         found.add("memory", ["gradmem", "forward-only"], 2, **shape)
         found.add("memory", ["reference"], gigabytes, **shape)
         found.add("time", WRITERS, gigabytes, rounds, **shape)
+    for batch, length, gigabytes in ((1, 2048, 18), (4, 256, 7)):
+        found.add("time", WRITERS, gigabytes, kind="write", batch=batch, tokens=length, threads=2)
     found.add("memory", ["gradmem"], 6, kind="write", batch=1, tokens=16384, steps=1)
     found.add("time", ["gradmem", "compiled"], 2, kind="write", batch=2, tokens=512)
     for length in (4096, 8192):
@@ -101,8 +103,12 @@ def _add_training(found: _Cells) -> None:
     found.add("memory", [*WAYS_BACK, *KEEP_THE_GRAPH, *COMPILED], 4, **shape)
     found.add("time", ways, 4, rounds=9, **shape)
     shape = {"kind": "train", "batch": 16, "tokens": 40, "steps": 2, "shape": "smollm2", "trains": "lora"}
-    found.add("memory", ["exact", "exact, last step", *KEEP_THE_GRAPH], 14, **shape)
-    found.add("time", ["exact", "exact, last step", *KEEP_THE_GRAPH], 16, **shape)
+    ways = ["exact", "exact, last step", "reference"]
+    found.add("memory", ways, 14, **shape)
+    found.add("time", ways, 16, **shape)
+    for length in (40, 256):
+        shape = {"kind": "reader", "batch": 16, "tokens": length, "shape": "smollm2"}
+        found.add("time", ["input_vectors", "key_values", "full context"], 12, **shape)
 
 
 def _add_parts(found: _Cells) -> None:
@@ -136,7 +142,8 @@ def _add_reading(found: _Cells) -> None:
 
 def run_cell(cell: dict[str, Any], path: Path) -> None:
     """Measure a cell in a process of its own; its file appears whole or not at all."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    threads = str(cell.get("threads", 1))
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
     if cell["measure"] == "memory":
         environment |= GIVE_BACK
     arguments = {name: value for name, value in cell.items() if name != "gigabytes"}
