@@ -2,10 +2,13 @@
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import TrainerCallback
 
 
 def run_chosen(
@@ -33,3 +36,33 @@ def run_chosen(
         result = run_arm(name)
         (results / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         write_table()
+
+
+class StopWhenLearned(TrainerCallback):
+    """Keeps the curve of exact match, and ends the run where every evaluation set is at `enough`.
+
+    Attributes:
+        curve: of each evaluation the outer step, the minutes so far, and the exact match of each set by its name.
+    """
+
+    def __init__(self, enough: float, num_sets: int = 1) -> None:
+        self.enough, self.num_sets = enough, num_sets
+        self.curve: list[dict[str, float]] = []
+        self.start = time.perf_counter()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        suffix = "_exact_match"
+        point = {
+            name.removeprefix("eval_").removesuffix(suffix): value
+            for name, value in metrics.items()
+            if name.endswith(suffix)
+        }
+        minutes = round((time.perf_counter() - self.start) / 60, 2)
+        # Trainer measures the sets one after the other, and tells of each.
+        if self.curve and self.curve[-1]["step"] == state.global_step:
+            self.curve[-1] |= point | {"minutes": minutes}
+        else:
+            self.curve.append({"step": state.global_step, "minutes": minutes} | point)
+        values = [value for name, value in self.curve[-1].items() if name not in ("step", "minutes")]
+        if len(values) == self.num_sets and min(values) >= self.enough:
+            control.should_training_stop = True

@@ -10,15 +10,12 @@ An arm trains the recipe of `gradmem-kv-tiny` at N = 4 with one thing changed, u
 
 import json
 import tempfile
-import time
 from pathlib import Path
-
-from transformers import TrainerCallback
 
 from hf_gradmem.training.recipe import load_recipe
 from hf_gradmem.training.run import build_trainer
 
-from .arms import run_chosen
+from .arms import StopWhenLearned, run_chosen
 
 ROOT = Path(__file__).parent
 RECIPE = ROOT.parent / "model_cards" / "gradmem-kv-tiny" / "recipe.yaml"
@@ -86,29 +83,16 @@ ARMS = {
 }
 
 
-class StopWhenLearned(TrainerCallback):
-    """Keeps the curve, and ends the run at [`ENOUGH`]."""
-
-    def __init__(self) -> None:
-        self.curve: list[dict[str, float]] = []
-        self.start = time.perf_counter()
-
-    def on_evaluate(self, args, state, control, metrics, **kwargs) -> None:
-        exact_match = metrics["eval_n4_exact_match"]
-        minutes = (time.perf_counter() - self.start) / 60
-        self.curve.append({"step": state.global_step, "exact_match": exact_match, "minutes": round(minutes, 2)})
-        control.should_training_stop |= exact_match >= ENOUGH
-
-
 def run_arm(name: str) -> dict:
     """Train one arm and say how it went."""
     description, overrides = ARMS[name]
     with tempfile.TemporaryDirectory() as directory:
         trainer = build_trainer(load_recipe(RECIPE, [*COMMON, *overrides, f"output_dir={directory}"]))
-        watch = StopWhenLearned()
+        watch = StopWhenLearned(ENOUGH)
         trainer.add_callback(watch)
         trainer.train()
-    return {"arm": name, "change": description, "overrides": overrides, "curve": watch.curve}
+    curve = [{"step": point["step"], "exact_match": point["n4"], "minutes": point["minutes"]} for point in watch.curve]
+    return {"arm": name, "change": description, "overrides": overrides, "curve": curve}
 
 
 def first_at(curve: list[dict], exact_match: float) -> dict | None:
