@@ -50,11 +50,11 @@ class StopWhenLearned(TrainerCallback):
         self.curve: list[dict[str, float]] = []
         self.start = time.perf_counter()
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         suffix = "_exact_match"
         point = {
             name.removeprefix("eval_").removesuffix(suffix): value
-            for name, value in metrics.items()
+            for name, value in kwargs["metrics"].items()
             if name.endswith(suffix)
         }
         minutes = round((time.perf_counter() - self.start) / 60, 2)

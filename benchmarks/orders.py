@@ -73,8 +73,8 @@ def write_table() -> None:
         "Eight pairs, each once, as `K:V` or `V:K`, and asked by what stands first; keys and values of two symbols out "
         "of 62; the paper's shape, m = 8, K = 2, 16 contexts in an outer step, Muon for the base's matrices. "
         f"Teacher-forced exact match on 128 fresh contexts; an arm ends where both are at {ENOUGH} or its steps are "
-        "used up. One run for each row; the minutes are of one thread of a machine that did other work as well. Command: "
-        "`python -m benchmarks.orders`; recipe: `benchmarks/orders.yaml`.",
+        "used up. One run for each row; the minutes are of one thread of a machine that did other work as well. "
+        "Command: `python -m benchmarks.orders`; recipe: `benchmarks/orders.yaml`.",
         "",
         "| arm | trained on | forward | backward | outer steps | minutes |",
         "|---|---|---|---|---|---|",
