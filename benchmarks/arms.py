@@ -25,13 +25,15 @@ def run_chosen(
         arms: their names.
         results: directory of the results; an arm that was interrupted has none.
         run_arm: from a name to what is kept of the arm.
-        write_table: called after each arm.
+        write_table: called after each arm, and where no arm is missing.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="*", help=", ".join(arms))
     chosen = parser.parse_args().arms or [name for name in arms if not (results / f"{name}.json").is_file()]
     torch.set_num_threads(1)
     results.mkdir(parents=True, exist_ok=True)
+    if not chosen:
+        write_table()
     for name in chosen:
         result = run_arm(name)
         (results / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
