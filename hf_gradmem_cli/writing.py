@@ -117,7 +117,7 @@ def write(
 
     Options that are not given are the adapter's own.
 
-    A base without an adapter gets 8 vectors and at most 200 steps of Adam at 0.02; it stops at a loss of 0.03.
+    A base without an adapter gets 8 vectors and at most 200 steps of Adam at 0.05; it stops at a loss of 0.03.
     """
     from hf_gradmem.commands.opening import PLAIN_BASE_TOLERANCE, is_adapter, load_model
     from hf_gradmem.evaluation.memory_facts import memory_facts

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 PLAIN_BASE_OPTIONS: dict[str, Any] = {
     "num_memory_tokens": 8,
     "write_optimizer": "adam",
-    "write_learning_rate": 0.02,
+    "write_learning_rate": 0.05,
     "write_steps": 200,
 }
 # Nats per token: a text of some fifty tokens is then decoded verbatim.
