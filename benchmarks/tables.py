@@ -202,7 +202,7 @@ def _reader_table(cells: Cells) -> list[str]:
             *(_number(_seconds(cell, form)) for form in ("input_vectors", "key_values")),
             *(_ratio(cell, form, "full context") for form in ("input_vectors", "key_values")),
         ]
-        for cell in _of(cells, kind="reader")
+        for cell in sorted(_of(cells, kind="reader"), key=lambda cell: cell["cell"]["tokens"])
     ]
     return [
         "## Training a reader on memories that were written before",
