@@ -124,12 +124,9 @@ def train_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
     query = tokens(batch, QUERY_TOKENS_TRAINED, base.config.vocab_size, seed=1)
     batch_of = {"context_input_ids": context, "input_ids": query, "labels": query}
     if variant == "reference":
-        if frozen:
-            inject_adapter_in_model(LoraConfig(**LORA), base)
         model = ReferenceStyle(base, ReferenceSettings(MEMORY_TOKENS, steps, reconstruction_loss_weight=0.5))
         if frozen:
-            for name, parameter in base.named_parameters():
-                parameter.requires_grad_("lora_" in name)
+            inject_adapter_in_model(LoraConfig(**LORA), base)  # which freezes the rest of it
         masks = {"context_attention_mask": torch.ones_like(context), "attention_mask": torch.ones_like(query)}
         loss = lambda: model(**batch_of, **masks)[0]  # noqa: E731
     else:
@@ -172,7 +169,6 @@ def reader_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
     context = tokens(cell["batch"], length, base.config.vocab_size)
     query = tokens(cell["batch"], READER_QUERY_TOKENS, base.config.vocab_size, seed=1)
     if variant == "full context":
-        base.requires_grad_(False)
         inject_adapter_in_model(LoraConfig(**LORA), base)
         prompt = torch.cat([context, query], dim=1)
         labels = prompt.masked_fill(torch.arange(prompt.shape[1], device=DEVICE) < length, -100)

@@ -48,7 +48,7 @@ class _Cells(dict[str, dict[str, Any]]):
     def add(self, measure: str, variants: list[str], gigabytes: float, rounds: int = 3, **shape: Any) -> None:
         """One cell for all variants, or, where memory is measured, one for each."""
         name = "_".join(map(str, (*shape.values(), measure)))
-        needs = {"measure": measure, "gigabytes": gigabytes, "rounds": rounds, **shape}
+        needs = {"measure": measure, "gigabytes": gigabytes, "rounds": rounds, "threads": 1, **shape}
         if measure == "memory":
             for variant in variants:
                 self[f"{name}_{variant.replace(',', '').replace(' ', '-')}"] = needs | {"variants": [variant]}
@@ -142,7 +142,7 @@ def _add_reading(found: _Cells) -> None:
 
 def run_cell(cell: dict[str, Any], path: Path) -> None:
     """Measure a cell in a process of its own; its file appears whole or not at all."""
-    threads = str(cell.get("threads", 1))
+    threads = str(cell["threads"])
     environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
     if cell["measure"] == "memory":
         environment |= GIVE_BACK

@@ -33,21 +33,7 @@ def write_tables(directory: Path, results: Path, device: str) -> None:
         f"`performance/{directory.name}/`.",
         "",
         *_write_table(cells),
-        "## A training step",
-        "",
-        "The loss and its backward pass, one query of 8 tokens on each context. `exact` recomputes each step in the "
-        "backward pass; `unrolled` keeps the graph; `compiled` is after `model.compile()`, once it is; in `last step` "
-        "the step before has no second-order term.",
-        "",
-        "Every weight trains: 4 layers, 128 wide, 128 symbols. The floor is the matrix products with the weights, "
-        "timed bare: six forward passes' worth for each second-order step.",
-        "",
-        *_train_table(cells, "kv-4-layers"),
-        "SmolLM2-135M's shape, all 30 layers, frozen: LoRA of rank 16 on every linear layer, one for WRITE and one for "
-        "READ, and the memory's start train. The reference is a plain loop that differentiates twice: the same base, "
-        "frozen, with eager attention and one LoRA for both.",
-        "",
-        *_train_table(cells, "smollm2"),
+        *_training_tables(cells),
         *_reader_table(cells),
         *_attention_table(cells),
         *_segments_table(cells),
@@ -154,6 +140,26 @@ def _write_table(cells: Cells) -> list[str]:
             ],
             rows,
         ),
+    ]
+
+
+def _training_tables(cells: Cells) -> list[str]:
+    return [
+        "## A training step",
+        "",
+        "The loss and its backward pass, one query of 8 tokens on each context. `exact` recomputes each step in the "
+        "backward pass; `unrolled` keeps the graph; `compiled` is after `model.compile()`, once it is; in `last step` "
+        "the step before has no second-order term.",
+        "",
+        "Every weight trains: 4 layers, 128 wide, 128 symbols. The floor is the matrix products with the weights, "
+        "timed bare: six forward passes' worth for each second-order step.",
+        "",
+        *_train_table(cells, "kv-4-layers"),
+        "SmolLM2-135M's shape, all 30 layers, frozen: LoRA of rank 16 on every linear layer, one for WRITE and one for "
+        "READ, and the memory's start train. The reference is a plain loop that differentiates twice: the same base, "
+        "frozen, with eager attention and one LoRA for both.",
+        "",
+        *_train_table(cells, "smollm2"),
     ]
 
 

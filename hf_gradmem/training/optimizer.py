@@ -49,14 +49,21 @@ def build_optimizer(model: GradMemForCausalLM, training: TrainingArguments, argu
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
     outside_embeddings = set(get_parameter_names(model, [torch.nn.Embedding]))
     own_vectors = dict(model.named_parameters(recurse=False))
-    in_base = set(model.base_model.parameters()) - {getattr(model.base_model.get_output_embeddings(), "weight", None)}
-    muon_rate = arguments.muon_learning_rate
+    muon_rate, with_muon = arguments.muon_learning_rate, set()
+    if muon_rate is not None:
+        head = getattr(model.base_model.get_output_embeddings(), "weight", None)
+        with_muon = set(model.base_model.parameters()) - {head}
     groups: dict[str, list[torch.nn.Parameter]] = {"decayed": [], "plain": [], "step sizes": [], "muon": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             decayed = parameter.dim() == 2 and name in outside_embeddings and name not in own_vectors
-            kind = "plain" if not decayed else "muon" if muon_rate and parameter in in_base else "decayed"
-            groups["step sizes" if parameter is model.write_log_learning_rate else kind].append(parameter)
+            if parameter is model.write_log_learning_rate:
+                kind = "step sizes"
+            elif decayed:
+                kind = "muon" if parameter in with_muon else "decayed"
+            else:
+                kind = "plain"
+            groups[kind].append(parameter)
     rate = arguments.step_size_learning_rate
     settings = {
         "decayed": {"weight_decay": training.weight_decay},
