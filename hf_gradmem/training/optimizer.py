@@ -9,7 +9,6 @@ from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_parameter_names
 
 from ..modeling_gradmem import GradMemForCausalLM
-from .recipe import RecipeArguments
 
 
 class JoinedOptimizer(Optimizer):
@@ -39,18 +38,28 @@ class JoinedOptimizer(Optimizer):
         self.param_groups = [group for part in self.parts for group in part.param_groups]  # loading made new ones
 
 
-def build_optimizer(model: GradMemForCausalLM, training: TrainingArguments, arguments: RecipeArguments) -> Optimizer:
+def build_optimizer(
+    model: GradMemForCausalLM,
+    training: TrainingArguments,
+    step_size_learning_rate: float | None = None,
+    muon_learning_rate: float | None = None,
+) -> Optimizer:
     """Trainer's optimizer, with a group of its own for the learned step sizes: they live in log space.
 
-    With `muon_learning_rate`, the matrices of the base's layers go to Muon (Jordan et al., 2024), its step scaled to
-    the size of AdamW's (Liu et al., 2025). Weight decay spares biases, norms, embeddings, vectors beside the base and
-    step sizes.
+    Weight decay spares biases, norms, embeddings, vectors beside the base and step sizes.
+
+    Args:
+        model: what is trained, every parameter of it that has `requires_grad`.
+        training: the optimizer's kind, learning rate and weight decay.
+        step_size_learning_rate: that of the step sizes; `training.learning_rate` by default.
+        muon_learning_rate: where given, the matrices of the base's layers go to Muon (Jordan et al., 2024) at this
+            rate, its step scaled to the size of AdamW's (Liu et al., 2025).
     """
     optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(training, model)
     outside_embeddings = set(get_parameter_names(model, [torch.nn.Embedding]))
     own_vectors = dict(model.named_parameters(recurse=False))
-    muon_rate, with_muon = arguments.muon_learning_rate, set()
-    if muon_rate is not None:
+    with_muon = set()
+    if muon_learning_rate is not None:
         head = getattr(model.base_model.get_output_embeddings(), "weight", None)
         with_muon = set(model.base_model.parameters()) - {head}
     groups: dict[str, list[torch.nn.Parameter]] = {"decayed": [], "plain": [], "step sizes": [], "muon": []}
@@ -64,14 +73,14 @@ def build_optimizer(model: GradMemForCausalLM, training: TrainingArguments, argu
             else:
                 kind = "plain"
             groups[kind].append(parameter)
-    rate = arguments.step_size_learning_rate
+    step_rate = training.learning_rate if step_size_learning_rate is None else step_size_learning_rate
     settings = {
         "decayed": {"weight_decay": training.weight_decay},
         "plain": {"weight_decay": 0.0},
-        "step sizes": {"weight_decay": 0.0, "lr": training.learning_rate if rate is None else rate},
+        "step sizes": {"weight_decay": 0.0, "lr": step_rate},
     }
     own = optimizer_class([{"params": groups[kind], **settings[kind]} for kind in settings if groups[kind]], **options)
-    if muon_rate is None:
+    if muon_learning_rate is None:
         return own
-    decay = training.weight_decay
-    return JoinedOptimizer([own, Muon(groups["muon"], muon_rate, decay, adjust_lr_fn="match_rms_adamw")])
+    muon = Muon(groups["muon"], muon_learning_rate, training.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return JoinedOptimizer([own, muon])

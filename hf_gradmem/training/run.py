@@ -101,7 +101,10 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
         processing_class=tokenizer,
         compute_metrics=TeacherForcedExactMatch(),
         preprocess_logits_for_metrics=most_likely_tokens,
-        optimizers=(build_optimizer(model, training, arguments), None),
+        optimizers=(
+            build_optimizer(model, training, arguments.step_size_learning_rate, arguments.muon_learning_rate),
+            None,
+        ),
     )
     log_writes(trainer)
     published = {key: value for key, value in recipe.values.items() if key not in _OF_THIS_MACHINE}
