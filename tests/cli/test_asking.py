@@ -56,6 +56,18 @@ def test_a_question_finds_its_memory_which_is_named(store):
     )
 
 
+def test_memories_with_their_texts_are_ranked_by_likelihood_and_words_together(tmp_path):
+    model = GradMemForCausalLM.from_pretrained(RETRIEVAL_ADAPTER)
+    rows = Dataset.from_dict({"id": list(CONTEXTS), "context": list(CONTEXTS.values())})
+    write_dataset(model, rows, tmp_path / "texts", keep_text=True)
+    opened = MemoryStore.from_pretrained(tmp_path / "texts")
+    options = ["--memories", tmp_path / "texts", "--model", RETRIEVAL_ADAPTER, "--json"]
+    told = json.loads(run("ask", "?!c:", *options).stdout)
+    scores = {candidate["memory_id"]: candidate["score"] for candidate in told["candidates"]}
+    assert scores == {found.id: found.score for found in opened.search(model, "?!c:", method="joint")}
+    assert scores != {found.id: found.score for found in opened.search(model, "?!c:")}
+
+
 def test_the_surest_answer_of_several_memories_is_given(store, calibrated):
     told = json.loads(run("ask", "?!c:", "--memories", store, "--model", calibrated, "--json").stdout)
     assert (told["answer"], told["id"], told["abstained"]) == ("3!", "first", False)
