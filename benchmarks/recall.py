@@ -5,13 +5,15 @@
 
 SmolLM2-135M, frozen, 16 positions of values, plain Adam, no reader trained. Contexts of four to eight facts about
 invented people are written whole (the paper's method), in sentences with the one before shown to each, in sentences
-alone, and in sentences behind a question that says nothing (`write_prompt`). Then the base goes on, greedily, from a
-memory and the beginning of one of its sentences ("Ada Holm lives in"): right is what begins with the value that the
-context has there. The floor is the memory of the next context, right behind it. A reader has words of its own between
-the memory and what it recalls, so the same is counted with a question there. Results go to
-`benchmarks/results/recall/<arm>.json`, the table to `benchmarks/results/recall.md`.
+alone, in sentences behind a question that says nothing, and behind one that names some of the sentence's words, drawn
+anew at each step (`write_prompt`). Then the base goes on, greedily, from a memory and the beginning of one of its
+sentences ("Ada Holm lives in"): right is what begins with the value that the context has there. The floor is the memory
+of the next context, right behind it. A reader has words of its own between the memory and what it recalls, so the same
+is counted with a question there. Last, the base is asked real questions with no beginning: right is a quote that holds
+the value. Results go to `benchmarks/results/recall/<arm>.json`, the table to `benchmarks/results/recall.md`.
 """
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from .arms import run_chosen
 ROOT = Path(__file__).parent
 RESULTS, TABLE = ROOT / "results" / "recall", ROOT / "results" / "recall.md"
 STEPS, CONTEXTS, NEW_TOKENS = [8, 12, 20], 8, 10
+QUOTED = 20
 SHORT = "Question: Which one?"
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "whole": ("whole", {}),
@@ -43,6 +46,10 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "prompted": (
         "in sentences, each alone, behind a short question",
         {"write_sentence_segments": True, "write_prefix_segments": 0, "write_prompt": f"{SHORT}\nQuote:"},
+    ),
+    "drawn": (
+        "in sentences, each alone, behind some of its words",
+        {"write_sentence_segments": True, "write_prefix_segments": 0, "write_prompt": "Question: {words}?\nQuote:"},
     ),
 }
 BETWEEN = {
@@ -85,7 +92,7 @@ def measure(name: str) -> dict[str, Any]:
     contexts = model.tokenize(["".join(row["context"]) for row in rows])
     memories = write_at_steps(model.writer, contexts, STEPS, identity=model.identity())
     asked = beginnings(rows)
-    last = memories[max(STEPS)]
+    last, floor = memories[max(STEPS)], memories[max(STEPS)][[*range(1, CONTEXTS), 0]]
     return {
         "beginnings": len(asked),
         "recalled": {steps: recalled(model, memory, asked) for steps, memory in memories.items()},
@@ -93,7 +100,9 @@ def measure(name: str) -> dict[str, Any]:
             name: recalled(model, last, [(number, words + text, value) for number, text, value in asked])
             for name, words in BETWEEN.items()
         },
-        "floor": recalled(model, last[[*range(1, CONTEXTS), 0]], asked),
+        "floor": recalled(model, floor, asked),
+        "quoted": quoted(model, last, rows),
+        "quoted_floor": quoted(model, floor, rows),
     }
 
 
@@ -104,10 +113,23 @@ def recalled(model: GradMemForCausalLM, memory: GradMemMemory, asked: list[Begin
     return sum(answer.startswith(value) for answer, value in zip(found, values, strict=True)) / len(asked)
 
 
+def quoted(model: GradMemForCausalLM, memory: GradMemMemory, rows: list[dict[str, Any]]) -> float:
+    """The share of the contexts' questions upon which the base says a sentence with the right value."""
+    asked = [
+        (number, f"Question: {query}\nQuote:", target.strip())
+        for number, row in enumerate(rows)
+        for query, target in zip(row["queries"], row["targets"], strict=True)
+    ]
+    of_context, texts, values = zip(*asked, strict=True)
+    found = answer_queries(model, memory, list(texts), list(of_context), max_new_tokens=QUOTED)
+    sentences = [answer.strip().split("\n")[0].split(". ")[0] for answer in found]
+    return sum(value in sentence for value, sentence in zip(values, sentences, strict=True)) / len(asked)
+
+
 def write_table() -> None:
     """The table of all arms that have a result."""
     headings = [f"{max(STEPS)}, {name} question between" for name in BETWEEN]
-    headings.append(f"another's memory, {max(STEPS)}")
+    headings += [f"another's memory, {max(STEPS)}", f"asked, {max(STEPS)}", "asked, another's memory"]
     lines = [
         "# Recall from the middle, by how a text was written",
         "",
@@ -115,7 +137,8 @@ def write_table() -> None:
         f"{CONTEXTS} contexts of",
         "four to eight facts. The share of sentences that the base, given a memory and how the sentence begins, ends",
         "with the value that the context has there; on the right with a short or a long question between memory and",
-        "beginning, as a reader has one there. No reader is trained.",
+        "beginning, as a reader has one there. Asked: the share of real questions upon which the base says a sentence",
+        "with the right value. No reader is trained.",
         "",
         f"| written | {' | '.join(f'{steps} steps' for steps in STEPS)} | {' | '.join(headings)} |",
         f"|---|{'---|' * (len(STEPS) + len(headings))}",
@@ -124,7 +147,8 @@ def write_table() -> None:
         path = RESULTS / f"{name}.json"
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
-            shares = [*found["recalled"].values(), *found["behind"].values(), found["floor"]]
+            parts = (found["recalled"].values(), found["behind"].values())
+            shares = [*itertools.chain(*parts), found["floor"], found["quoted"], found["quoted_floor"]]
             lines.append(f"| {title} | {' | '.join(f'{share:.2f}' for share in shares)} |")
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 

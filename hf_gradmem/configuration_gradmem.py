@@ -12,6 +12,7 @@ from .losses import LOSSES, weight_name
 from .reading.confidence import check_confidence
 from .template import check_template, places_memory
 from .variants import KINDS, chosen, unread
+from .writing.drawn_prompts import WORDS
 from .writing.writers import WRITERS
 
 # In a config.json, the save that the file belongs to: of the directory, and not of the model.
@@ -125,6 +126,8 @@ class GradMemConfig(PreTrainedConfig):
         write_prompt (`str`, defaults to `""`):
             Words between the memory and what is written, unscored: those of READ's question
             (`"Question: Which one?\nQuote:"`), so that the base is asked for what it was taught where it was taught it.
+            `{words}` stands for some of the segment's own words, about half of them, drawn anew at each step and
+            shuffled, as a question names some (`"Question: {words}?\nQuote:"`). Needs `write_prefix_segments=0`.
         template (`str` or `dict`, defaults to `"plain"`):
             The words around a query, and around a context that stands in a prompt: `"plain"` (none), `"question"`
             (`Question: … Answer:`), `"quote"` (`Question: … Quote:`, upon which the model says the part of the context
@@ -237,6 +240,11 @@ class GradMemConfig(PreTrainedConfig):
             raise ValueError(
                 f"write_sentence_segments=True cuts a text at its sentences, and write_segment_length="
                 f"{self.write_segment_length} elsewhere. Leave one of the two at its default."
+            )
+        if WORDS in self.write_prompt and self.write_prefix_segments:
+            raise ValueError(
+                f"write_prompt={self.write_prompt!r} puts words of each segment before it, where write_prefix_segments="
+                f"{self.write_prefix_segments} would put the segments before. Set write_prefix_segments=0."
             )
         if self.learn_write_learning_rate != "none" and self.write_steps == 0:
             raise ValueError(

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 
 from . import variants
 from .base.decoder import Decoder
+from .base.lora import PHASES
 from .checkpoint.adapter import Adapter
 from .checkpoint.base_model import base_to_wrap, check_attachable, check_base, record_base
 from .configuration_gradmem import GradMemConfig
@@ -62,7 +63,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         self.base_model = base_to_wrap(config, base_model)
         self.decoder = Decoder(self.base_model)
         self.form = variants.build("memory_form", config, self, self.decoder)
-        self.write_phase, self.read_phase = (Phase(name, self, self.decoder, self.form) for name in ("write", "read"))
+        self.write_phase, self.read_phase = (Phase(name, self, self.decoder, self.form) for name in PHASES)
         self.write_head = self.write_log_learning_rate = None
         self.writer.add_parameters()
         for phase, lora in ((self.write_phase, config.write_lora), (self.read_phase, config.read_lora)):
@@ -300,7 +301,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             memory = self.memory_to_read(memory, context_input_ids)
         queries = checked_prompts(input_ids, attention_mask, context_index, len(memory), self.device)
         arguments = {**kwargs, "generation_config": generation_config, "streamer": streamer}
-        if can_generate_from_base(self.read_phase, memory.embeddings, queries):
+        if can_generate_from_base(self.read_phase, queries):
             output = generate_from_base(self.read_phase, memory.embeddings, queries, arguments)
             return with_prompts(output, queries.input_ids, new_tokens_from=0)
         return self._generate_from_forward(memory, queries, arguments)

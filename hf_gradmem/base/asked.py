@@ -17,6 +17,7 @@ class Asked(threading.local):
         twice_differentiable: whether runs keep to operations that have a second derivative.
         uncompiled: whether what is compiled in the base runs as it was before.
         random_numbers: entered around each run, where its random numbers are not those of the process.
+        freezes_weights: whether weights are constants, whatever their `requires_grad` says.
         generates_plainly: whether `generate` is plain greedy decoding, whatever the base's configuration says.
         settled: whether this is a run of the base, which has all of that already.
     """
@@ -26,6 +27,7 @@ class Asked(threading.local):
     twice_differentiable: bool = False
     uncompiled: bool = False
     random_numbers: Callable[[], AbstractContextManager[None]] | None = None
+    freezes_weights: bool = False
     generates_plainly: bool = False
     settled: bool = False
 

@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,6 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from .asked import ASKED, asking
+
+PHASES = ("write", "read")
+"""Names of the adapters of our own."""
 
 
 def inject_lora(base_model: PreTrainedModel, arguments: dict[str, Any], phase: str, dtype: torch.dtype) -> None:
@@ -81,21 +84,25 @@ def _lora_layers(base_model: nn.Module) -> list[Any]:  # a BaseTunerLayer is a m
     return [module for module in base_model.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def other_adapters(base_model: nn.Module, own: Collection[str]) -> list[str]:
+def other_adapters(base_model: nn.Module) -> list[str]:
     """Names of the PEFT adapters in the base beside those of our own."""
     parts = (getattr(layer, part) for layer in _lora_layers(base_model) for part in layer.adapter_layer_names)
-    return sorted({name for part in parts for name in part} - set(own))
+    return sorted({name for part in parts for name in part} - set(PHASES))
 
 
 def lora_modules(base_model: nn.Module) -> dict[str, nn.Module]:
     """The containers of LoRA weights in the base, by their name in it."""
     return {
-        f"{name}.{part}": getattr(layer, part)
+        f"{name}.{part}": container
         for name, layer in base_model.named_modules()
-        if isinstance(layer, BaseTunerLayer)
-        for part in layer.adapter_layer_names
-        if isinstance(getattr(layer, part, None), nn.Module)
+        for part, container in lora_parts(layer).items()
     }
+
+
+def lora_parts(layer: nn.Module) -> dict[str, nn.Module]:
+    """The containers of LoRA weights in one layer; none where it is no layer of PEFT's."""
+    names = layer.adapter_layer_names if isinstance(layer, BaseTunerLayer) else ()
+    return {name: part for name in names if isinstance(part := getattr(layer, name, None), nn.Module)}
 
 
 def lora_only_modules(base_model: nn.Module) -> list[nn.Module]:

@@ -7,7 +7,7 @@ of all threads, and a step that is run again in one of them waits for the lock.
 
 import copy
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -109,18 +109,30 @@ def layers_recomputed(base_model: nn.Module) -> list[nn.Module]:
     return [module for module in base_model.modules() if getattr(module, "gradient_checkpointing", False)]
 
 
-def weights_frozen(*modules: nn.Module | None) -> AbstractContextManager[Any]:
+def makes_constants(base_model: nn.Module, weights: Iterable[torch.Tensor]) -> bool:
+    """Whether what this thread's runs make of these weights alone is the same each time, and needs no gradient."""
+    if ASKED.phase is not None or torch.compiler.is_compiling() or torch.is_autocast_enabled():
+        return False
+    if base_model.training and not ASKED.evaluates:  # it may draw random numbers
+        return False
+    constant = ASKED.freezes_weights or not torch.is_grad_enabled()
+    return constant or not any(weight.requires_grad for weight in weights)
+
+
+@contextmanager
+def weights_frozen(*modules: nn.Module | None) -> Iterator[None]:
     """For a span, this thread's operations take each weight of the modules as a constant.
 
     Nothing is then kept for the gradient of one. `requires_grad` is left alone: another thread may train them.
     Not under activation checkpointing: layers that keep nothing are run again outside the span, and must be as in it.
     """
     given = [module for module in modules if module is not None]
-    if not any(weight.requires_grad for module in given for weight in module.parameters()):
-        return nullcontext()
     if not ASKED.evaluates and any(map(layers_recomputed, given)):
-        return nullcontext()
-    return _WeightsAsConstants()
+        yield
+        return
+    trained = any(weight.requires_grad for module in given for weight in module.parameters())
+    with asking(freezes_weights=True), _WeightsAsConstants() if trained else nullcontext():
+        yield
 
 
 class _WeightsAsConstants(TorchFunctionMode):

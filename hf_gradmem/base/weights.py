@@ -2,14 +2,16 @@
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from .lora import lora_modules
+from .lora import lora_parts
 
 Tensor = torch.Tensor
+Result = TypeVar("Result")
 
 _HASH_LENGTH = 12
 # A checksum is taken of so many elements, and so many are converted at a time: on CPUs as many as its caches hold.
@@ -24,15 +26,20 @@ def base_weights(base_model: nn.Module) -> dict[str, Tensor]:
 
     `state_dict` would gather the parts of a sharded model, which one process cannot do alone.
     """
-    lora = tuple(f"{name}." for name in lora_modules(base_model))
     found: dict[str, Tensor] = {}
-    for prefix, module in base_model.named_modules():
-        if lora and f"{prefix}.".startswith(lora):
+    waiting, seen = [("", base_model)], set[nn.Module]()
+    while waiting:  # in the order of `named_modules`, which would go through all of the LoRA as well
+        prefix, module = waiting.pop()
+        if module in seen:
             continue
+        seen.add(module)
         unsaved = module._non_persistent_buffers_set
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and name not in unsaved:
                 found[f"{prefix}.{name}".removeprefix(".").replace(".base_layer.", ".")] = tensor
+        lora = lora_parts(module)
+        children = [(f"{prefix}.{name}".removeprefix("."), child) for name, child in module.named_children()]
+        waiting += [(name, child) for name, child in reversed(children) if name.split(".")[-1] not in lora]
     return found
 
 
@@ -74,29 +81,29 @@ def hash_tensors(tensors: Mapping[str, Tensor], settings: Iterable[object] = ())
     return digest.hexdigest()[:_HASH_LENGTH]
 
 
-class CachedHash:
-    """A hash of the tensors that it is called with, computed again only when one of them has changed.
+class Cached(Generic[Result]):
+    """What is made of the tensors that it is called with, computed again only when one of them has changed.
 
-    Reading asks for the hash at every call; the weights rarely change between two of them. It keeps no tensor of a
-    model. Whether one was replaced or edited is told by its address and version, and, since edits through `.data` leave
-    the version as it was, by its elements: those of small tensors all, those of others here and there.
+    Reading asks for it at every call; the weights rarely change between two of them. It keeps no tensor of a model.
+    Whether one was replaced or edited is told by its address and version, and, since edits through `.data` leave the
+    version as it was, by its elements: those of small tensors all, those of others here and there.
 
     Args:
-        function: gives the hash.
+        function: gives it, such as a hash.
         whole_up_to: size of the largest tensor of which every element is looked at.
     """
 
-    def __init__(self, function: Callable[..., str], whole_up_to: int = 0) -> None:
+    def __init__(self, function: Callable[..., Result], whole_up_to: int = 0) -> None:
         self._function, self._whole_up_to = function, whole_up_to
-        self._last: tuple[list, Tensor, str] | None = None
+        self._last: tuple[list, Tensor, Result] | None = None
 
-    def __call__(self, tensors: Mapping[str, Tensor], *arguments: object, thorough: bool = False) -> str:
-        """The hash.
+    def __call__(self, tensors: Mapping[str, Tensor], *arguments: object, thorough: bool = False) -> Result:
+        """What is made of them.
 
         Args:
             tensors: by name.
             arguments: of `function` beside them.
-            thorough: look at every element; the hash is computed again.
+            thorough: look at every element; it is computed again.
         """
         marks = [arguments, *((name, *_mark(tensor)) for name, tensor in tensors.items())]
         sample = _sample(tensors.values(), self._whole_up_to)

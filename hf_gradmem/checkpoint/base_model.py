@@ -74,7 +74,7 @@ def check_base(base_model: PreTrainedModel) -> None:
             f"{name} has no language-model head, so nothing can be reconstructed with it. Load the base with "
             "AutoModelForCausalLM."
         )
-    if adapters := other_adapters(base_model, own=("write", "read")):
+    if adapters := other_adapters(base_model):
         raise ValueError(
             f"{name} has a PEFT adapter inside ({', '.join(adapters)}), which would be neither the base's nor the "
             "memory's and would be lost on saving. Load the base without it, or merge it: "

@@ -148,8 +148,8 @@ def ask_store(
 
     The memories are searched by the likelihood of the question; where the store keeps its texts and words can be
     searched, by both together among the best [`SHORTLIST`] by words, which finds the right one more often
-    (`python -m benchmarks.search`). Without a calibration no answer is surer than another, and the memory that fits best
-    answers.
+    (`python -m benchmarks.search`). Without a calibration no answer is surer than another, and the memory that fits
+    best answers.
 
     Args:
         model: the reader.

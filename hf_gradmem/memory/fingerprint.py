@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..base.weights import CachedHash, hash_tensors, hash_weights
+from ..base.weights import Cached, hash_tensors, hash_weights
 from .written import GradMemMemory
 
 Tensor = torch.Tensor
@@ -36,8 +36,8 @@ class WriterFingerprint:
     """The fingerprint of a model as it is when it is asked for; both hashes are kept until something changed."""
 
     def __init__(self) -> None:
-        self._base = CachedHash(hash_weights)
-        self._beside = CachedHash(hash_tensors, whole_up_to=_SMALL)
+        self._base = Cached(hash_weights)
+        self._beside = Cached(hash_tensors, whole_up_to=_SMALL)
 
     def __call__(
         self,

@@ -29,11 +29,13 @@ class MemoryForm(ABC):
         num_memory_tokens: positions of a memory, m in the paper.
         num_control_tokens: vectors that it takes on either side.
         holds_vectors: whether each position is a vector as wide as the decoder's hidden states.
+        in_cache: whether a memory stands in the base's cache, before everything else.
         reads_several: whether [`prefix`] takes several memories side by side, `(batch, k · num_memory_tokens, width)`.
     """
 
     num_control_tokens = 0
     holds_vectors = False
+    in_cache = False
     reads_several = False
 
     # The model is `Any`: its parameters are set and read by name, which no type of a module knows.

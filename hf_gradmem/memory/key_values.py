@@ -1,5 +1,6 @@
 """Keys and values for every layer as the memory (the paper's appendix J)."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -9,8 +10,11 @@ from transformers import initialization as init
 
 from ..base.cache_size import cached_elements_per_token
 from ..base.decoder import Decoder
+from ..base.lora import other_adapters
+from ..base.modes import makes_constants
 from ..base.running import DecoderInputs
 from ..base.running import KeyValues as LayerPairs
+from ..base.weights import Cached, base_weights
 from .form import MemoryForm
 
 Tensor = torch.Tensor
@@ -35,7 +39,7 @@ class KeyValues(MemoryForm):
             configuration keeps [`width`] in its place: a checkpoint is opened before the base can be run.
     """
 
-    reads_several = True
+    in_cache = reads_several = True
 
     def __init__(
         self,
@@ -51,6 +55,7 @@ class KeyValues(MemoryForm):
             raise ValueError(f"The memory form 'key_values' has write 'keys_and_values' or 'values', got {write!r}.")
         self._write, self.values_alone = write, write == "values"
         self._shapes: list[tuple[int, int]] = []
+        self._kept = Cached(self._run_start)
         if own_start:
             width = self.width if own_start is True else own_start
             self._add_start(torch.empty((num_memory_tokens, width), **self.like))
@@ -114,8 +119,17 @@ class KeyValues(MemoryForm):
             )
 
     def _pairs_of_start(self) -> LayerPairs:
-        """What the base makes of `memory_init`, `(1, heads, num_memory_tokens, size)` each."""
-        vectors = self.module.memory_init[None].to(self.decoder.base_model.dtype)
+        """What the base makes of `memory_init`, `(1, heads, num_memory_tokens, size)` each; where neither is being
+        trained it is made once, for every step of WRITE and every question asks for it."""
+        base_model, own = self.decoder.base_model, {"memory_init": self.module.memory_init}
+        tensors = base_weights(base_model) | own
+        if other_adapters(base_model) or not makes_constants(base_model, tensors.values()):
+            return self._run_start(own)
+        with torch.no_grad():
+            return self._kept(tensors, torch.is_inference_mode_enabled())
+
+    def _run_start(self, tensors: Mapping[str, Tensor], *_: object) -> LayerPairs:
+        vectors = tensors["memory_init"][None].to(self.decoder.base_model.dtype)
         return self.decoder.keys_and_values(self.decoder.vectors(vectors))
 
     def _add_start(self, values: Tensor) -> None:

@@ -176,14 +176,19 @@ def answer_features(
         answers: the tokens of each answer.
         context_index: the memory of each question.
     """
-    log_prob = _log_probs(model, memory.to(model.device).embeddings, input_ids, attention_mask, answers, context_index)
     with torch.no_grad(), evaluating():
         start = model.form.start(1)
-    unwritten = _log_probs(model, start, input_ids, attention_mask, answers, [0] * len(answers))
+    # In one run, which costs little more than one of the two: short rows wait for the weights.
+    written = memory.to(model.device).embeddings
+    start = start.repeat(1, written.shape[1] // start.shape[1], 1)  # as many as are read side by side
+    both, unwritten = torch.cat([written, start]), [len(memory)] * len(answers)
+    twice = (torch.cat([part, part]) for part in (input_ids, attention_mask))
+    log_probs = _log_probs(model, both, *twice, [*answers, *answers], [*context_index, *unwritten])
+    log_prob, of_start = log_probs.split(len(answers))
     write_loss = torch.full_like(log_prob, torch.nan)
     if memory.final_write_loss is not None:
         write_loss = memory.final_write_loss.double().cpu()[list(context_index)]
-    return torch.stack([log_prob, log_prob - unwritten, write_loss], dim=1)
+    return torch.stack([log_prob, log_prob - of_start, write_loss], dim=1)
 
 
 def answer_log_probs(

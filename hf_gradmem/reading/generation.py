@@ -20,27 +20,26 @@ Tensor = torch.Tensor
 _REPEATING = ("num_beams", "num_return_sequences")  # each of which multiplies the rows
 
 
-def can_generate_from_base(phase: Phase, memory: Tensor, queries: Queries) -> bool:
-    """Whether the base's own `generate` follows its forward pass behind memories of this form.
+def can_generate_from_base(phase: Phase, queries: Queries) -> bool:
+    """Whether the base's own `generate` follows its forward pass behind memories of the phase's form.
 
     Behind a memory in the cache it takes rows of one length alone: padding would stand between the memory and the
     prompt, and push the memory out of a sliding window.
     """
     decoder = phase.decoder
-    in_cache = phase.prefix(memory[:1]).past is not None
-    if in_cache:
+    if phase.form.in_cache:
         return decoder.generates_from_cache and bool(queries.attention_mask.all())
     return decoder.generates_from_embeddings
 
 
-def runs_of_prompts(phase: Phase, memory: Tensor, attention_mask: Tensor) -> list[tuple[list[int], int]]:
+def runs_of_prompts(phase: Phase, attention_mask: Tensor) -> list[tuple[list[int], int]]:
     """How left-padded prompts are best generated from: all together, or, where a memory lies in the base's cache, those
     of one length, since the base's own generation, which keeps what it has read, then bears no padding.
 
     Returns:
         The rows of each run, and the position where its prompts begin.
     """
-    if phase.prefix(memory[:1].to(phase.decoder.device)).past is None:
+    if not phase.form.in_cache:
         return [(list(range(len(attention_mask))), 0)]
     lengths, width = attention_mask.sum(1).tolist(), attention_mask.shape[1]
     return [
@@ -70,7 +69,7 @@ def new_sequences(
         longest.
     """
     index, found = torch.as_tensor(context_index), [list[list[int]]()] * len(input_ids)
-    for rows, start in runs_of_prompts(model.read_phase, memory.embeddings, attention_mask):
+    for rows, start in runs_of_prompts(model.read_phase, attention_mask):
         prompts, mask = input_ids[rows, start:], attention_mask[rows, start:]
         output = model.generate(prompts, attention_mask=mask, memory=memory, context_index=index[rows], **arguments)
         sequences = output if isinstance(output, Tensor) else output.sequences

@@ -102,7 +102,7 @@ def write_at_steps(
                 steps: write_contexts(writer, contexts, identity=identity, write_steps=steps) for steps in write_steps
             }
         step_sizes = writer.step_sizes(max(write_steps), None)
-        trace = writer.write(rows, _start(writer, rows, None), Descent(step_sizes, keep=("memories",)))
+        trace = writer.write(rows, _start(writer, rows), Descent(step_sizes, keep=("memories",)))
         _check_finite(trace, torch.arange(len(contexts)), step_sizes)
         parts = {
             steps: WriteTrace(trace.memories[steps], trace.losses[:, :steps], last_loss=None) for steps in write_steps
@@ -138,7 +138,7 @@ def write_in_forward(
     with torch.inference_mode(False), torch.enable_grad(), out_of_memory_explained(advice):
         rows = writer.rows(_checked(writer, contexts))
         descent = Descent(writer.step_sizes(write_steps, None), differentiate, keep)
-        trace = writer.write(rows, _start(writer, rows, None), descent)
+        trace = writer.write(rows, _start(writer, rows, differentiate=differentiate), descent)
     fingerprint, base_name = (None, None) if differentiate else identity()
     memory = GradMemMemory(
         embeddings=trace.memory if differentiate else trace.memory.detach(),
@@ -155,8 +155,13 @@ def _checked(writer: Writer, contexts: Contexts) -> Contexts:
     return contexts.checked(decoder.device, decoder.vocab_size)
 
 
-def _start(writer: Writer, rows: ContextRows, begin: GradMemMemory | None) -> Tensor:
-    return writer.phase.form.start(len(rows.segment_lengths)) if begin is None else begin.embeddings
+def _start(
+    writer: Writer, rows: ContextRows, begin: GradMemMemory | None = None, differentiate: bool = False
+) -> Tensor:
+    if begin is not None:
+        return begin.embeddings
+    with torch.set_grad_enabled(differentiate):
+        return writer.phase.form.start(len(rows.segment_lengths))
 
 
 def _as_memory(

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, GradMemMemory, get_gradmem_model
-from hf_gradmem.base.weights import CachedHash, hash_tensors, hash_weights
+from hf_gradmem.base.weights import Cached, hash_tensors, hash_weights
 from hf_gradmem.memory.fingerprint import shown_name
 from tests.support.small_models import EVERY_OPTION, PLAIN, named_base, with_memory
 from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
@@ -244,7 +244,7 @@ def test_hash_of_weights_is_that_of_their_values_names_and_shapes():
 
 def test_hash_is_computed_again_only_when_something_changed():
     computed = []
-    layer, cached = nn.Linear(300, 300), CachedHash(lambda tensors: computed.append(1) or hash_tensors(tensors))
+    layer, cached = nn.Linear(300, 300), Cached(lambda tensors: computed.append(1) or hash_tensors(tensors))
     tensors = dict(layer.named_parameters())
     first = cached(tensors)
     assert cached(tensors) == first

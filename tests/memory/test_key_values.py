@@ -147,6 +147,44 @@ def test_values_alone_leave_the_keys_of_the_start_to_every_memory():
         assert not torch.allclose(values, first_values)
 
 
+def runs_over_the_start(model: GradMemForCausalLM) -> list[bool]:
+    """Grows with each run of the base over the vectors that a memory starts from; True where one keeps a graph."""
+    runs: list[bool] = []
+
+    def look(module, arguments, options, output):
+        if options.get("use_cache") and options["inputs_embeds"].shape[:2] == (1, 3):
+            runs.append(output.last_hidden_state.requires_grad)
+
+    model.base_model.get_decoder().register_forward_hook(look, with_kwargs=True)
+    return runs
+
+
+def test_the_keys_of_the_start_are_made_once_until_something_changes():
+    model = with_memory()
+    runs, query = runs_over_the_start(model), tiny_tokens(1, 5)
+
+    def answer() -> torch.Tensor:
+        memory = model.write(input_ids=tiny_tokens(2, 7))
+        with torch.no_grad():
+            return model(input_ids=query, memory=memory[:1]).logits
+
+    first = answer()
+    torch.testing.assert_close(answer(), first, rtol=0, atol=0)
+    assert runs == [False]
+    for edited in (model.memory_init, model.base_model.model.layers[0].self_attn.k_proj.weight):
+        with torch.no_grad():
+            edited.mul_(1.5)
+        changed, count = answer(), len(runs)
+        assert not torch.allclose(changed, first)
+        torch.testing.assert_close(answer(), changed, rtol=0, atol=0)
+        assert len(runs) == count
+    assert not any(runs)
+    count = len(runs)
+    loss_of(model).backward()
+    assert any(runs[count:])  # in training they have their gradient
+    assert model.memory_init.grad.abs().sum() > 0
+
+
 @BOTH
 def test_a_store_and_an_adapter_keep_it(form, tmp_path):
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ from torch import nn
 
 from ...base.modes import settled, weights_frozen
 from ...memory.phase import Phase
+from ..drawn_prompts import DrawnPrompts
 from ..rows import ContextRows
 
 Tensor = torch.Tensor
@@ -23,7 +24,10 @@ class Objective(ABC):
     Attributes:
         rows: what is written.
         phase: WRITE.
+        drawn: what stands before each segment, where it is drawn anew at each step.
     """
+
+    drawn: DrawnPrompts | None = None
 
     def __init__(self, rows: ContextRows, phase: Phase) -> None:
         self.rows, self.phase = rows, phase
@@ -73,8 +77,15 @@ class Objective(ABC):
 
     def of_contexts(self, contexts: Tensor) -> "Objective":
         """The same of some of the contexts alone, `(batch,)` True at these."""
+        return self._of(self.rows.of_contexts(contexts))
+
+    def at_step(self, step: int) -> "Objective":
+        """What a step descends on: the same, or with the words that are drawn for that step."""
+        return self if self.drawn is None else self._of(self.drawn.before(self.rows, step))
+
+    def _of(self, rows: ContextRows) -> "Objective":
         other = copy.copy(self)  # with the options of a subclass
-        other.rows = self.rows.of_contexts(contexts)
+        other.rows = rows
         other.__dict__.pop("_groups", None)
         return other
 

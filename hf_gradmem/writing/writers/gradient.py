@@ -13,6 +13,7 @@ from transformers import initialization as init
 
 from ...memory.phase import Phase
 from ..contexts import Contexts
+from ..drawn_prompts import WORDS, DrawnPrompts
 from ..meta_gradients.meta_gradient import MetaGradient
 from ..objectives.objective import Objective
 from ..packing import LONGEST_ROW, pack_segments
@@ -49,7 +50,8 @@ class GradientWriter(Writer):
         write_segments_in_turn: bool,
         write_prompt: str,
     ) -> None:
-        super().__init__(phase, write_steps, write_prompt)
+        self.drawn = DrawnPrompts(write_prompt, phase) if WORDS in write_prompt else None
+        super().__init__(phase, write_steps, "" if self.drawn else write_prompt)
         self.write_learning_rate, self.learns_step_sizes = write_learning_rate, learn_write_learning_rate
         self.segment_length, self.prefix_segments = write_segment_length, write_prefix_segments
         self.cuts_sentences = write_sentence_segments
@@ -92,16 +94,26 @@ class GradientWriter(Writer):
     # ------------------------------------------------------------------------------------------------ writing
 
     def rows(self, contexts: Contexts) -> ContextRows:
-        return self._split(
+        rows = self._split(
             contexts,
             "Give the context in segments (hf_gradmem.cut_text makes them), or set write_segment_length.",
             segment_length=self.segment_length,
             prefix_segments=self.prefix_segments,
         )
+        return rows if self.drawn is None else self.drawn.before(rows, 0)
 
     def objective(self, rows: ContextRows) -> Objective:
         """The loss of these rows, with segments of one context in one row where the base keeps them apart."""
-        return self.make_objective(self._packed(rows), self.phase)
+        objective = self.make_objective(self._packed(rows), self.phase)
+        objective.drawn = self.drawn
+        return objective
+
+    @property
+    def room(self) -> int | None:
+        room = super().room
+        if room is None or self.drawn is None:
+            return room
+        return (room - self.drawn.num_own_tokens) // 2  # a segment, and at most as many of its words before it
 
     def turns(self, rows: ContextRows) -> int:
         return rows.num_turns if self.in_turn else 1
@@ -124,8 +136,8 @@ class GradientWriter(Writer):
         return self.meta_gradient.compile(*arguments, **options)
 
     def _packed(self, rows: ContextRows) -> ContextRows:
-        """Segments of one context in one row, where they have no prefix and the base keeps them apart."""
-        if self.prefix_segments or (rows.num_turns == 1 and not several_processes()):
+        """Segments of one context in one row, where nothing is their own before them and the base keeps them apart."""
+        if self.prefix_segments or self.drawn or (rows.num_turns == 1 and not several_processes()):
             return rows
         prefix_length, decoder = self.phase.prefix_length, self.phase.decoder
         longest = min(LONGEST_ROW, (decoder.window or LONGEST_ROW + prefix_length) - prefix_length)

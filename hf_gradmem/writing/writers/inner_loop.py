@@ -46,7 +46,7 @@ class InnerLoop:
         losses: list[Tensor] = []
         memories = [memory]
         for k, step_size in enumerate(descent.step_sizes):
-            last_loss, gradient = self._loss_and_gradient(objective, memory, k, descent)
+            last_loss, gradient = self._loss_and_gradient(objective.at_step(k), memory, k, descent)
             stepped, state = self.update_rule(memory, self._clipped(gradient), state, step_size)
             losses.append(last_loss.detach())
             detach = not descent.differentiate or self.meta_gradient.detaches
@@ -73,7 +73,7 @@ class InnerLoop:
         running = torch.arange(len(memory), device=memory.device)  # the samples that the objective is of
         active = torch.ones_like(running, dtype=torch.bool)  # which of these have not stopped
         for k, step_size in enumerate(descent.step_sizes):
-            losses, gradient = objective.value_and_gradient(memory[running])
+            losses, gradient = objective.at_step(k).value_and_gradient(memory[running])
             last_loss[running] = losses
             columns[running, k] = losses.where(active, torch.nan)
             stepped, state = self.update_rule(memory[running], self._clipped(gradient), state, step_size)

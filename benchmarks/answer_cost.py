@@ -1,0 +1,108 @@
+"""What an answer from a memory costs once the model is loaded, beside the bare generation of as many tokens.
+
+    python -m benchmarks.answer_cost --base BASE
+
+A note is written by the English adapter, and its questions are asked one by one, as `hf-gradmem chat` and the server
+do, with the confidence's two further looks. Beside it the plain base, without memory or adapter, generates the same
+number of tokens after the same question. They take turns in one process on one thread; what is counted is its processor
+time, and the result is the ratio within a round. The table goes to `benchmarks/results/answer_cost.md`.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hf_gradmem import GradMemForCausalLM, GradMemMemory, get_gradmem_model
+from hf_gradmem.commands.asking import ask_memory
+from hf_gradmem.commands.packaged import LANGUAGE_ADAPTER
+from hf_gradmem.reading.answering import generate_answers
+from hf_gradmem.reading.queries import tokenize_queries
+
+TABLE = Path(__file__).parent / "results" / "answer_cost.md"
+NOTE = (
+    "Selma Quill works as a surveyor. Selma Quill has a flat in Bergen. Selma Quill was born on 3 May 1961. "
+    "Selma Quill bought a canoe."
+)
+QUESTIONS = (
+    "What does Selma Quill work as?",
+    "Where does Selma Quill live?",
+    "When was Selma Quill born?",
+    "What did Selma Quill buy?",
+)
+MOST = 16
+Seconds = dict[str, float]
+
+
+def bare_generation(model: GradMemForCausalLM, question: str, tokens: int) -> None:
+    """So many tokens of the plain base after a question, in its template's words."""
+    ids, mask = tokenize_queries([question], model.tokenizer, model.config.template)
+    counts = {"min_new_tokens": tokens, "max_new_tokens": tokens}
+    pad = model.tokenizer.pad_token_id
+    model.base_model.generate(input_ids=ids, attention_mask=mask, do_sample=False, pad_token_id=pad, **counts)
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """Processor time of a call."""
+    begin = time.process_time()
+    run()
+    return time.process_time() - begin
+
+
+def measure(model: GradMemForCausalLM, memory: GradMemMemory, rounds: int) -> list[Seconds]:
+    """Seconds a question of each way, round after round; the first round warms up and is left out."""
+    lengths = [len(each) for each in generate_answers(model, QUESTIONS, memory, [0] * len(QUESTIONS), MOST).tokens]
+
+    def answer() -> None:
+        for question in QUESTIONS:
+            ask_memory(model, [question], memory, max_new_tokens=MOST)
+
+    def bare() -> None:
+        for question, tokens in zip(QUESTIONS, lengths, strict=True):
+            bare_generation(model, question, tokens)
+
+    ways, found = {"answer": answer, "bare": bare}, []
+    for turn in range(rounds + 1):
+        order = list(ways) if turn % 2 else list(reversed(ways))
+        found.append({name: seconds_of(ways[name]) / len(QUESTIONS) for name in order})
+    return found[1:]
+
+
+def table(found: list[Seconds], dtype: torch.dtype) -> str:
+    """What was measured."""
+    ratios = [each["answer"] / each["bare"] for each in found]
+    answer, bare = (statistics.median(each[name] for each in found) for name in ("answer", "bare"))
+    ratio = " | ".join(f"{of(ratios):.2f}" for of in (statistics.median, min, max))
+    return f"""# The cost of an answer
+
+`python -m benchmarks.answer_cost`: `gradmem-smollm2-135m`, {len(QUESTIONS)} short questions about a note, one by one,
+with the confidence, beside the plain base generating as many tokens after the same question; {len(found)} rounds in
+turns, one thread, {str(dtype).removeprefix("torch.")}, processor seconds a question.
+
+| from the memory, with confidence | bare generation | ratio, median | from | to |
+|---|---|---|---|---|
+| {answer:.2f} | {bare:.2f} | {ratio} |
+"""
+
+
+def main() -> None:
+    """Measure, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", required=True, help="the base's directory or Hub repository")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--dtype", default="float32")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    base = AutoModelForCausalLM.from_pretrained(given.base, dtype=given.dtype)
+    model = get_gradmem_model(base, LANGUAGE_ADAPTER, tokenizer=AutoTokenizer.from_pretrained(given.base))
+    found = measure(model, model.write(NOTE), given.rounds)
+    TABLE.write_text(table(found, model.dtype), encoding="utf-8")
+    print(TABLE.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
