@@ -42,6 +42,10 @@ ARMS = {
     )
     for name, (description, overrides) in LOSSES.items()
 }
+ARMS["plain_longer"] = (
+    "the answers alone, 1,500 steps",
+    ['stages=[{"steps": 1500}]', 'lr_scheduler_kwargs={"num_decay_steps": 400, "min_lr_ratio": 0.05}'],
+)
 
 
 def run_arm(name: str) -> dict[str, Any]:
