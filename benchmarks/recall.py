@@ -148,8 +148,9 @@ def write_table() -> None:
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
             parts = (found["recalled"].values(), found["behind"].values())
-            shares = [*itertools.chain(*parts), found["floor"], found["quoted"], found["quoted_floor"]]
-            lines.append(f"| {title} | {' | '.join(f'{share:.2f}' for share in shares)} |")
+            shares = [*itertools.chain(*parts), *(found.get(name) for name in ("floor", "quoted", "quoted_floor"))]
+            cells = ("not run" if share is None else f"{share:.2f}" for share in shares)
+            lines.append(f"| {title} | {' | '.join(cells)} |")
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
