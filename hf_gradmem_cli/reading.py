@@ -36,7 +36,7 @@ MemoryId = Annotated[
     str | None, typer.Option("--id", help="Which of the memories to read; the question finds it when absent.")
 ]
 Top = Annotated[
-    int, typer.Option(min=1, help="How many of the memories to read without --id; the surest answer is given.")
+    int, typer.Option(min=1, help="How many of the memories to read without --id; the best answer is given.")
 ]
 AbstainBelow = Annotated[float | None, typer.Option(help="Below this confidence, 0..1, say that it is not in memory.")]
 

@@ -1,7 +1,7 @@
 """What `hf-gradmem ask` does: questions from a file, the memories that they are about, the best answer."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,12 @@ from ..memory.store import MemoryStore
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.answering import Answer
+from ..reading.confidence import MEASURED
 from ..tasks.facts import NOT_TOLD
 
 SHORTLIST = 20
 """How many memories words alone choose, where the store keeps the texts."""
+_TELLS_APART = 0.75  # AUROC of memories that hold the context above others
 
 
 @dataclass(frozen=True)
@@ -144,12 +146,12 @@ def ask_store(
     show_progress: bool = False,
     **options: Any,
 ) -> list[Asked]:
-    """Find the memories that each question is about, and give the surest of their answers.
+    """Find the memories that each question is about, and give the best of their answers.
 
     The memories are searched by the likelihood of the question; where the store keeps its texts and words can be
     searched, by both together among the best [`SHORTLIST`] by words, which finds the right one more often
-    (`python -m benchmarks.search`). Without a calibration no answer is surer than another, and the memory that fits
-    best answers.
+    (`python -m benchmarks.search`). The surest of the answers is given where the adapter's confidence was measured to
+    tell the memory that holds the text from others; otherwise that of the memory that fits best.
 
     Args:
         model: the reader.
@@ -175,14 +177,28 @@ def ask_store(
     index = [ids.index(result.id) for _, result in places]
     asked = [question for question, _ in places]
     answers = iter(model.answer(asked, memory, context_index=index, memory_ids=ids, **options))
+    by_confidence = tells_memories_apart(model.config.confidence)
     return [
-        _best(question, [(next(answers), result.score) for result in results], abstain_below)
+        _best(question, [(next(answers), result.score) for result in results], abstain_below, by_confidence)
         for question, results in zip(questions, found, strict=True)
     ]
 
 
-def _best(question: str, candidates: list[tuple[Answer, float | None]], abstain_below: float | None) -> Asked:
-    """The surest answer; of equals, and without confidences, that of the memory that fits best."""
-    answer, _ = max(candidates, key=lambda candidate: candidate[0].confidence or 0.0)
+def tells_memories_apart(confidence: Mapping[str, Any] | None) -> bool:
+    """Whether a confidence is higher where the memory holds what is asked; so if that was not measured."""
+    if confidence is None:
+        return False
+    measured = confidence.get(MEASURED, {}).get("auroc_own_or_other")
+    return measured is None or measured >= _TELLS_APART
+
+
+def _best(
+    question: str,
+    candidates: list[tuple[Answer, float | None]],
+    abstain_below: float | None,
+    by_confidence: bool = False,
+) -> Asked:
+    """The surest answer, of equals that of the memory that fits best; or this one's at once."""
+    answer, _ = max(candidates, key=lambda candidate: (by_confidence and candidate[0].confidence) or 0.0)
     below = abstain_below is not None and answer.confidence is not None and answer.confidence < abstain_below
     return Asked(question, answer, below, tuple(candidates))

@@ -10,6 +10,7 @@ import pytest
 from datasets import Dataset
 
 from hf_gradmem import GradMemForCausalLM, MemoryStore
+from hf_gradmem.commands.asking import ask_store
 from hf_gradmem.commands.calibrate import save_confidence
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.commands.write_dataset import write_dataset
@@ -75,6 +76,20 @@ def test_the_surest_answer_of_several_memories_is_given(store, calibrated):
     assert told["confidence"] == max(candidate["confidence"] for candidate in told["candidates"])
     text = run("ask", "?!c:", "--memories", store, "--model", calibrated).stdout
     assert text == f"3!\nfrom first, confidence {told['confidence']:.2f}\n"
+
+
+def test_a_confidence_that_does_not_tell_memories_apart_chooses_none(store, calibrated):
+    model, opened = GradMemForCausalLM.from_pretrained(calibrated), MemoryStore.from_pretrained(store)
+    questions = [f"?{pair[:3]}" for context in CONTEXTS.values() for pair in context]
+    surest = ask_store(model, questions, opened)
+    measured = dict.fromkeys(("auroc", "auroc_own", "auroc_own_or_other", "brier"), 0.6)
+    model.config.confidence |= {"measured": measured | {"num_answers": 9, "reliability": []}}
+    fitting = ask_store(model, questions, opened)
+    for sure, fits in zip(surest, fitting, strict=True):
+        assert sure.candidates == fits.candidates
+        assert sure.answer == max((answer for answer, _ in sure.candidates), key=lambda answer: answer.confidence)
+        assert fits.answer == fits.candidates[0][0]
+    assert [sure.answer for sure in surest] != [fits.answer for fits in fitting]
 
 
 def test_an_answer_that_is_not_sure_enough_is_not_given(store, calibrated):
