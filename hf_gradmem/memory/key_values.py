@@ -119,8 +119,10 @@ class KeyValues(MemoryForm):
             )
 
     def _pairs_of_start(self) -> LayerPairs:
-        """What the base makes of `memory_init`, `(1, heads, num_memory_tokens, size)` each; where neither is being
-        trained it is made once, for every step of WRITE and every question asks for it."""
+        """What the base makes of `memory_init`, `(1, heads, num_memory_tokens, size)` each.
+
+        Every step of WRITE and every question asks for it, so it is kept where no gradient is to come through it.
+        """
         base_model, own = self.decoder.base_model, {"memory_init": self.module.memory_init}
         tensors = base_weights(base_model) | own
         if other_adapters(base_model) or not makes_constants(base_model, tensors.values()):

@@ -182,8 +182,8 @@ def answer_features(
     written = memory.to(model.device).embeddings
     start = start.repeat(1, written.shape[1] // start.shape[1], 1)  # as many as are read side by side
     both, unwritten = torch.cat([written, start]), [len(memory)] * len(answers)
-    twice = (torch.cat([part, part]) for part in (input_ids, attention_mask))
-    log_probs = _log_probs(model, both, *twice, [*answers, *answers], [*context_index, *unwritten])
+    ids, mask = (torch.cat([part, part]) for part in (input_ids, attention_mask))
+    log_probs = _log_probs(model, both, ids, mask, [*answers, *answers], [*context_index, *unwritten])
     log_prob, of_start = log_probs.split(len(answers))
     write_loss = torch.full_like(log_prob, torch.nan)
     if memory.final_write_loss is not None:
