@@ -13,7 +13,6 @@ is counted with a question there. Last, the base is asked real questions with no
 the value. Results go to `benchmarks/results/recall/<arm>.json`, the table to `benchmarks/results/recall.md`.
 """
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -147,10 +146,9 @@ def write_table() -> None:
         path = RESULTS / f"{name}.json"
         if path.is_file():
             found = json.loads(path.read_text(encoding="utf-8"))
-            parts = (found["recalled"].values(), found["behind"].values())
-            shares = [*itertools.chain(*parts), *(found.get(name) for name in ("floor", "quoted", "quoted_floor"))]
-            cells = ("not run" if share is None else f"{share:.2f}" for share in shares)
-            lines.append(f"| {title} | {' | '.join(cells)} |")
+            rest = (found[name] for name in ("floor", "quoted", "quoted_floor"))
+            shares = [*found["recalled"].values(), *found["behind"].values(), *rest]
+            lines.append(f"| {title} | {' | '.join(f'{share:.2f}' for share in shares)} |")
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
