@@ -14,6 +14,7 @@ the value. Results go to `benchmarks/results/recall/<arm>.json`, the table to `b
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from hf_gradmem.commands.packaged import find_demo_model
 from hf_gradmem.evaluation import answer_queries
 from hf_gradmem.memory.written import GradMemMemory
 from hf_gradmem.tasks import load_task
+from hf_gradmem.template import get_template
 from hf_gradmem.writing.write import write_at_steps
 
 from .arms import run_chosen
@@ -56,10 +58,10 @@ BETWEEN = {
     "long": "Question: What does the text say about this person, as far as you know?\nQuote: ",
 }
 """Words between a memory and the beginning of a sentence, which say nothing of what follows."""
-Beginning = tuple[int, str, str]
+Asked = tuple[int, str, str]
 
 
-def beginnings(rows: list[dict[str, Any]]) -> list[Beginning]:
+def beginnings(rows: list[dict[str, Any]]) -> list[Asked]:
     """Which context, how one of its sentences begins, and the value that ends it."""
     return [
         (number, sentence.strip()[: -len(f"{value}.")], value)
@@ -90,7 +92,7 @@ def measure(name: str) -> dict[str, Any]:
     rows = list(load_task("facts", "test", num_contexts=CONTEXTS, not_told=0))
     contexts = model.tokenize(["".join(row["context"]) for row in rows])
     memories = write_at_steps(model.writer, contexts, STEPS, identity=model.identity())
-    asked = beginnings(rows)
+    asked, questions = beginnings(rows), real_questions(model, rows)
     last, floor = memories[max(STEPS)], memories[max(STEPS)][[*range(1, CONTEXTS), 0]]
     return {
         "beginnings": len(asked),
@@ -100,29 +102,37 @@ def measure(name: str) -> dict[str, Any]:
             for name, words in BETWEEN.items()
         },
         "floor": recalled(model, floor, asked),
-        "quoted": quoted(model, last, rows),
-        "quoted_floor": quoted(model, floor, rows),
+        "quoted": recalled(model, last, questions, says, QUOTED),
+        "quoted_floor": recalled(model, floor, questions, says, QUOTED),
     }
 
 
-def recalled(model: GradMemForCausalLM, memory: GradMemMemory, asked: list[Beginning]) -> float:
-    """The share of the beginnings that the base goes on from with the right value."""
-    of_context, texts, values = zip(*asked, strict=True)
-    found = answer_queries(model, memory, list(texts), list(of_context), max_new_tokens=NEW_TOKENS)
-    return sum(answer.startswith(value) for answer, value in zip(found, values, strict=True)) / len(asked)
-
-
-def quoted(model: GradMemForCausalLM, memory: GradMemMemory, rows: list[dict[str, Any]]) -> float:
-    """The share of the contexts' questions upon which the base says a sentence with the right value."""
-    asked = [
-        (number, f"Question: {query}\nQuote:", target.strip())
+def real_questions(model: GradMemForCausalLM, rows: list[dict[str, Any]]) -> list[Asked]:
+    """Which context, a question on it in words that ask for a quote, and the value that answers it."""
+    words = get_template("quote", model.tokenizer)
+    return [
+        (number, words.question(query), target.strip())
         for number, row in enumerate(rows)
         for query, target in zip(row["queries"], row["targets"], strict=True)
     ]
+
+
+def says(answer: str, value: str) -> bool:
+    """Whether the first sentence of an answer holds the value."""
+    return value in answer.strip().split("\n")[0].split(". ")[0]
+
+
+def recalled(
+    model: GradMemForCausalLM,
+    memory: GradMemMemory,
+    asked: list[Asked],
+    is_right: Callable[[str, str], bool] = str.startswith,
+    new_tokens: int = NEW_TOKENS,
+) -> float:
+    """The share of the beginnings, or questions, that the base goes on from with the right value."""
     of_context, texts, values = zip(*asked, strict=True)
-    found = answer_queries(model, memory, list(texts), list(of_context), max_new_tokens=QUOTED)
-    sentences = [answer.strip().split("\n")[0].split(". ")[0] for answer in found]
-    return sum(value in sentence for value, sentence in zip(values, sentences, strict=True)) / len(asked)
+    found = answer_queries(model, memory, list(texts), list(of_context), max_new_tokens=new_tokens)
+    return sum(is_right(answer, value) for answer, value in zip(found, values, strict=True)) / len(asked)
 
 
 def write_table() -> None:

@@ -7,7 +7,7 @@ of all threads, and a step that is run again in one of them waits for the lock.
 
 import copy
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -109,14 +109,14 @@ def layers_recomputed(base_model: nn.Module) -> list[nn.Module]:
     return [module for module in base_model.modules() if getattr(module, "gradient_checkpointing", False)]
 
 
-def makes_constants(base_model: nn.Module, weights: Iterable[torch.Tensor]) -> bool:
-    """Whether what this thread's runs make of these weights alone is the same each time, and needs no gradient."""
+def makes_constants(base_model: nn.Module, *vectors: torch.Tensor) -> bool:
+    """Whether what this thread's runs of the base make of these vectors is the same each time, without a gradient."""
     if ASKED.phase is not None or torch.compiler.is_compiling() or torch.is_autocast_enabled():
         return False
     if base_model.training and not ASKED.evaluates:  # it may draw random numbers
         return False
     constant = ASKED.freezes_weights or not torch.is_grad_enabled()
-    return constant or not any(weight.requires_grad for weight in weights)
+    return constant or not any(weight.requires_grad for weight in (*vectors, *base_model.parameters()))
 
 
 @contextmanager

@@ -38,8 +38,8 @@ def base_weights(base_model: nn.Module) -> dict[str, Tensor]:
             if tensor is not None and name not in unsaved:
                 found[f"{prefix}.{name}".removeprefix(".").replace(".base_layer.", ".")] = tensor
         lora = lora_parts(module)
-        children = [(f"{prefix}.{name}".removeprefix("."), child) for name, child in module.named_children()]
-        waiting += [(name, child) for name, child in reversed(children) if name.split(".")[-1] not in lora]
+        children = [(name, child) for name, child in module.named_children() if name not in lora]
+        waiting += [(f"{prefix}.{name}".removeprefix("."), child) for name, child in reversed(children)]
     return found
 
 

@@ -1,6 +1,5 @@
 """Keys and values for every layer as the memory (the paper's appendix J)."""
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -123,15 +122,14 @@ class KeyValues(MemoryForm):
 
         Every step of WRITE and every question asks for it, so it is kept where no gradient is to come through it.
         """
-        base_model, own = self.decoder.base_model, {"memory_init": self.module.memory_init}
-        tensors = base_weights(base_model) | own
-        if other_adapters(base_model) or not makes_constants(base_model, tensors.values()):
-            return self._run_start(own)
+        base_model, vectors = self.decoder.base_model, self.module.memory_init
+        if not makes_constants(base_model, vectors) or other_adapters(base_model):
+            return self._run_start()
         with torch.no_grad():
-            return self._kept(tensors, torch.is_inference_mode_enabled())
+            return self._kept(base_weights(base_model) | {"memory_init": vectors}, torch.is_inference_mode_enabled())
 
-    def _run_start(self, tensors: Mapping[str, Tensor], *_: object) -> LayerPairs:
-        vectors = tensors["memory_init"][None].to(self.decoder.base_model.dtype)
+    def _run_start(self, *_: object) -> LayerPairs:
+        vectors = self.module.memory_init[None].to(self.decoder.base_model.dtype)
         return self.decoder.keys_and_values(self.decoder.vectors(vectors))
 
     def _add_start(self, values: Tensor) -> None:

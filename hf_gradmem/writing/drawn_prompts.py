@@ -39,11 +39,12 @@ class DrawnPrompts:
     def before(self, rows: ContextRows, step: int) -> ContextRows:
         """The segments of some rows, alone, each behind the prompt that it has at a step of WRITE.
 
-        What is drawn depends on the segment and the step and on nothing else, so that a context is written alike
-        whatever stands beside it.
+        A prompt has at most as many tokens as its segment and the prompt's own words together. What is drawn depends on
+        the segment and the step and on nothing else, so that a context is written alike whatever stands beside it.
         """
         segments = [ids[scored].tolist() for ids, scored in zip(rows.input_ids, rows.scored, strict=True)]
-        prompts = [self._drawn(segment, step) for segment in segments]
+        own = self.num_own_tokens
+        prompts = [self._drawn(segment, step)[: len(segment) + own] for segment in segments]
         device = rows.input_ids.device
         ids = pad_sequence(
             [torch.tensor(prompt + segment) for prompt, segment in zip(prompts, segments, strict=True)],
@@ -52,17 +53,19 @@ class DrawnPrompts:
         place = torch.arange(ids.shape[1], device=device)
         begins, lengths = (torch.tensor(list(map(len, each)), device=device)[:, None] for each in (prompts, segments))
         mask = place < begins + lengths
-        return replace(rows, input_ids=ids, attention_mask=mask, scored=mask & (place >= begins), behind_memory=mask)
+        return replace(
+            rows, input_ids=ids, attention_mask=mask, scored=mask & (place >= begins), all_behind_memory=True
+        )
 
     def _drawn(self, segment: list[int], step: int) -> list[int]:
-        """Tokens of the prompt of one segment, at most as many as it and the prompt's own together."""
+        """Tokens of the prompt of one segment."""
         tokenizer, rng = self.phase.module.tokenizer, random.Random(f"{step} {segment}")
         every = [word for part in tokenizer.decode(segment).split() if (word := part.strip(punctuation))]
         words = [word for word in every if rng.random() < _SHARE]
         if not words and len(every) > 1:  # of one word alone, nothing would be left to say
             words = [rng.choice(every)]
         rng.shuffle(words)
-        return self._tokens(" ".join(words))[: len(segment) + self.num_own_tokens]
+        return self._tokens(" ".join(words))
 
     def _tokens(self, words: str) -> list[int]:
         return self.phase.module.tokenizer(self.prompt.replace(WORDS, words), add_special_tokens=False).input_ids

@@ -30,8 +30,7 @@ class ContextRows:
         segment_lengths: `(batch, segments)` tokens in each segment, 0 where a context has fewer.
         segment_starts: `(rows, length)`, where in its row a token's segment starts, if a row holds several
             ([`~hf_gradmem.writing.packing.pack_segments`]); padding starts at its own place.
-        behind_memory: `(rows, length)`, True at the tokens that stand behind the memory, scored or not; those that are
-            scored by default.
+        all_behind_memory: whether what is not scored stands behind the memory too, before what is.
         scored_positions: `(tokens,)`, where the scored tokens are among all of them: row · length + place.
         targets: `(tokens,)`, the scored tokens.
     """
@@ -43,7 +42,7 @@ class ContextRows:
     segment_index: Tensor
     segment_lengths: Tensor
     segment_starts: Tensor | None = None
-    behind_memory: Tensor | None = None
+    all_behind_memory: bool = False
     scored_positions: Tensor = field(init=False)
     targets: Tensor = field(init=False)
 
@@ -77,7 +76,6 @@ class ContextRows:
             sample_index=self.sample_index[rows],
             segment_index=self.segment_index[rows],
             segment_starts=None if self.segment_starts is None else self.segment_starts[rows, :length],
-            behind_memory=None if self.behind_memory is None else self.behind_memory[rows, :length],
         )
 
     def of_contexts(self, contexts: Tensor) -> "ContextRows":

@@ -25,13 +25,16 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("memories") / "store"
+def written(directory: Path, **options) -> Path:
     model = GradMemForCausalLM.from_pretrained(RETRIEVAL_ADAPTER)
     rows = Dataset.from_dict({"id": list(CONTEXTS), "context": list(CONTEXTS.values())})
-    write_dataset(model, rows, directory, shard_size=1)
+    write_dataset(model, rows, directory, **options)
     return directory
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("memories") / "store", shard_size=1)
 
 
 @pytest.fixture
@@ -58,12 +61,9 @@ def test_a_question_finds_its_memory_which_is_named(store):
 
 
 def test_memories_with_their_texts_are_ranked_by_likelihood_and_words_together(tmp_path):
-    model = GradMemForCausalLM.from_pretrained(RETRIEVAL_ADAPTER)
-    rows = Dataset.from_dict({"id": list(CONTEXTS), "context": list(CONTEXTS.values())})
-    write_dataset(model, rows, tmp_path / "texts", keep_text=True)
-    opened = MemoryStore.from_pretrained(tmp_path / "texts")
-    options = ["--memories", tmp_path / "texts", "--model", RETRIEVAL_ADAPTER, "--json"]
-    told = json.loads(run("ask", "?!c:", *options).stdout)
+    store = written(tmp_path / "texts", keep_text=True)
+    model, opened = GradMemForCausalLM.from_pretrained(RETRIEVAL_ADAPTER), MemoryStore.from_pretrained(store)
+    told = json.loads(run("ask", "?!c:", "--memories", store, "--model", RETRIEVAL_ADAPTER, "--json").stdout)
     scores = {candidate["memory_id"]: candidate["score"] for candidate in told["candidates"]}
     assert scores == {found.id: found.score for found in opened.search(model, "?!c:", method="joint")}
     assert scores != {found.id: found.score for found in opened.search(model, "?!c:")}

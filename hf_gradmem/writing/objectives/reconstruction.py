@@ -56,7 +56,7 @@ def write_inputs(prefix: DecoderInputs, rows: ContextRows, phase: Phase) -> tupl
     if rows.segment_starts is not None:
         mask, positions, places = packed_layout(rows.segment_starts, cached + length, inputs.embeddings.dtype)
         return inputs._replace(attention_mask=mask[:, :, cached:], position_ids=positions[:, cached:]), places - cached
-    behind = rows.scored if rows.behind_memory is None else rows.behind_memory
+    behind = rows.attention_mask if rows.all_behind_memory else rows.scored
     place = torch.where(behind, 2, torch.where(rows.attention_mask, 0, 3))
     order = torch.cat([place.new_ones(prefix.attention_mask.shape), place], dim=1).argsort(dim=1, stable=True)
     places = order.argsort(dim=1)[:, length:] - 1
