@@ -4,7 +4,7 @@
     python -m benchmarks.run write train      # cells whose name contains one of these
     python -m benchmarks.run --tables         # the tables alone
 
-A cell is a process of its own and one file, `benchmarks/results/performance/<device>/<cell>.json`; one that is there is
+A cell is a process of its own and one file, `performance/<device>/<cell>.json` in the results; one that is there is
 kept, so an interrupted run goes on. A cell that needs more memory than is free is left out, and the run says so.
 """
 
@@ -172,8 +172,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="measure cells whose name contains one of these; all by default")
     parser.add_argument("--tables", action="store_true", help="measure nothing, write the tables")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="directory of the tables and cells")
     arguments = parser.parse_args()
-    directory = RESULTS / "performance" / ("gpu" if torch.cuda.is_available() else "cpu")
+    directory = arguments.results / "performance" / ("gpu" if torch.cuda.is_available() else "cpu")
     directory.mkdir(parents=True, exist_ok=True)
     for name, cell in cells().items():
         path = directory / f"{name}.json"
@@ -185,8 +186,8 @@ def main() -> None:
             continue
         print(name, flush=True)
         run_cell(cell, path)
-        write_tables(directory, RESULTS, device_name())
-    write_tables(directory, RESULTS, device_name())
+        write_tables(directory, arguments.results, device_name())
+    write_tables(directory, arguments.results, device_name())
 
 
 if __name__ == "__main__":
