@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..checkpoint.adapter import save_remote_code
@@ -14,6 +15,7 @@ from ..modeling_gradmem import GradMemForCausalLM
 from ..template import get_template
 from .callbacks import model_within
 from .loss import check_loss_is_the_models
+from .optimizer import JoinedOptimizer
 
 
 class ModelCardCallback(TrainerCallback):
@@ -48,7 +50,7 @@ class ModelCardCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         self._model = model_within(model)
-        self._fill(self._model, args, state)
+        self._fill(self._model, args, state, kwargs.get("optimizer"))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._facts.training["outer steps"] = state.global_step
@@ -83,7 +85,9 @@ class ModelCardCallback(TrainerCallback):
         assert self._model.card_facts is not None
         return self._model.card_facts
 
-    def _fill(self, model: GradMemForCausalLM, args: TrainingArguments, state: TrainerState) -> None:
+    def _fill(
+        self, model: GradMemForCausalLM, args: TrainingArguments, state: TrainerState, optimizer: Optimizer | None
+    ) -> None:
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(model.dtype).split(".")[-1]
         schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
@@ -93,7 +97,7 @@ class ModelCardCallback(TrainerCallback):
             "outer steps": state.global_step,
             "contexts in each step": contexts,
             "trained parameters": f"{trained:,} of {model.num_parameters():,}",
-            "optimizer": str(getattr(args.optim, "value", args.optim)),
+            "optimizer": optimizers_of(args, optimizer),
             "learning rate": f"{args.learning_rate:g} ({schedule})",
             "precision": precision,
             "seed": args.seed,
@@ -160,6 +164,14 @@ def fill_model_card(
 
     trainer.create_model_card = create_model_card  # type: ignore[method-assign, assignment]
     return callback
+
+
+def optimizers_of(args: TrainingArguments, optimizer: Optimizer | None) -> str:
+    """Trainer's own by its name there, then what else steps, with its rate."""
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # without Accelerate's wrapper
+    others = optimizer.parts[1:] if isinstance(optimizer, JoinedOptimizer) else []
+    names = [f"{type(part).__name__} ({part.defaults['lr']:g}) for the base's matrices" for part in others]
+    return ", ".join([str(getattr(args.optim, "value", args.optim)), *names])
 
 
 def hardware(num_processes: int) -> str:

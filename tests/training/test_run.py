@@ -86,6 +86,7 @@ def test_muon_takes_the_matrices_of_the_base_and_leaves_the_rest(tmp_path):
     assert with_muon == matrices
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     trainer.train()
+    assert model.card_facts.training["optimizer"] == "adamw_torch_fused, Muon (0.02) for the base's matrices"
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad == (not torch.equal(parameter, before[name])), name
     # A step of Muon is orthogonal, up to its five Newton-Schulz iterations: it is about as long in every direction.
