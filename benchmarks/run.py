@@ -26,7 +26,8 @@ RESULTS = Path(__file__).parent / "results"
 # glibc keeps freed blocks below its threshold, which would count as memory in use.
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
-WRITERS = ["gradmem", "reference", "floor", "floor with attention", "forward-only"]
+FLOORS = ["floor", "floor with attention"]
+WRITERS = ["gradmem", "reference", *FLOORS, "forward-only"]
 WAYS_BACK = ["exact", "exact, last step", "finite_difference", "first_order"]
 KEEP_THE_GRAPH = ["exact, unrolled", "reference"]
 COMPILED = ["exact, compiled", "exact, unrolled, compiled"]
@@ -81,11 +82,16 @@ def _add_write(found: _Cells) -> None:
         found.add("time", WRITERS, gigabytes, rounds, **shape)
     for batch, length, gigabytes in ((1, 2048, 18), (4, 256, 7)):
         found.add("time", WRITERS, gigabytes, kind="write", batch=batch, tokens=length, threads=2)
+    for batch, length in ((8, 50), (32, 56), (4, 256), (1, 2048)):
+        shape = {"kind": "write", "batch": batch, "tokens": length, "steps": 1, "shape": "smollm2"}
+        found.add("time", ["gradmem", *FLOORS], 6, **shape)
+        if batch == 32:
+            found.add("time", ["gradmem", *FLOORS], 6, rounds=1, **shape, dtype="bfloat16")
     found.add("memory", ["gradmem"], 6, kind="write", batch=1, tokens=16384, steps=1)
     found.add("time", ["gradmem", "compiled"], 2, kind="write", batch=2, tokens=512)
     for length in (4096, 8192):
         found.add("memory", ["gradmem"], 4, kind="write", batch=1, tokens=length)
-        found.add("time", ["gradmem", "floor", "floor with attention"], 4, 1, kind="write", batch=1, tokens=length)
+        found.add("time", ["gradmem", *FLOORS], 4, 1, kind="write", batch=1, tokens=length)
 
 
 def _add_training(found: _Cells) -> None:
@@ -103,8 +109,8 @@ def _add_training(found: _Cells) -> None:
     found.add("memory", [*WAYS_BACK, *KEEP_THE_GRAPH, *COMPILED], 4, **shape)
     found.add("time", ways, 4, rounds=9, **shape)
     shape = {"kind": "train", "batch": 16, "tokens": 40, "steps": 2, "shape": "smollm2", "trains": "lora"}
-    ways = ["exact", "exact, last step", "reference"]
-    found.add("memory", [*ways, "finite_difference"], 14, **shape)
+    ways = ["exact", "exact, last step", "finite_difference", "reference"]
+    found.add("memory", ways, 14, **shape)
     found.add("time", ways, 16, rounds=2, **shape)
     for length in (40, 256):
         shape = {"kind": "reader", "batch": 16, "tokens": length, "shape": "smollm2"}
@@ -134,10 +140,13 @@ def _add_parts(found: _Cells) -> None:
 
 
 def _add_reading(found: _Cells) -> None:
-    for length in (256, 1024):
+    for length in (256, 1024, 4096):
         for batch in (1, 16):
-            found.add("time", READERS, 2, kind="read", batch=batch, tokens=length)
+            found.add("time", READERS, 4, kind="read", batch=batch, tokens=length)
         found.add("bytes", [], 1, kind="read", batch=1, tokens=length)
+    for batch in (1, 16):
+        found.add("time", READERS, 4, 2, kind="read", batch=batch, tokens=1024, shape="smollm2")
+    found.add("bytes", [], 1, kind="read", batch=1, tokens=1024, shape="smollm2")
 
 
 def run_cell(cell: dict[str, Any], path: Path) -> None:

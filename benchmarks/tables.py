@@ -97,6 +97,7 @@ def _table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 def _write_table(cells: Cells) -> list[str]:
     rows = []
+    whole, cells = _of(cells, shape="smollm2"), _of(cells, shape="smollm2-8-layers")
     for shape in _shapes(cells, "write", ("threads", "steps", "batch", "tokens")):
         threads = shape.pop("threads")
         own = _of(cells, kind="write", **shape)
@@ -140,7 +141,38 @@ def _write_table(cells: Cells) -> list[str]:
             ],
             rows,
         ),
+        "All 30 layers, one step, one thread. A floor is in the precision of the step.",
+        "",
+        *_whole_write_table(whole),
     ]
+
+
+def _whole_write_table(cells: Cells) -> list[str]:
+    rows = []
+    for shape in _shapes(cells, "write", ("dtype", "batch", "tokens")):
+        (timed,) = _of(cells, kind="write", **shape)
+        floors = ("floor", "floor with attention")
+        rows.append(
+            [
+                f"{shape['batch']} × {shape['tokens']}",
+                shape["dtype"],
+                _number(_seconds(timed, "gradmem")),
+                *(_number(_seconds(timed, floor)) for floor in floors),
+                *(_ratio(timed, "gradmem", floor) for floor in floors),
+            ]
+        )
+    return _table(
+        [
+            "contexts × tokens",
+            "precision",
+            "seconds",
+            "floor s",
+            "floor with attention s",
+            "/ floor",
+            "/ floor with attention",
+        ],
+        rows,
+    )
 
 
 def _training_tables(cells: Cells) -> list[str]:
@@ -282,11 +314,12 @@ def _segments_table(cells: Cells) -> list[str]:
 
 def _read_table(cells: Cells) -> list[str]:
     rows = []
-    for shape in _shapes(_of(cells, measure="time"), "read", ("tokens", "batch")):
+    for shape in _shapes(_of(cells, measure="time"), "read", ("shape", "tokens", "batch")):
         (timed,) = _of(cells, kind="read", measure="time", **shape)
-        sizes = next(iter(_of(cells, kind="read", measure="bytes", tokens=shape["tokens"])), None)
+        sizes = next(iter(_of(cells, kind="read", measure="bytes", **shape | {"batch": 1})), None)
         rows.append(
             [
+                shape["shape"],
                 str(shape["tokens"]),
                 str(shape["batch"]),
                 *(
@@ -307,7 +340,7 @@ def _read_table(cells: Cells) -> list[str]:
     return [
         "## READ, and when a memory pays",
         "",
-        f"K = 2, the shape of WRITE. A query is 16 tokens and {NEW_TOKENS} new ones, greedy, each on a cache: of the "
+        f"K = 2. A query is 16 tokens and {NEW_TOKENS} new ones, greedy, each on a cache: of the "
         "context, or of the memory. Break-even is the number of queries on one context after which WRITE and the "
         "queries take less than the prefill and the queries on its KV cache: (WRITE − prefill) / (query on the KV "
         "cache − query on the memory). The arithmetic beside it puts the bare products of WRITE in WRITE's place, and "
@@ -316,6 +349,7 @@ def _read_table(cells: Cells) -> list[str]:
         "",
         *_table(
             [
+                "model",
                 "context tokens",
                 "queries at once",
                 "WRITE s",
