@@ -1,7 +1,7 @@
 """Contexts into memory vectors: `write-dataset` beside the loop that one would write in plain PyTorch.
 
-    python -m benchmarks.plain_loop --model MODEL                # K = 20, 96 contexts
-    python -m benchmarks.plain_loop --model MODEL --quick        # K = 3, 32 contexts, one round
+    python -m benchmarks.plain_loop --model MODEL                # K = 20, two rounds
+    python -m benchmarks.plain_loop --model MODEL --quick        # K = 3, one round
 
 Both write the same contexts, Short SQuAD's sentences of 12 to 48 tokens, into 8 vectors of the frozen base from the
 same start by Adam. The plain loop takes batches of 32, padded to 48 tokens, and all logits; `write_dataset` writes a
@@ -34,7 +34,7 @@ Tensor = torch.Tensor
 ROOT = Path(__file__).parent
 RESULT, TABLE = ROOT / "results" / "plain_loop.json", ROOT / "results" / "plain_loop.md"
 DATA = Path("../shared/data/squad/train_subset_800.json")
-BATCH, LONGEST, SHORTEST = 32, 48, 12
+CONTEXTS, BATCH, LONGEST, SHORTEST = 32, 32, 48, 12
 MEMORY_TOKENS, STEP_SIZE, BETAS = 8, 0.05, (0.9, 0.9)
 
 
@@ -141,12 +141,12 @@ def keep(result: dict[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="the base")
-    parser.add_argument("--quick", action="store_true", help="3 steps on 32 contexts, once")
-    parser.add_argument("--rounds", type=int, help="3, or 1 if quick")
+    parser.add_argument("--quick", action="store_true", help="3 steps, once")
+    parser.add_argument("--rounds", type=int, help="2, or 1 if quick")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    contexts, steps, rounds = (32, 3, 1) if given.quick else (96, 20, 3)
-    measure(given.model, contexts, steps, given.rounds or rounds)
+    steps, rounds = (3, 1) if given.quick else (20, 2)
+    measure(given.model, CONTEXTS, steps, given.rounds or rounds)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
+from ..base.precision import FASTEST
 from ..configuration_gradmem import GradMemConfig
 from ..losses import LOSSES, weight_name
 from ..tasks import get_task
@@ -101,7 +102,7 @@ class RecipeArguments:
     base_dtype: str | None = field(
         default=None,
         metadata={
-            "help": "Precision that the base is loaded in: its own when absent; bfloat16, ...; auto, the fastest here."
+            "help": "Precision that the base is loaded in: its own when absent; bfloat16, ...; fastest, the fastest here."
         },
     )
     start: dict | None = field(
@@ -169,13 +170,13 @@ class RecipeArguments:
 
     def _check_base_dtype(self) -> None:
         """Refuse what is no precision, and one that is left to the machine for weights that train."""
-        known = self.base_dtype in (None, "auto") or isinstance(getattr(torch, str(self.base_dtype), None), torch.dtype)
-        if not known:
-            raise ValueError(f"base_dtype must be auto, float32, bfloat16 or float16, got {self.base_dtype!r}.")
-        if self.base_dtype == "auto" and self.train_base:
+        named = isinstance(getattr(torch, str(self.base_dtype), None), torch.dtype)
+        if not named and self.base_dtype not in (None, FASTEST):
+            raise ValueError(f"base_dtype must be {FASTEST}, float32, bfloat16 or float16, got {self.base_dtype!r}.")
+        if self.base_dtype == FASTEST and self.train_base:
             raise ValueError(
-                "base_dtype: auto may choose bfloat16, in which small updates of weights are lost. With train_base, "
-                "name the precision, or leave base_dtype out for the base's own."
+                f"base_dtype: {FASTEST} may choose bfloat16, in which small updates of weights are lost. With "
+                "train_base, name the precision, or leave base_dtype out for the base's own."
             )
 
     def _check_written_once(self) -> None:

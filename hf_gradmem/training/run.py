@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..base.precision import fastest_dtype
+from ..base.precision import FASTEST, fastest_dtype
 from ..checkpoint.adapter import Adapter
 from ..checkpoint.run_facts import RECIPE_FILE, RESULTS_FILE, arguments_of_set, published_recipe, set_arguments
 from ..checkpoint.tokenizer import open_tokenizer
@@ -167,7 +167,7 @@ def build_model(
     """The base, loaded or built with random weights, with its memory; or an adapter to go on training.
 
     Args:
-        device: where it will run, for `base_dtype: auto`; this machine's accelerator by default, if there is one.
+        device: where it will run, for `base_dtype: fastest`; this machine's accelerator by default, if there is one.
     """
     dtype = _base_dtype(arguments, trust_remote_code, device)
     load: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
@@ -192,7 +192,7 @@ def _base_dtype(arguments: RecipeArguments, trust_remote_code: bool, device: tor
     """The precision to load the base in."""
     if arguments.base_dtype is None:
         return "auto"
-    if arguments.base_dtype != "auto":
+    if arguments.base_dtype != FASTEST:
         return getattr(torch, arguments.base_dtype)
     name = arguments.base_model
     if name is None and arguments.adapter is not None:

@@ -113,9 +113,9 @@ def test_an_adapter_takes_the_fastest_for_its_base_and_leaves_trained_weights_al
 def test_a_recipe_leaves_the_precision_to_the_machine_unless_the_base_trains(seconds, wide_base):
     seconds[torch.bfloat16] = 0.3
     stages = [{"steps": 1}]
-    recipe = RecipeArguments(task="facts", base_model=wide_base, stages=stages, base_dtype="auto")
+    recipe = RecipeArguments(task="facts", base_model=wide_base, stages=stages, base_dtype="fastest")
     assert build_model(recipe, device=CPU).base_model.dtype == torch.bfloat16
     recipe = RecipeArguments(task="facts", base_model=wide_base, stages=stages)
     assert build_model(recipe, device=CPU).base_model.dtype == torch.float32
     with pytest.raises(ValueError, match="small updates of weights are lost"):
-        RecipeArguments(task="facts", base_model=wide_base, stages=stages, base_dtype="auto", train_base=True)
+        RecipeArguments(task="facts", base_model=wide_base, stages=stages, base_dtype="fastest", train_base=True)
