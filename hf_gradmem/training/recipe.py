@@ -102,7 +102,7 @@ class RecipeArguments:
     base_dtype: str | None = field(
         default=None,
         metadata={
-            "help": "Precision that the base is loaded in: its own when absent; bfloat16, ...; fastest, the fastest here."
+            "help": "Precision that the base is loaded in: its own when absent; bfloat16, ...; fastest, as here."
         },
     )
     start: dict | None = field(
