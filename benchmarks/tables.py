@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 NEW_TOKENS = 16  # of a query in `read_variant`
+PAPERS_READS = 64  # after which WRITE has paid, by the paper
 Cells = list[dict[str, Any]]
 
 
@@ -366,10 +367,19 @@ def _read_table(cells: Cells) -> list[str]:
     ]
 
 
-def _break_even(timed: dict[str, Any], batch: int, saving: Callable[[dict[str, float]], tuple[float, float]]) -> str:
+Saving = Callable[[dict[str, float]], tuple[float, float]]
+
+
+def _break_even(timed: dict[str, Any], batch: int, saving: Saving) -> str:
+    queries = _break_even_queries(timed, batch, saving)
+    return "never" if queries is None else f"{queries:,.0f}"
+
+
+def _break_even_queries(timed: dict[str, Any], batch: int, saving: Saving) -> float | None:
+    """After how many queries a memory pays; `None` where it never does."""
     spent = [saving(row) for row in timed["rounds"]]
     extra, saved = (statistics.median(values) for values in zip(*spent, strict=True))
-    return f"{batch * extra / saved:,.0f}" if saved > 0 else "never"
+    return batch * extra / saved if saved > 0 else None
 
 
 def _measured_saving(row: dict[str, float]) -> tuple[float, float]:
@@ -389,8 +399,8 @@ def _plot(cells: Cells, path: Path) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         return
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    panels = figure.subplots(2, 2)
+    figure = Figure(figsize=(15, 7), layout="constrained")
+    panels = figure.subplots(2, 3)
     lengths = _of(cells, kind="write", batch=1, steps=2, threads=1)
     steps = _of(cells, kind="train", batch=8, tokens=480)
     for column, (title, own, axis, variants) in enumerate(
@@ -418,4 +428,31 @@ def _plot(cells: Cells, path: Path) -> None:
                 panels[row][column].set_yscale("log")
             if panels[row][column].lines:
                 panels[row][column].legend()
+    _plot_reading(_of(cells, kind="read", measure="time", shape="smollm2-8-layers"), panels[0][2], panels[1][2])
     figure.savefig(path, dpi=120)
+
+
+def _plot_reading(cells: Cells, in_all: Any, break_even: Any) -> None:
+    """The time of a context and all queries on it, and after how many of them a memory pays."""
+    for timed in _of(cells, tokens=1024, batch=1):
+        queries = [2**power for power in range(11)]
+        for once, each, label in (
+            ("write", "query, memory in the prompt", "WRITE, then the memory"),
+            ("prefill", "query, KV cache", "prefill, then its KV cache"),
+        ):
+            first, further = (_seconds(timed, variant) or 0.0 for variant in (once, each))
+            in_all.plot(queries, [first + number * further for number in queries], label=label)
+    for batch in (1, 16):
+        points = [
+            (timed["cell"]["tokens"], _break_even_queries(timed, batch, _measured_saving))
+            for timed in _of(cells, batch=batch)
+        ]
+        found = sorted((tokens, queries) for tokens, queries in points if queries is not None)
+        if found:
+            break_even.plot(*zip(*found, strict=True), marker="o", label=f"{batch} at once")
+    in_all.axvline(PAPERS_READS, linestyle="--", color="grey", label=f"the paper's {PAPERS_READS} READs")
+    break_even.axhline(PAPERS_READS, linestyle="--", color="grey", label=f"the paper's {PAPERS_READS} READs")
+    in_all.set(title="1,024 tokens and the queries on them", xlabel="queries", xscale="log", yscale="log")
+    break_even.set(xlabel="context tokens", ylabel="queries after which a memory pays", xscale="log", yscale="log")
+    in_all.legend()
+    break_even.legend()
