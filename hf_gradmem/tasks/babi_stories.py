@@ -220,8 +220,8 @@ def _sentence(world: _World, event: _Event, qa: int) -> str:
     return f"{event.person} {world.one_of(verbs)} the {event.what}{there}.\n"
 
 
-def _directions(rng: np.random.Generator) -> tuple[list[str], Callable[[], Asked]]:
-    """QA4: how two rooms lie from the one between them, and the questions on it."""
+def _directions(rng: np.random.Generator, ways_asked: float) -> tuple[list[str], Callable[[], Asked]]:
+    """QA4: how two rooms lie from the one between them, and the questions on it, of which some ask for the way."""
     middle, *ends = (ROOMS[int(room)] for room in rng.permutation(len(ROOMS))[:3])
     direction = list(OPPOSITE)[int(rng.integers(len(OPPOSITE)))]
     told = []
@@ -231,6 +231,8 @@ def _directions(rng: np.random.Generator) -> tuple[list[str], Callable[[], Asked
 
     def ask() -> Asked:
         room, way, other = told[int(rng.integers(2))]
+        if ways_asked and rng.random() < ways_asked:  # no number is drawn, and no story changed, where it is 0
+            return f"Where is the {room} of the {other}?", way
         if rng.random() < 0.5:
             return f"What is {way} of the {other}?", room
         return f"What is the {other} {OPPOSITE[way]} of?", room
@@ -251,6 +253,10 @@ class BabiStories:
             draws one. QA4 asks one of a story.
         queries_per_context: most questions on a context. One, as in the files; above it, further ones that could have
             been asked in its place.
+        ways_asked: share of QA4's questions that ask which way a room lies from another ("Where is the office of the
+            kitchen?" "north"), as the files never do. What they ask for stands before all that the question names, so
+            it can only be found backwards, and a model that is asked nothing else learns neither to store the ways nor
+            to read them.
         seed: of the stream.
         split: streams of different splits are independent.
 
@@ -262,6 +268,7 @@ class BabiStories:
     num_statements: int | Sequence[int] | None = None
     question: int | Sequence[int] = (1, PER_STORY)
     queries_per_context: int = 1
+    ways_asked: float = 0.0
     seed: int = 0
     split: str = "train"
 
@@ -274,6 +281,8 @@ class BabiStories:
         for name, lowest in (("queries_per_context", 1), ("seed", 0)):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}.")
+        if not 0 <= self.ways_asked <= 1:
+            raise ValueError(f"ways_asked is a share of the questions, 0 to 1, got {self.ways_asked}.")
 
     @property
     def tasks(self) -> tuple[int, ...]:
@@ -321,7 +330,7 @@ class BabiStories:
     def _story(self, rng: np.random.Generator, task: int) -> tuple[list[str], list[Asked]] | None:
         """Sentences and questions, if a story of the span came of it."""
         if task == 4:
-            sentences, ask = _directions(rng)
+            sentences, ask = _directions(rng, self.ways_asked)
             return sentences, self._different(ask)
         first, last = number_range("question", self.question)
         ends_with = int(rng.integers(first, last + 1))
