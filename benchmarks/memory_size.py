@@ -1,0 +1,88 @@
+"""How many memory vectors are needed: the first ones of gradmem-kv-32, trained on, at eight and sixteen pairs.
+
+    python -m benchmarks.memory_size               # every size that has no result yet
+    python -m benchmarks.memory_size four          # this one
+
+`model_cards/gradmem-kv-32` keeps its first vectors and their step sizes, and goes on training by `memory_size.yaml`.
+Results go to `benchmarks/results/memory_size/<arm>.json`, the table to `benchmarks/results/memory_size.md`. A run that
+was interrupted goes on from its last checkpoint in `runs/`.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from hf_gradmem.commands.opening import load_model
+from hf_gradmem.evaluation.results import evaluate_model, evaluation_sets, load_sets
+from hf_gradmem.training.recipe import load_recipe
+from hf_gradmem.training.run import run_training
+
+from .arms import run_chosen
+
+ROOT = Path(__file__).parent
+RECIPE, RESULTS, TABLE = (
+    ROOT / "memory_size.yaml",
+    ROOT / "results" / "memory_size",
+    ROOT / "results" / "memory_size.md",
+)
+SOURCE = ROOT.parent / "model_cards" / "gradmem-kv-32"
+ARMS = {"four": 4, "two": 2, "one": 1, "eight": 8}
+STEPS = (1, 2)
+SETS = ("n8", "n16")
+
+
+def keep_first_vectors(directory: Path, count: int) -> None:
+    """A copy of the adapter that has its first vectors alone."""
+    shutil.copytree(SOURCE, directory, dirs_exist_ok=True)
+    weights = load_file(directory / "model.safetensors")
+    weights["memory_init"] = weights["memory_init"][:count].clone()
+    weights["write_log_learning_rate"] = weights["write_log_learning_rate"][:, :count].clone()
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8")) | {"num_memory_tokens": count}
+    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def run_arm(name: str) -> dict[str, Any]:
+    """Train on from so many vectors, and answer contexts that no run looked at."""
+    directory = Path("runs") / "memory_size" / name
+    keep_first_vectors(directory / "start", ARMS[name])
+    recipe = load_recipe(RECIPE, [f"adapter={directory / 'start'}", f"output_dir={directory / 'run'}"])
+    run_training(recipe)
+    arguments = recipe.arguments
+    sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments)
+    rows = load_sets(arguments.task, sets, "test")
+    records = evaluate_model(f"m = {ARMS[name]}", load_model(recipe.training.output_dir), rows, sets, STEPS)
+    return {"arm": name, "results": records}
+
+
+def row_of(name: str) -> str:
+    path = RESULTS / f"{name}.json"
+    if not path.is_file():
+        return f"| {ARMS[name]} | not run | | | |"
+    records = json.loads(path.read_text(encoding="utf-8"))["results"]
+    found = {(record["set"], record["write_steps"]): record["exact_match"] for record in records}
+    return f"| {ARMS[name]} | {' | '.join(f'{found[each, steps]:.3f}' for each in SETS for steps in STEPS)} |"
+
+
+def write_table() -> None:
+    """One row for each size."""
+    steps = load_recipe(RECIPE).arguments.stages[0]["steps"]
+    lines = [
+        "# Memory vectors and what they hold",
+        "",
+        f"The first m vectors of gradmem-kv-32, which has eight, trained on for {steps} outer steps; keys and values of "
+        "two symbols out of 62. Exact match of generated answers on contexts that no run looked at. One run for each row. "
+        "Command: `python -m benchmarks.memory_size`; recipe: `benchmarks/memory_size.yaml`.",
+        "",
+        "| m | 8 pairs, K = 1 | 8 pairs, K = 2 | 16 pairs, K = 1 | 16 pairs, K = 2 |",
+        "|---|---|---|---|---|",
+        *(row_of(name) for name in sorted(ARMS, key=ARMS.__getitem__)),
+    ]
+    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_chosen(__doc__, ARMS, RESULTS, run_arm, write_table)
