@@ -73,9 +73,9 @@ def write_table() -> None:
     lines = [
         "# Memory vectors and what they hold",
         "",
-        f"The first m vectors of gradmem-kv-32, which has eight, trained on for {steps} outer steps; keys and values of "
-        "two symbols out of 62. Exact match of generated answers on contexts that no run looked at. One run for each row. "
-        "Command: `python -m benchmarks.memory_size`; recipe: `benchmarks/memory_size.yaml`.",
+        f"The first m vectors of gradmem-kv-32, which has eight, trained on for {steps} outer steps; keys and values "
+        "of two symbols out of 62. Exact match of generated answers on contexts that no run looked at. One run for "
+        "each row. Command: `python -m benchmarks.memory_size`; recipe: `benchmarks/memory_size.yaml`.",
         "",
         "| m | 8 pairs, K = 1 | 8 pairs, K = 2 | 16 pairs, K = 1 | 16 pairs, K = 2 |",
         "|---|---|---|---|---|",

@@ -256,6 +256,16 @@ def test_which_question_of_a_story_is_asked_can_be_said():
     assert {len(BabiStories(qa=1, question=[4, 5]).row(index)["context"]) for index in range(40)} == {8, 10}
 
 
+def test_the_way_from_one_room_to_another_can_be_asked_for():
+    rows = load_task("babi_stories", "train", qa=4, ways_asked=0.5, queries_per_context=6, num_contexts=50)
+    asked = [(row["context"], *each) for row in rows for each in zip(row["queries"], row["targets"], strict=True)]
+    ways = [each for each in asked if each[1].startswith("Where")]
+    assert 0 < len(ways) < len(asked)
+    for context, query, target in ways:
+        room, other = re.fullmatch(r"Where is the (\w+) of the (\w+)\?", query).groups()
+        assert f"The {room} is{target} of the {other}.\n" in context
+
+
 def test_more_questions_on_a_context_are_different_ones():
     rows = [BabiStories(qa=5, queries_per_context=5).row(index) for index in range(50)]
     assert all(len(set(row["queries"])) == len(row["queries"]) for row in rows)
@@ -278,6 +288,7 @@ def test_more_questions_on_a_context_are_different_ones():
         ({"question": 0}, "question must be"),
         ({"queries_per_context": 0}, "queries_per_context must be"),
         ({"seed": -1}, "seed must be"),
+        ({"qa": 4, "ways_asked": 1.5}, "ways_asked is a share .* 1.5"),
         ({"num_contexts": 0}, "num_contexts"),
         ({"colour": 1}, "colour"),
     ],
