@@ -23,11 +23,9 @@ from hf_gradmem.training.run import run_training
 from .arms import run_chosen
 
 ROOT = Path(__file__).parent
-RECIPE, RESULTS, TABLE = (
-    ROOT / "memory_size.yaml",
-    ROOT / "results" / "memory_size",
-    ROOT / "results" / "memory_size.md",
-)
+RECIPE = ROOT / "memory_size.yaml"
+RESULTS = ROOT / "results" / "memory_size"
+TABLE = RESULTS.with_suffix(".md")
 SOURCE = ROOT.parent / "model_cards" / "gradmem-kv-32"
 ARMS = {"four": 4, "two": 2, "one": 1, "eight": 8}
 STEPS = (1, 2)

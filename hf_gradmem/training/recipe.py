@@ -101,9 +101,7 @@ class RecipeArguments:
     train_base: bool = field(default=False, metadata={"help": "Train the base's weights as well."})
     base_dtype: str | None = field(
         default=None,
-        metadata={
-            "help": "Precision that the base is loaded in: its own when absent; bfloat16, ...; fastest, as here."
-        },
+        metadata={"help": "Precision that the base is loaded in: its own when absent; bfloat16, ...; or fastest."},
     )
     start: dict | None = field(
         default=None,
