@@ -3,12 +3,16 @@
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
+
+from hf_gradmem import GradMemForCausalLM
+from hf_gradmem.evaluation.results import Record, evaluate_model, evaluation_sets, load_sets
+from hf_gradmem.training.recipe import RecipeArguments
 
 
 def run_chosen(
@@ -38,6 +42,24 @@ def run_chosen(
         result = run_arm(name)
         (results / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         write_table()
+
+
+def answer_sets(
+    label: str,
+    model: GradMemForCausalLM,
+    arguments: RecipeArguments,
+    split: str,
+    write_steps: Sequence[int] = (),
+) -> list[Record]:
+    """The records of a recipe's evaluation sets, from contexts of this split."""
+    sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments)
+    return evaluate_model(label, model, load_sets(arguments.task, sets, split), sets, write_steps)
+
+
+def save_table(path: Path, title: str, text: str, header: str, rows: Iterable[str]) -> None:
+    """A page of a title, a paragraph and a table; `header` and `rows` are lines of Markdown."""
+    rule = "|" + "---|" * (header.count("|") - 1)
+    path.write_text("\n".join([f"# {title}", "", text, "", header, rule, *rows]) + "\n", encoding="utf-8")
 
 
 class StopWhenLearned(TrainerCallback):

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 from hf_gradmem.training.recipe import load_recipe
 from hf_gradmem.training.run import build_trainer
 
-from .arms import run_chosen
+from .arms import run_chosen, save_table
 
 ROOT = Path(__file__).parent
 RECIPE = ROOT.parent / "model_cards" / "gradmem-kv" / "recipe.yaml"
@@ -88,20 +88,17 @@ def write_table() -> None:
             middle = next(point for point in curve if point["step"] == STEPS[0])
             scores = [f"{point[set_name]:.3f}" for set_name in SETS for point in (middle, curve[-1])]
         rows.append(f"| {description} | {positions} | {numbers:,} | {' | '.join(scores)} |")
-    text = [
-        "# Keys and values as the memory, beside input vectors",
-        "",
+    save_table(
+        TABLE,
+        "Keys and values as the memory, beside input vectors",
         "Key-value retrieval at the paper's shape (4 layers, 128 wide; keys and values of two symbols out of 62), two "
         f"WRITE steps with learned sizes, {STEPS[0]} outer steps of 16 contexts at 8 pairs and {STEPS[1]} at 4 to 16. "
         "Teacher-forced exact match on fresh contexts (1,024 queries of 8 pairs and of 16), one seed. Command: "
         "`python -m benchmarks.memory_forms`.",
-        "",
         f"| memory | positions | numbers | 8 pairs, {STEPS[0]} steps | 8 pairs, {sum(STEPS)} | 16 pairs, {STEPS[0]} | "
         f"16 pairs, {sum(STEPS)} |",
-        "|---|---|---|---|---|---|---|",
-        *rows,
-    ]
-    TABLE.write_text("\n".join(text) + "\n", encoding="utf-8")
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -16,11 +16,10 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from hf_gradmem.commands.opening import load_model
-from hf_gradmem.evaluation.results import evaluate_model, evaluation_sets, load_sets
 from hf_gradmem.training.recipe import load_recipe
 from hf_gradmem.training.run import run_training
 
-from .arms import run_chosen
+from .arms import answer_sets, run_chosen, save_table
 
 ROOT = Path(__file__).parent
 RECIPE = ROOT / "memory_size.yaml"
@@ -49,11 +48,8 @@ def run_arm(name: str) -> dict[str, Any]:
     keep_first_vectors(directory / "start", ARMS[name])
     recipe = load_recipe(RECIPE, [f"adapter={directory / 'start'}", f"output_dir={directory / 'run'}"])
     run_training(recipe)
-    arguments = recipe.arguments
-    sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments)
-    rows = load_sets(arguments.task, sets, "test")
-    records = evaluate_model(f"m = {ARMS[name]}", load_model(recipe.training.output_dir), rows, sets, STEPS)
-    return {"arm": name, "results": records}
+    model = load_model(recipe.training.output_dir)
+    return {"arm": name, "results": answer_sets(f"m = {ARMS[name]}", model, recipe.arguments, "test", STEPS)}
 
 
 def row_of(name: str) -> str:
@@ -68,18 +64,15 @@ def row_of(name: str) -> str:
 def write_table() -> None:
     """One row for each size."""
     steps = load_recipe(RECIPE).arguments.stages[0]["steps"]
-    lines = [
-        "# Memory vectors and what they hold",
-        "",
+    save_table(
+        TABLE,
+        "Memory vectors and what they hold",
         f"The first m vectors of gradmem-kv-32, which has eight, trained on for {steps} outer steps; keys and values "
         "of two symbols out of 62. Exact match of generated answers on contexts that no run looked at. One run for "
         "each row. Command: `python -m benchmarks.memory_size`; recipe: `benchmarks/memory_size.yaml`.",
-        "",
         "| m | 8 pairs, K = 1 | 8 pairs, K = 2 | 16 pairs, K = 1 | 16 pairs, K = 2 |",
-        "|---|---|---|---|---|",
-        *(row_of(name) for name in sorted(ARMS, key=ARMS.__getitem__)),
-    ]
-    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        map(row_of, sorted(ARMS, key=ARMS.__getitem__)),
+    )
 
 
 if __name__ == "__main__":

@@ -14,12 +14,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hf_gradmem import GradMemForCausalLM
-from hf_gradmem.evaluation.results import evaluate_model, evaluation_sets, load_sets
-from hf_gradmem.training.recipe import RecipeArguments, load_recipe
+from hf_gradmem.training.recipe import load_recipe
 from hf_gradmem.training.run import build_trainer
 
-from .arms import StopWhenLearned, run_chosen
+from .arms import StopWhenLearned, answer_sets, run_chosen, save_table
 
 ROOT = Path(__file__).parent
 RECIPE = ROOT / "orders.yaml"
@@ -63,7 +61,8 @@ def run_arm(name: str) -> dict[str, Any]:
         watch = StopWhenLearned(ENOUGH, len(SETS))
         trainer.add_callback(watch)
         trainer.train()
-        generated = generated_exact_match(trainer.model, recipe.arguments)
+        records = answer_sets(name, trainer.model, recipe.arguments, "test")
+    generated = {record["set"]: record["exact_match"] for record in records}
     return {
         "arm": name,
         "change": description,
@@ -71,13 +70,6 @@ def run_arm(name: str) -> dict[str, Any]:
         "curve": watch.curve,
         "generated": generated,
     }
-
-
-def generated_exact_match(model: GradMemForCausalLM, arguments: RecipeArguments) -> dict[str, float]:
-    """Exact match of generated answers on contexts that no run looked at, of each set."""
-    sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments)
-    records = evaluate_model("", model, load_sets(arguments.task, sets, "test"), sets)
-    return {record["set"]: record["exact_match"] for record in records}
 
 
 def row_of(name: str) -> str:
@@ -93,21 +85,18 @@ def row_of(name: str) -> str:
 
 def write_table() -> None:
     """One row for each arm."""
-    lines = [
-        "# Contexts of both orders",
-        "",
+    save_table(
+        TABLE,
+        "Contexts of both orders",
         "Eight pairs, each once, as `K:V` or `V:K`, and asked by what stands first; keys and values of two symbols out "
         "of 62; the paper's shape, m = 8, K = 2, 16 contexts in an outer step, Muon for the base's matrices. "
         "Exact match of generated answers on 128 contexts that no run looked at; beside it the teacher-forced one on "
         f"128 others: an arm ends where both orders are at {ENOUGH} there, or its steps are used up. "
         "One run for each row; the minutes are of one thread of a machine that did other work as well. "
         "Command: `python -m benchmarks.orders`; recipe: `benchmarks/orders.yaml`.",
-        "",
         "| arm | trained on | forward | backward | forward, forced | backward, forced | outer steps | minutes |",
-        "|---|---|---|---|---|---|---|---|",
-        *(row_of(name) for name in ARMS),
-    ]
-    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        map(row_of, ARMS),
+    )
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ from pathlib import Path
 import torch
 
 from hf_gradmem.commands.opening import load_model
-from hf_gradmem.evaluation.results import evaluate_model, evaluation_sets, load_records, load_sets
+from hf_gradmem.evaluation.results import load_records
 from hf_gradmem.training.recipe import Recipe, load_recipe
 from hf_gradmem.training.run import run_training
+
+from .arms import answer_sets, save_table
 
 ROOT = Path(__file__).parent
 CARDS = ROOT.parent / "model_cards"
@@ -44,11 +46,8 @@ def run(name: str, learning_rate: str) -> dict[str, list[dict]]:
     """Train, and answer the validation and test sets: the records of each split."""
     recipe = forward_recipe(name, learning_rate)
     run_training(recipe)
-    arguments = recipe.arguments
-    model, task = load_model(recipe.training.output_dir), arguments.task
-    sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments)
-    label = f"{name}, forward-only, {learning_rate}"
-    return {split: evaluate_model(label, model, load_sets(task, sets, split), sets) for split in ("validation", "test")}
+    model, label = load_model(recipe.training.output_dir), f"{name}, forward-only, {learning_rate}"
+    return {split: answer_sets(label, model, recipe.arguments, split) for split in ("validation", "test")}
 
 
 def exact_match(records: list[dict], set_name: str) -> float:
@@ -78,18 +77,15 @@ def table_rows(name: str) -> list[str]:
 
 def write_table() -> None:
     """Both writers side by side."""
-    lines = [
-        "# Forward-only beside GradMem",
-        "",
+    save_table(
+        TABLE,
+        "Forward-only beside GradMem",
         "Exact match of generated answers on fresh contexts of each set's N, one run each. Forward-only (RMT) has the "
         "base, data, outer steps and readings (K) of GradMem's recipe, and the best of three learning rates "
         f"({', '.join(LEARNING_RATES)}) by its validation answers. Command: `python -m benchmarks.writers`.",
-        "",
         "| recipe | set | GradMem | forward-only | behind by | its learning rate | the others |",
-        "|---|---|---|---|---|---|---|",
-        *(row for name in RECIPES for row in table_rows(name)),
-    ]
-    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (row for name in RECIPES for row in table_rows(name)),
+    )
 
 
 def main() -> None:

@@ -38,19 +38,12 @@ def assert_close(found, expected):
 
 
 def test_write_and_read_give_what_they_give_on_the_cpu(models, batch):
-    here, there = models
-    memories = (
-        here.write(input_ids=batch["context_input_ids"]),
-        there.write(input_ids=batch["context_input_ids"].to(DEVICE)),
-    )
+    memories, answers = [], []
+    for model, given in zip(models, (batch, on_device(batch)), strict=True):
+        memories.append(model.write(input_ids=given["context_input_ids"]))
+        answers.append(model.generate(given["input_ids"], memory=memories[-1], max_new_tokens=4, do_sample=False))
     assert memories[1].embeddings.device.type == DEVICE
     assert_close(memories[1].embeddings, memories[0].embeddings)
-    answers = [
-        model.generate(ids, memory=memory, max_new_tokens=4, do_sample=False)
-        for model, memory, ids in zip(
-            models, memories, (batch["input_ids"], batch["input_ids"].to(DEVICE)), strict=True
-        )
-    ]
     assert answers[1].cpu().equal(answers[0])
 
 
