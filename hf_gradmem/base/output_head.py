@@ -12,9 +12,13 @@ from torch.nn import functional
 
 Tensor = torch.Tensor
 
-# Logits held at a time, in elements, and the fewest positions that a product with the head is worth.
-_LOGITS_AT_ONCE = 2**25
+# Logits held at a time, in elements, and the fewest positions that a product with the head is worth. On a CPU as many
+# as the allocator keeps: larger blocks go back to the system each time, and their pages are made anew.
+_LOGITS_AT_ONCE = {"cpu": 2**23}
+_LOGITS_AT_ONCE_ELSEWHERE = 2**25
 _FEWEST_POSITIONS = 128
+# Logits that are in float32 at a time, in elements, where a head computes in less: what the caches of a CPU hold.
+_IN_FLOAT32_AT_ONCE = {"cpu": 2**19}
 
 
 class OutputHead(NamedTuple):
@@ -56,7 +60,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
             loss, exponentials, total = _softmax_parts(head(hidden[part]), targets[part])
             losses.append(loss)
             if with_gradient:  # Σ_v softmax_v · w_v − w_target, normalised after the product: it is narrower
-                expected = (exponentials.to(weight.dtype) @ weight).to(total.dtype) / total
+                expected = (exponentials @ weight).to(total.dtype) / total
                 gradients.append((expected - weight[targets[part]]).to(hidden.dtype))
         trains_head = any(ctx.needs_input_grad[1:3])
         ctx.save_for_backward(
@@ -90,7 +94,7 @@ def _of_head(
     of_bias = torch.zeros_like(bias, dtype=of_losses.dtype) if bias is not None and needed[2] else None
     for part in _parts(targets, weight):
         _, exponentials, total = _softmax_parts(OutputHead(weight, bias)(hidden[part]), targets[part])
-        of_logits = exponentials.mul_(of_losses[part, None] / total)
+        of_logits = exponentials.to(total.dtype).mul_(of_losses[part, None] / total)
         of_logits.scatter_add_(1, targets[part, None], -of_losses[part, None])
         if of_weight is not None:
             of_weight += of_logits.to(hidden.dtype).T @ hidden[part]
@@ -103,9 +107,24 @@ def _of_head(
 
 
 def _softmax_parts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss `(positions,)`, exp(logits − their largest) and its sum `(positions, 1)`; `logits` is used up."""
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    """Loss `(positions,)`, exp(logits − their largest) and its sum `(positions, 1)`; `logits` is used up.
+
+    The exponentials take the place of the logits, in their dtype; the loss and the sum are in float32 or better.
+    """
+    if logits.dtype not in (torch.float16, torch.bfloat16):
+        return _softmax_in_place(logits, targets)
+    at_once = _IN_FLOAT32_AT_ONCE.get(logits.device.type, logits.numel())
+    size = max(at_once // logits.shape[1], 1)
+    losses, totals = [], []
+    for own, of_own in zip(logits.split(size), targets.split(size), strict=True):
+        loss, exponentials, total = _softmax_in_place(own.float(), of_own)
+        own.copy_(exponentials)
+        losses.append(loss)
+        totals.append(total)
+    return torch.cat(losses), logits, torch.cat(totals)
+
+
+def _softmax_in_place(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     of_targets = logits.gather(1, targets[:, None])
     largest = logits.amax(dim=1, keepdim=True)
     exponentials = logits.sub_(largest).exp_()
@@ -114,7 +133,8 @@ def _softmax_parts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def _parts(targets: Tensor, weight: Tensor) -> list[slice]:
-    size = max(_LOGITS_AT_ONCE // weight.shape[0], _FEWEST_POSITIONS)
+    at_once = _LOGITS_AT_ONCE.get(weight.device.type, _LOGITS_AT_ONCE_ELSEWHERE)
+    size = max(at_once // weight.shape[0], _FEWEST_POSITIONS)
     return [slice(start, start + size) for start in range(0, len(targets), size)]
 
 

@@ -12,7 +12,7 @@ from hf_gradmem.writing import rows as context_rows
 @pytest.fixture
 def small_parts(monkeypatch):
     """A few positions at a time and groups of few rows, so that the pieces are many."""
-    monkeypatch.setattr(output_head, "_LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(output_head, "_LOGITS_AT_ONCE", {"cpu": 1})
     monkeypatch.setattr(output_head, "_FEWEST_POSITIONS", 4)
     monkeypatch.setattr(context_rows, "_POSITIONS_AT_ONCE", 20)
     monkeypatch.setattr(context_rows, "_PADDING_WORTH_A_RUN", 2)
@@ -35,6 +35,20 @@ def test_loss_through_the_head_equals_plain_cross_entropy(with_bias):
     )
     for actual, plain in pairs:
         torch.testing.assert_close(actual, plain, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("at_once", [{}, {"cpu": 40}])
+def test_half_precision_is_as_near_to_the_truth_as_the_plain_path(monkeypatch, at_once):
+    monkeypatch.setattr(output_head, "_IN_FLOAT32_AT_ONCE", at_once)
+    hidden, weight, targets = torch.randn(11, 6), torch.randn(17, 6), torch.randint(17, (11,))
+    half, half_weight = hidden.bfloat16().requires_grad_(), weight.bfloat16()
+    exact = half.detach().double().requires_grad_()
+    losses = head_cross_entropy(half, OutputHead(half_weight), targets)
+    truth = functional.cross_entropy(exact @ half_weight.double().T, targets, reduction="none")
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses.double(), truth, rtol=0.02, atol=0.02)
+    (gradient,), (expected,) = torch.autograd.grad(losses.sum(), half), torch.autograd.grad(truth.sum(), exact)
+    assert (gradient - expected).norm() < 0.01 * expected.norm()
 
 
 def test_a_second_derivative_is_refused():

@@ -14,7 +14,7 @@ LORA = {"r": 2, "lora_alpha": 8, "target_modules": ["lm_head"]}
 @pytest.fixture
 def small_parts(monkeypatch):
     """A few positions at a time and groups of few rows, so that the pieces are many."""
-    monkeypatch.setattr(output_head, "_LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr(output_head, "_LOGITS_AT_ONCE", {"cpu": 1})
     monkeypatch.setattr(output_head, "_FEWEST_POSITIONS", 4)
     monkeypatch.setattr(context_rows, "_POSITIONS_AT_ONCE", 20)
     monkeypatch.setattr(context_rows, "_PADDING_WORTH_A_RUN", 2)
