@@ -85,8 +85,7 @@ def _add_write(found: _Cells) -> None:
     for batch, length in ((8, 50), (32, 56), (4, 256), (1, 2048)):
         shape = {"kind": "write", "batch": batch, "tokens": length, "steps": 1, "shape": "smollm2"}
         found.add("time", ["gradmem", *FLOORS], 6, **shape)
-        if batch == 8:
-            found.add("time", ["gradmem", *FLOORS], 6, rounds=1, **shape, dtype="bfloat16")
+        found.add("time", ["gradmem", *FLOORS], 6, **shape, dtype="bfloat16")
     found.add("memory", ["gradmem"], 6, kind="write", batch=1, tokens=16384, steps=1)
     found.add("time", ["gradmem", "compiled"], 2, kind="write", batch=2, tokens=512)
     for length in (4096, 8192):
