@@ -29,8 +29,8 @@ def write_tables(directory: Path, results: Path, device: str) -> None:
         "",
         f"Device: {device}; torch {cells[0]['torch']}; float32 unless a row names another precision. "
         f"Times are medians in {clock}. A ratio is taken within each round, in which every variant ran once, one after "
-        "the other; given are its median and, in brackets, its quartiles. Peaks are those of a process of its own above "
-        "the loaded model. Weights are random. Command: `python -m benchmarks.run`; the cells are in "
+        "the other; given are its median and, in brackets, its quartiles. Peaks are those of a process of its own "
+        "above the loaded model. Weights are random. Command: `python -m benchmarks.run`; the cells are in "
         f"`performance/{directory.name}/`.",
         "",
         *_write_table(cells),
