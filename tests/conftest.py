@@ -12,6 +12,8 @@ import pytest
 import torch
 import transformers
 
+from hf_gradmem.base import output_head
+from hf_gradmem.writing import rows as context_rows
 from tests.support.hub_server import running_hub, use_hub
 from tests.support.small_models import named_base
 
@@ -43,6 +45,15 @@ def hub(server, monkeypatch, tmp_path):
 def base(tmp_path):
     """A base that was loaded from a directory, and so has a name."""
     return named_base(tmp_path / "base")
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """A few positions at a time and groups of few rows, so that the pieces are many."""
+    monkeypatch.setattr(output_head, "_LOGITS_AT_ONCE", {"cpu": 1})
+    monkeypatch.setattr(output_head, "_FEWEST_POSITIONS", 4)
+    monkeypatch.setattr(context_rows, "_POSITIONS_AT_ONCE", 20)
+    monkeypatch.setattr(context_rows, "_PADDING_WORTH_A_RUN", 2)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ _LOGITS_AT_ONCE_ELSEWHERE = 2**25
 _FEWEST_POSITIONS = 128
 # Logits that are in float32 at a time, in elements, where a head computes in less: what the caches of a CPU hold.
 _IN_FLOAT32_AT_ONCE = {"cpu": 2**19}
+_HALF_PRECISION = (torch.float16, torch.bfloat16)
 
 
 class OutputHead(NamedTuple):
@@ -111,7 +112,7 @@ def _softmax_parts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Ten
 
     The exponentials take the place of the logits, in their dtype; the loss and the sum are in float32 or better.
     """
-    if logits.dtype not in (torch.float16, torch.bfloat16):
+    if logits.dtype not in _HALF_PRECISION:
         return _softmax_in_place(logits, targets)
     at_once = _IN_FLOAT32_AT_ONCE.get(logits.device.type, logits.numel())
     size = max(at_once // logits.shape[1], 1)
@@ -125,6 +126,7 @@ def _softmax_parts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 def _softmax_in_place(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What [`_softmax_parts`] gives, of logits in float32 or better."""
     of_targets = logits.gather(1, targets[:, None])
     largest = logits.amax(dim=1, keepdim=True)
     exponentials = logits.sub_(largest).exp_()
@@ -140,6 +142,6 @@ def _parts(targets: Tensor, weight: Tensor) -> list[slice]:
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Negative log-likelihood of each target, in float32 or better."""
-    if logits.dtype in (torch.float16, torch.bfloat16):
+    if logits.dtype in _HALF_PRECISION:
         logits = logits.float()
     return functional.cross_entropy(logits, targets, reduction="none")

@@ -6,16 +6,6 @@ from torch.nn import functional
 
 from hf_gradmem.base import output_head
 from hf_gradmem.base.output_head import OutputHead, head_cross_entropy
-from hf_gradmem.writing import rows as context_rows
-
-
-@pytest.fixture
-def small_parts(monkeypatch):
-    """A few positions at a time and groups of few rows, so that the pieces are many."""
-    monkeypatch.setattr(output_head, "_LOGITS_AT_ONCE", {"cpu": 1})
-    monkeypatch.setattr(output_head, "_FEWEST_POSITIONS", 4)
-    monkeypatch.setattr(context_rows, "_POSITIONS_AT_ONCE", 20)
-    monkeypatch.setattr(context_rows, "_PADDING_WORTH_A_RUN", 2)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -38,7 +28,7 @@ def test_loss_through_the_head_equals_plain_cross_entropy(with_bias):
 
 
 @pytest.mark.parametrize("at_once", [{}, {"cpu": 40}])
-def test_half_precision_is_as_near_to_the_truth_as_the_plain_path(monkeypatch, at_once):
+def test_half_precision_is_near_to_float64_in_one_block_and_in_many(monkeypatch, at_once):
     monkeypatch.setattr(output_head, "_IN_FLOAT32_AT_ONCE", at_once)
     hidden, weight, targets = torch.randn(11, 6), torch.randn(17, 6), torch.randint(17, (11,))
     half, half_weight = hidden.bfloat16().requires_grad_(), weight.bfloat16()

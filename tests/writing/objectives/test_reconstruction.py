@@ -4,20 +4,9 @@ import pytest
 import torch
 
 from hf_gradmem import GradMemForCausalLM
-from hf_gradmem.base import output_head
-from hf_gradmem.writing import rows as context_rows
 from tests.support.writing import build, objective_of
 
 LORA = {"r": 2, "lora_alpha": 8, "target_modules": ["lm_head"]}
-
-
-@pytest.fixture
-def small_parts(monkeypatch):
-    """A few positions at a time and groups of few rows, so that the pieces are many."""
-    monkeypatch.setattr(output_head, "_LOGITS_AT_ONCE", {"cpu": 1})
-    monkeypatch.setattr(output_head, "_FEWEST_POSITIONS", 4)
-    monkeypatch.setattr(context_rows, "_POSITIONS_AT_ONCE", 20)
-    monkeypatch.setattr(context_rows, "_PADDING_WORTH_A_RUN", 2)
 
 
 # What each base's head is: the product alone (with a bias in phi), or capped or scaled behind it.
