@@ -14,6 +14,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -29,8 +30,9 @@ from benchmarks.gemm_floor import SECOND_ORDER_STEP, TRAINED_READ, attention_pro
 from benchmarks.meta_gradient import FORWARD_MODE, forward_over_reverse
 from benchmarks.reference_style import ReferenceSettings, ReferenceStyle
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
-from hf_gradmem.base import fused_attention
+from hf_gradmem.base import fused_attention, short_attention
 from hf_gradmem.base.fused_attention import FusedTwiceDifferentiable
+from hf_gradmem.base.short_attention import short_attention_in_float32
 from hf_gradmem.training.memories import train_reading_alone
 from hf_gradmem.writing.meta_gradients import finite_difference
 
@@ -91,7 +93,8 @@ def tokens(batch: int, length: int, vocabulary: int, seed: int = 0) -> Tensor:
 def write_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
     """One whole WRITE of `cell["batch"]` contexts of `length` tokens."""
     steps, batch = cell["steps"], cell["batch"]
-    base = build_base(cell["shape"], "eager" if variant == "reference" else "sdpa", cell["dtype"])
+    dtype = "bfloat16" if variant.endswith("bfloat16") else cell["dtype"]
+    base = build_base(cell["shape"], "eager" if variant == "reference" else "sdpa", dtype)
     ids = tokens(batch, length, base.config.vocab_size)
     if variant == "reference":
         model = ReferenceStyle(base, ReferenceSettings(MEMORY_TOKENS, steps))
@@ -182,12 +185,7 @@ def reader_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
 
 def attention_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
     """Causal attention with its backward pass and the derivative of that, of one layer."""
-    torch.manual_seed(0)
-    settings = SHAPES[cell["shape"]]
-    heads = settings["num_attention_heads"]
-    shape = cell["batch"], heads, length, settings["hidden_size"] // heads
-    inputs = [torch.randn(shape, device=DEVICE, requires_grad=True) for _ in range(3)]
-    weight = torch.randn(shape, device=DEVICE)
+    inputs, weight = _attention_inputs(cell, length)
     fused_attention._SHORTEST = 0
 
     def run() -> None:
@@ -198,6 +196,29 @@ def attention_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
         torch.autograd.grad(gradients, inputs, [weight] * 3)
 
     return run
+
+
+def short_attention_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
+    """Causal attention with its backward pass, of one layer of a base in half precision."""
+    inputs, weight = _attention_inputs(cell, length)
+    short_attention.LONGEST = length
+
+    def run() -> None:
+        with short_attention_in_float32(nn.Identity()) if variant == "float32 inside" else nullcontext():
+            output = functional.scaled_dot_product_attention(*inputs, is_causal=True)
+        torch.autograd.grad(output, inputs, weight)
+
+    return run
+
+
+def _attention_inputs(cell: dict[str, Any], length: int) -> tuple[list[Tensor], Tensor]:
+    """Queries, keys and values of one layer, and a gradient of what comes out."""
+    torch.manual_seed(0)
+    settings, dtype = SHAPES[cell["shape"]], getattr(torch, cell["dtype"])
+    heads = settings["num_attention_heads"]
+    shape = cell["batch"], heads, length, settings["hidden_size"] // heads
+    *inputs, weight = (torch.randn(shape, device=DEVICE, dtype=dtype) for _ in range(4))
+    return [tensor.requires_grad_() for tensor in inputs], weight
 
 
 def segments_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
@@ -277,6 +298,7 @@ VARIANTS = {
     "train": train_variant,
     "reader": reader_variant,
     "attention": attention_variant,
+    "short_attention": short_attention_variant,
     "segments": segments_variant,
     "read": read_variant,
 }

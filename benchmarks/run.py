@@ -81,7 +81,8 @@ def _add_write(found: _Cells) -> None:
         found.add("memory", ["reference"], gigabytes, **shape)
         found.add("time", WRITERS, gigabytes, rounds, **shape)
     for batch, length, gigabytes in ((1, 2048, 18), (4, 256, 7)):
-        found.add("time", WRITERS, gigabytes, kind="write", batch=batch, tokens=length, threads=2)
+        shape = {"kind": "write", "batch": batch, "tokens": length, "threads": 2}
+        found.add("time", [*WRITERS, "gradmem, bfloat16"], gigabytes, **shape)
     for batch, length in ((8, 50), (32, 56), (4, 256), (1, 2048)):
         shape = {"kind": "write", "batch": batch, "tokens": length, "steps": 1, "shape": "smollm2"}
         found.add("time", ["gradmem", *FLOORS], 6, **shape)
@@ -128,6 +129,9 @@ def _add_parts(found: _Cells) -> None:
         cell = {"kind": "attention", "batch": batch, "tokens": length, "shape": shape}
         found.add("time", ["math", "fused"], 2, rounds=9, **cell)
         found.add("memory", ["math", "fused"], 2, **cell)
+    for batch, length in ((32, 64), (8, 66), (16, 144), (4, 264), (1, 1032)):
+        cell = {"kind": "short_attention", "batch": batch, "tokens": length, "dtype": "bfloat16"}
+        found.add("time", ["bfloat16", "float32 inside"], 2, rounds=15, **cell)
     for segments, length, batch, shape, variants in (
         (8, 7, 32, "kv-4-layers", PACKED),
         (16, 7, 16, "kv-4-layers", PACKED),

@@ -37,6 +37,7 @@ def write_tables(directory: Path, results: Path, device: str) -> None:
         *_training_tables(cells),
         *_reader_table(cells),
         *_attention_table(cells),
+        *_short_attention_table(cells),
         *_segments_table(cells),
         *_read_table(cells),
     ]
@@ -111,6 +112,7 @@ def _write_table(cells: Cells) -> list[str]:
                 str(threads),
                 _number(_seconds(timed, "gradmem")),
                 *(_ratio(timed, "gradmem", other) for other in ("reference", "floor", "floor with attention")),
+                _ratio(timed, "gradmem, bfloat16", "reference"),
                 _ratio(timed, "compiled", "gradmem"),
                 _ratio(timed, "forward-only", "gradmem"),
                 _number(peak, ".0f"),
@@ -134,6 +136,7 @@ def _write_table(cells: Cells) -> list[str]:
                 "/ reference style",
                 "/ floor",
                 "/ floor with attention",
+                "in bfloat16 / reference style",
                 "base compiled / this",
                 "forward-only writer / this",
                 "peak MB",
@@ -282,9 +285,29 @@ def _attention_table(cells: Cells) -> list[str]:
         "## Attention that is differentiated twice",
         "",
         "One layer's causal attention, its backward pass and the derivative of that: PyTorch's MATH backend, and the "
-        "fused kernels with their second derivative by hand (`writing/fused_attention.py`, used from 128 keys on).",
+        "fused kernels with their second derivative by hand (`base/fused_attention.py`, used from 128 keys on).",
         "",
         *_table(["rows × positions", "MATH s", "fused / MATH", "MATH peak MB", "fused peak MB"], rows),
+    ]
+
+
+def _short_attention_table(cells: Cells) -> list[str]:
+    rows = [
+        [
+            "{batch} × {tokens}".format(**cell["cell"]),
+            _number(_seconds(cell, "bfloat16"), ".3f"),
+            _ratio(cell, "float32 inside", "bfloat16"),
+        ]
+        for cell in sorted(_of(cells, kind="short_attention"), key=lambda cell: cell["cell"]["tokens"])
+    ]
+    return [
+        "## Attention of a base in half precision",
+        "",
+        "One layer's causal attention and its backward pass, 9 heads of 64, inputs and gradients in bfloat16: by "
+        "PyTorch's kernel for bfloat16, and with the call made in float32 (`base/short_attention.py`, used up to 192 "
+        "keys).",
+        "",
+        *_table(["rows × positions", "bfloat16 s", "float32 inside / bfloat16"], rows),
     ]
 
 

@@ -35,7 +35,7 @@ class FusedTwiceDifferentiable(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, arguments: tuple = (), options: dict | None = None) -> Any:
         options = options or {}
         if function is functional.scaled_dot_product_attention:
-            call = _Call(*arguments, **options)
+            call = SdpaCall(*arguments, **options)
             if call.fits():
                 return fused_attention(call)
         return function(*arguments, **options)
@@ -50,11 +50,11 @@ class MathAttention(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, arguments: tuple = (), options: dict | None = None) -> Any:
         options = options or {}
         if function is functional.scaled_dot_product_attention:
-            return _math_attention(_Call(*arguments, **options))
+            return _math_attention(SdpaCall(*arguments, **options))
         return function(*arguments, **options)
 
 
-class _Call(NamedTuple):
+class SdpaCall(NamedTuple):
     """The arguments of `scaled_dot_product_attention`."""
 
     query: Tensor
@@ -77,12 +77,16 @@ class _Call(NamedTuple):
             and not (mask is not None and (mask.requires_grad or mask.dim() != 4))
         )
 
-    def as_autocast(self) -> "_Call":
+    def as_autocast(self) -> "SdpaCall":
         """In the precision that autocast asks of SDPA."""
         device = self.query.device.type
         if not torch.is_autocast_enabled(device) or self.query.dtype == torch.float64:
             return self
-        dtype, mask = torch.get_autocast_dtype(device), self.attn_mask
+        return self.to(torch.get_autocast_dtype(device))
+
+    def to(self, dtype: torch.dtype) -> "SdpaCall":
+        """The same in another precision."""
+        mask = self.attn_mask
         return self._replace(
             query=self.query.to(dtype),
             key=self.key.to(dtype),
@@ -91,23 +95,23 @@ class _Call(NamedTuple):
         )
 
 
-def fused_attention(call: _Call) -> Tensor:
+def fused_attention(call: SdpaCall) -> Tensor:
     """`scaled_dot_product_attention`, differentiable twice on whatever kernel PyTorch chooses for it."""
     query, key, value, mask = call.as_autocast()[:4]
     if call.enable_gqa:
         key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
         value = value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)
     scale = query.shape[-1] ** -0.5 if call.scale is None else call.scale
-    with _in_own_precision(query):
+    with in_own_precision(query):
         return _Attention.apply(query, key, value, mask, call.is_causal, scale)
 
 
-def _math_attention(call: _Call) -> Tensor:
+def _math_attention(call: SdpaCall) -> Tensor:
     call = call.as_autocast()
     query, mask = call.query, call.attn_mask
     if mask is not None and mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
-    with _in_own_precision(query):
+    with in_own_precision(query):
         return torch._scaled_dot_product_attention_math(
             query,
             call.key,
@@ -120,7 +124,7 @@ def _math_attention(call: _Call) -> Tensor:
         )[0]
 
 
-def _in_own_precision(tensor: Tensor) -> torch.autocast:
+def in_own_precision(tensor: Tensor) -> torch.autocast:
     """No autocast for a span: its casts are made once, where attention is called."""
     return torch.autocast(tensor.device.type, enabled=False)
 
@@ -151,7 +155,7 @@ class _AttentionBackward(torch.autograd.Function):
         query, key, value, mask, is_causal, scale = inputs
         ctx.save_for_backward(of_output, query, key, value, mask)
         ctx.settings = is_causal, scale
-        with torch.enable_grad(), _in_own_precision(of_output):
+        with torch.enable_grad(), in_own_precision(of_output):
             leaves = [tensor.detach().requires_grad_() for tensor in (query, key, value)]
             output = _kernel(leaves[0], leaves[1], leaves[2], mask, is_causal, scale)
             return torch.autograd.grad(output, leaves, of_output)
@@ -160,7 +164,7 @@ class _AttentionBackward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *adjoints: Tensor) -> tuple[Tensor | None, ...]:
         of_output, query, key, value, mask = ctx.saved_tensors
-        with _in_own_precision(of_output):
+        with in_own_precision(of_output):
             totals = _second_backward(query, key, value, of_output, adjoints, mask, *ctx.settings)
         return *totals, None, None, None
 
