@@ -32,7 +32,7 @@ from benchmarks.reference_style import ReferenceSettings, ReferenceStyle
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 from hf_gradmem.base import fused_attention, short_attention
 from hf_gradmem.base.fused_attention import FusedTwiceDifferentiable
-from hf_gradmem.base.short_attention import short_attention_in_float32
+from hf_gradmem.base.short_attention import ShortAttentionInFloat32
 from hf_gradmem.training.memories import train_reading_alone
 from hf_gradmem.writing.meta_gradients import finite_difference
 
@@ -204,7 +204,7 @@ def short_attention_variant(cell: dict[str, Any], variant: str, length: int) -> 
     short_attention.LONGEST = length
 
     def run() -> None:
-        with short_attention_in_float32(nn.Identity()) if variant == "float32 inside" else nullcontext():
+        with ShortAttentionInFloat32() if variant == "float32 inside" else nullcontext():
             output = functional.scaled_dot_product_attention(*inputs, is_causal=True)
         torch.autograd.grad(output, inputs, weight)
 

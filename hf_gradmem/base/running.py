@@ -11,7 +11,6 @@ from transformers import DynamicCache, PreTrainedModel
 
 from .layout import reorder
 from .modes import settled
-from .short_attention import short_attention_in_float32
 
 Tensor = torch.Tensor
 # Keys and values of each layer, `(rows, heads, positions, size)`.
@@ -91,7 +90,7 @@ def run(base_model: PreTrainedModel, module: nn.Module, inputs: DecoderInputs, o
         arguments["position_ids"] = inputs.position_ids
     if inputs.past is not None:
         arguments["past_key_values"] = cache_of(inputs.past)
-    with settled(base_model), short_attention_in_float32(base_model):
+    with settled(base_model):
         if on_embeddings:
             return module(inputs_embeds=inputs.embeddings, **arguments)
         with embeddings_replaced(base_model, inputs.embeddings):

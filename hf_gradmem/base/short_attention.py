@@ -4,41 +4,37 @@ PyTorch's fused kernel for half precision takes 1.3 to 1.7 times as long as the 
 hundred keys, forward and backward, casts included (`python -m benchmarks.run short_attention`).
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
 
-from .asked import ASKED
 from .fused_attention import SdpaCall, in_own_precision
-from .modes import layers_recomputed
 
 # Keys up to which it is the faster way; from some 260 on it is not (benchmarks/results/performance_cpu.md).
 LONGEST = 192
 
 
-@contextmanager
-def short_attention_in_float32(base_model: torch.nn.Module) -> Iterator[None]:
+def short_attention_in_float32(base_model: PreTrainedModel) -> AbstractContextManager[Any]:
     """For a span, this thread's short calls of SDPA in half precision on a CPU are made in float32.
 
-    Not under activation checkpointing, whose layers are run again outside the span, nor in what is compiled.
+    Layers under activation checkpointing, which are run again outside the span, would not be as they were in it.
     """
-    if torch.compiler.is_compiling() or (not ASKED.evaluates and layers_recomputed(base_model)):
-        yield
-        return
-    with _ShortAttentionInFloat32():
-        yield
+    half = base_model.dtype.itemsize == 2 or torch.is_autocast_enabled("cpu")
+    return ShortAttentionInFloat32() if half and base_model.device.type == "cpu" else nullcontext()
 
 
-class _ShortAttentionInFloat32(TorchFunctionMode):
+class ShortAttentionInFloat32(TorchFunctionMode):
+    """For a span, calls of PyTorch's SDPA in half precision and over few keys are made in float32."""
+
     def __torch_function__(self, function: Any, types: Any, arguments: tuple = (), options: dict | None = None) -> Any:
         options = options or {}
         if function is functional.scaled_dot_product_attention:
             call = SdpaCall(*arguments, **options)
-            if call.query.device.type == "cpu" and call.query.dtype.itemsize == 2 and call.key.shape[-2] <= LONGEST:
+            if call.query.dtype.itemsize == 2 and call.key.shape[-2] <= LONGEST:
                 with in_own_precision(call.query):
                     return function(**call.to(torch.float32)._asdict()).to(call.query.dtype)
         return function(*arguments, **options)

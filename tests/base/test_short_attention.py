@@ -6,11 +6,9 @@ from torch.nn import functional
 
 from hf_gradmem import GradMemConfig, get_gradmem_model
 from hf_gradmem.base import short_attention
-from hf_gradmem.base.short_attention import short_attention_in_float32
+from hf_gradmem.base.short_attention import ShortAttentionInFloat32
 from tests.base.test_fused_attention import CALLS, LENGTH, inputs
 from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
-
-NOTHING_RECOMPUTED = torch.nn.Identity()
 
 
 def attention(call: str, dtype: torch.dtype, **changes) -> list[torch.Tensor]:
@@ -27,7 +25,7 @@ def attention(call: str, dtype: torch.dtype, **changes) -> list[torch.Tensor]:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("call", [name for name in CALLS if name != "mask"])
 def test_it_is_what_float32_gives_rounded_once(call, dtype):
-    with short_attention_in_float32(NOTHING_RECOMPUTED):
+    with ShortAttentionInFloat32():
         values = attention(call, dtype)
     exact = attention(call, torch.float64)
     for value, wanted in zip(values, exact, strict=True):
@@ -38,7 +36,7 @@ def test_it_is_what_float32_gives_rounded_once(call, dtype):
 
 
 def test_a_position_that_sees_nothing_is_finite_where_pytorch_is():
-    with short_attention_in_float32(NOTHING_RECOMPUTED):
+    with ShortAttentionInFloat32():
         assert all(value.isfinite().all() for value in attention("mask", torch.bfloat16))
 
 
@@ -46,14 +44,14 @@ def test_a_position_that_sees_nothing_is_finite_where_pytorch_is():
 def test_the_rest_is_left_to_pytorch(unchanged, monkeypatch):
     dtype = torch.bfloat16 if unchanged == "long" else getattr(torch, unchanged)
     monkeypatch.setattr(short_attention, "LONGEST", LENGTH - 1 if unchanged == "long" else LENGTH)
-    with short_attention_in_float32(NOTHING_RECOMPUTED):
+    with ShortAttentionInFloat32():
         values = attention("causal", dtype)
     for value, wanted in zip(values, attention("causal", dtype), strict=True):
         assert torch.equal(value, wanted)
 
 
 def test_autocast_does_not_cast_back():
-    with short_attention_in_float32(NOTHING_RECOMPUTED):
+    with ShortAttentionInFloat32():
         output = attention("causal", torch.bfloat16)[0]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(attention("causal", torch.bfloat16)[0], output)
