@@ -2,6 +2,7 @@
 
     python -m benchmarks.plain_loop --model MODEL                # K = 20, two rounds
     python -m benchmarks.plain_loop --model MODEL --quick        # K = 3, one round
+    python -m benchmarks.plain_loop --model MODEL --dtype bfloat16
 
 Both write the same contexts, Short SQuAD's sentences of 12 to 48 tokens, into 8 vectors of the frozen base from the
 same start by Adam. The plain loop takes batches of 32, padded to 48 tokens, and all logits; `write_dataset` writes a
@@ -46,30 +47,33 @@ def contexts_of(tokenizer: Any, count: int) -> list[str]:
     return list(dict.fromkeys(fitting))[:count]
 
 
-def plain_loop(base: PreTrainedModel, batches: list[tuple[Tensor, Tensor]], start: Tensor, steps: int) -> Tensor:
-    """Memories `(contexts, num_memory_tokens, width)` by the loop of a user who knows PyTorch."""
-    written = []
+def plain_loop(
+    base: PreTrainedModel, batches: list[tuple[Tensor, Tensor]], start: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Memories `(contexts, num_memory_tokens, width)` by the loop of a user who knows PyTorch, and the last losses."""
+    written, last = [], []
     for ids, mask in batches:
         tokens = base.get_input_embeddings()(ids).detach()
-        memory = start.detach().repeat(len(ids), 1, 1).requires_grad_()
+        memory = start.detach().float().repeat(len(ids), 1, 1).requires_grad_()
         optimizer = torch.optim.Adam([memory], lr=STEP_SIZE, betas=BETAS)
         whole_mask = torch.cat([mask.new_ones(memory.shape[:2]), mask], dim=1)
         labels = ids.masked_fill(mask == 0, -100)
         for _ in range(steps):
-            logits = base(inputs_embeds=torch.cat([memory, tokens], dim=1), attention_mask=whole_mask).logits
-            logits = logits[:, memory.shape[1] - 1 : -1]
+            embeds = torch.cat([memory.to(tokens.dtype), tokens], dim=1)
+            logits = base(inputs_embeds=embeds, attention_mask=whole_mask).logits[:, memory.shape[1] - 1 : -1].float()
             losses = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-            loss = (losses.view_as(ids).sum(1) / mask.sum(1)).sum()
+            of_contexts = losses.view_as(ids).sum(1) / mask.sum(1)
             optimizer.zero_grad()
-            loss.backward()
+            of_contexts.sum().backward()
             optimizer.step()
         written.append(memory.detach())
-    return torch.cat(written)
+        last.append(of_contexts.detach())
+    return torch.cat(written), torch.cat(last)
 
 
-def measure(model_name: str, num_contexts: int, steps: int, rounds: int) -> None:
+def measure(model_name: str, dtype: str, num_contexts: int, steps: int, rounds: int) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_name)
-    base = AutoModelForCausalLM.from_pretrained(model_name, dtype=torch.float32).eval().requires_grad_(False)
+    base = AutoModelForCausalLM.from_pretrained(model_name, dtype=dtype).eval().requires_grad_(False)
     torch.manual_seed(0)
     config = GradMemConfig(
         num_memory_tokens=MEMORY_TOKENS,
@@ -85,25 +89,29 @@ def measure(model_name: str, num_contexts: int, steps: int, rounds: int) -> None
     batches = list(zip(padded.input_ids.split(BATCH), padded.attention_mask.split(BATCH), strict=True))
     tokens = int(padded.attention_mask.sum()) / len(texts)
 
-    def ours() -> Tensor:
+    def ours() -> tuple[Tensor, Tensor]:
         with tempfile.TemporaryDirectory() as directory:
             write_dataset(model, source, directory)
             store = MemoryStore.from_pretrained(directory)
-            return torch.cat([store[name].embeddings for name in source["id"]])
+            memories = store[source["id"]]
+            return memories.embeddings, memories.write_losses[:, -1]
 
-    runs: dict[str, Callable[[], Tensor]] = {
+    runs: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
         "plain": lambda: plain_loop(base, batches, model.memory_init, steps),
         "ours": ours,
     }
     model.identity()  # the base's hash, which is taken once in a process
     for turn in tqdm(range(rounds), unit="round"):
-        seconds, memories = {}, {}
+        seconds, memories, losses = {}, {}, {}
         for name in list(runs) if turn % 2 else reversed(runs):
             begin = time.process_time()
-            memories[name] = runs[name]()
+            memories[name], losses[f"{name}_loss"] = runs[name]()
             seconds[name] = time.process_time() - begin
         apart = float((memories["plain"] - memories["ours"]).norm() / memories["plain"].norm())
-        keep({"contexts": len(texts), "steps": steps, "tokens": tokens, "apart": apart} | seconds)
+        last = {name: float(loss.mean()) for name, loss in losses.items()}
+        keep(
+            {"dtype": dtype, "contexts": len(texts), "steps": steps, "tokens": tokens, "apart": apart} | seconds | last
+        )
 
 
 def keep(result: dict[str, Any]) -> None:
@@ -111,42 +119,53 @@ def keep(result: dict[str, Any]) -> None:
     results = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else []
     results.append(result)
     RESULT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    kinds: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    kinds: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for each in results:
-        kinds.setdefault((each["contexts"], each["steps"]), []).append(each)
+        kinds.setdefault((each["dtype"], each["contexts"], each["steps"]), []).append(each)
     lines = [
         "# `write-dataset` beside a plain loop",
         "",
         "`python -m benchmarks.plain_loop --model MODEL` (`--quick` for K = 3): SmolLM2-135M-Instruct, frozen,",
-        "float32, one thread, processor seconds; Short SQuAD sentences of 12 to 48 tokens into 8 vectors, Adam.",
+        "one thread, processor seconds; Short SQuAD sentences of 12 to 48 tokens into 8 vectors, Adam. bfloat16 was",
+        "measured on another processor than float32, one that has its products: compare ratios alone.",
         "The plain loop takes 32 contexts at a time, padded to 48 tokens, and all logits. `write-dataset` also",
         "measures the loss after the last step, one forward pass: a sixth of the work of 3 steps, a fortieth of",
-        "that of 20. `apart` is how far the two sets of memories are apart, relative to their norm, at most. Time:",
-        "median, and the smallest and largest of the rounds.",
+        "that of 20. `apart` is how far the two sets of memories are apart, relative to their norm, at most: Adam",
+        "takes steps of one size however small a gradient is, so rounding moves it. The losses are those before the",
+        "last step, nats a token. Time: median, and the smallest and largest of the rounds.",
         "",
-        "| contexts | K | tokens | rounds | plain, contexts/s | write-dataset, contexts/s | time / plain | apart |",
-        "|---|---|---|---|---|---|---|---|",
+        "| precision | contexts | K | tokens | rounds | plain, contexts/s | write-dataset, contexts/s | time / plain "
+        "| apart | loss, plain / write-dataset |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (contexts, steps), rounds in sorted(kinds.items()):
+    for (dtype, contexts, steps), rounds in sorted(kinds.items()):
         ratios = [each["ours"] / each["plain"] for each in rounds]
         rates = [statistics.median(contexts / each[name] for each in rounds) for name in ("plain", "ours")]
         lines.append(
-            f"| {contexts} | {steps} | {rounds[0]['tokens']:.1f} | {len(rounds)} | {rates[0]:.3f} | {rates[1]:.3f} | "
-            f"{statistics.median(ratios):.2f} [{min(ratios):.2f}–{max(ratios):.2f}] | "
-            f"{max(each['apart'] for each in rounds):.1e} |"
+            f"| {dtype} | {contexts} | {steps} | {rounds[0]['tokens']:.1f} | {len(rounds)} | {rates[0]:.3f} | "
+            f"{rates[1]:.3f} | {statistics.median(ratios):.2f} [{min(ratios):.2f}–{max(ratios):.2f}] | "
+            f"{max(each['apart'] for each in rounds):.1e} | {last_losses(rounds)} |"
         )
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def last_losses(rounds: list[dict[str, Any]]) -> str:
+    """The mean losses before the last step, where they were kept."""
+    if "plain_loss" not in rounds[-1]:
+        return "–"
+    return " / ".join(f"{rounds[-1][name]:.3f}" for name in ("plain_loss", "ours_loss"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="the base")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="the base's precision")
     parser.add_argument("--quick", action="store_true", help="3 steps, once")
     parser.add_argument("--rounds", type=int, help="2, or 1 if quick")
     given = parser.parse_args()
     torch.set_num_threads(1)
     steps, rounds = (3, 1) if given.quick else (20, 2)
-    measure(given.model, CONTEXTS, steps, given.rounds or rounds)
+    measure(given.model, given.dtype, CONTEXTS, steps, given.rounds or rounds)
 
 
 if __name__ == "__main__":

@@ -110,8 +110,9 @@ def _add_training(found: _Cells) -> None:
     found.add("time", ways, 4, rounds=9, **shape)
     shape = {"kind": "train", "batch": 16, "tokens": 40, "steps": 2, "shape": "smollm2", "trains": "lora"}
     ways = ["exact", "exact, last step", "finite_difference", "reference"]
-    found.add("memory", ways, 14, **shape)
-    found.add("time", ways, 16, rounds=2, **shape)
+    for precision in ({}, {"dtype": "bfloat16"}):
+        found.add("memory", ways, 14, **shape, **precision)
+        found.add("time", ways, 16, rounds=2, **shape, **precision)
     for length in (40, 256):
         shape = {"kind": "reader", "batch": 16, "tokens": length, "shape": "smollm2"}
         found.add("time", ["input_vectors", "key_values", "full context"], 12, **shape)

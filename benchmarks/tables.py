@@ -202,7 +202,7 @@ def _training_tables(cells: Cells) -> list[str]:
 def _train_table(cells: Cells, base: str) -> list[str]:
     rows = []
     of_base = _of(cells, kind="train", shape=base)
-    for shape in _shapes(of_base, "train", ("batch", "tokens", "steps")):
+    for shape in _shapes(of_base, "train", ("dtype", "batch", "tokens", "steps")):
         own = _of(of_base, **shape)
         timed = next(iter(_of(own, measure="time")), {"rounds": []})
         variants = dict.fromkeys(name for cell in own for name in cell["cell"]["variants"])
@@ -212,6 +212,7 @@ def _train_table(cells: Cells, base: str) -> list[str]:
             rows.append(
                 [
                     f"{shape['batch']} × {shape['tokens']}",
+                    shape["dtype"],
                     str(shape["steps"]),
                     variant,
                     _number(_seconds(timed, variant)),
@@ -224,6 +225,7 @@ def _train_table(cells: Cells, base: str) -> list[str]:
     return _table(
         [
             "contexts × tokens",
+            "precision",
             "K",
             "meta-gradient",
             "seconds",
