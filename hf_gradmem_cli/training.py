@@ -85,6 +85,9 @@ def evaluate(
     override: Overrides = None,
     batch_size: BatchSize = 64,
     output: Annotated[Path | None, output_option("Write the results to this JSON file.")] = None,
+    answers: Annotated[
+        Path | None, typer.Option(help="Write each answer, with what would be right, to this file of JSON lines.")
+    ] = None,
     revision: Revision = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -99,18 +102,27 @@ def evaluate(
     A base without an adapter is given the untrained memory that the recipe's gradmem options describe.
     """
     from hf_gradmem.commands.opening import load_model
-    from hf_gradmem.evaluation.results import evaluate_model, evaluation_sets, load_sets, save_results, task_metric
+    from hf_gradmem.evaluation.results import (
+        evaluate_model,
+        evaluation_sets,
+        load_sets,
+        save_answers,
+        save_results,
+        take_answers,
+        task_metric,
+    )
     from hf_gradmem.training.recipe import load_recipe
 
-    _check_evaluation(models, revision, baseline or (), template, output)
+    _check_evaluation(models, revision, baseline or (), template, [output, answers])
     arguments = load_recipe(recipe, override or ()).arguments
     sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments, eval_set or (), sweep or ())
     rows = load_sets(arguments.task, sets, split)
     chosen = task_metric(arguments.task) if metric is None else None if metric == "none" else metric
     report: dict[str, Any] = {"task": arguments.task, "split": split, "metric": chosen, "results": []}
     how: dict[str, Any] = {"revision": revision, "seed": seed, "device": device, "trust_remote_code": trust_remote_code}
+    given: list[dict[str, Any]] = []
     for model in dict.fromkeys(models):
-        report["results"] += evaluate_model(
+        records = evaluate_model(
             model,
             _with_template(load_model(model, arguments.gradmem, **how), template),
             rows,
@@ -119,8 +131,13 @@ def evaluate(
             metric=chosen,
             baselines=baseline or (),
             batch_size=batch_size,
+            keep_answers=answers is not None,
             show_progress=shows_progress(as_json),
         )
+        report["results"] += records
+        if answers is not None:
+            given += take_answers(records)
+            save_answers(given, answers)
         if output is not None:
             save_results(report, output)
     if as_json:
@@ -137,7 +154,11 @@ def _with_template(model: "GradMemForCausalLM", template: str | None) -> "GradMe
 
 
 def _check_evaluation(
-    models: list[str], revision: str | None, baselines: Sequence[str], template: str | None, output: Path | None
+    models: list[str],
+    revision: str | None,
+    baselines: Sequence[str],
+    template: str | None,
+    files: Sequence[Path | None],
 ) -> None:
     """Refuse what would otherwise fail after minutes."""
     from hf_gradmem.evaluation.readers import check_baselines
@@ -146,8 +167,9 @@ def _check_evaluation(
 
     if revision is not None and len(models) > 1:
         raise ValueError("--revision is of one model. Evaluate models of different revisions one at a time.")
-    if output is not None:
-        check_writable(output)
+    for path in files:
+        if path is not None:
+            check_writable(path)
     check_baselines(baselines)
     if template is not None:
         check_template(template)

@@ -40,6 +40,7 @@ def evaluate_rows(
     baselines: Sequence[str] = (),
     template: str | Mapping[str, str] | None = None,
     batch_size: int = 64,
+    keep_answers: bool = False,
     show_progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Answer the queries of each row with its context in the memory, in the prompt, or nowhere, and measure.
@@ -55,6 +56,8 @@ def evaluate_rows(
             has never seen such prompts. `"other"`, the memory of another row: what the reader guesses.
         template: the words around queries and contexts; the adapter's by default.
         batch_size: contexts (and prompts of the baselines) at a time.
+        keep_answers: whether a record has the generated answers as well, `answers`: for each its `row`, `query`,
+            `answer` and `references`, those that are right.
         show_progress: show a progress bar.
 
     Returns:
@@ -90,7 +93,10 @@ def evaluate_rows(
                     reader = PromptReader(model, with_context=context == "prompt", batch_size=batch_size)
                 _read(reader, batch, model.tokenizer, total)
                 bar.update()
-    return [{"context": context, "write_steps": steps} | total.result() for (context, steps), total in totals.items()]
+    return [
+        {"context": context, "write_steps": steps} | total.result() | (total.answers() if keep_answers else {})
+        for (context, steps), total in totals.items()
+    ]
 
 
 def _check(
@@ -171,6 +177,7 @@ class _Contexts:
 
 @torch.no_grad()
 def _read(reader: Reader, batch: ReadBatch, tokenizer: Any, total: "_Totals") -> None:
+    first = total.counts["contexts"]
     total.counts["contexts"] += len(batch.rows)
     for logits, labels in reader.logits(batch):
         total.add_answers(logits, labels)
@@ -180,6 +187,7 @@ def _read(reader: Reader, batch: ReadBatch, tokenizer: Any, total: "_Totals") ->
         words = get_template(batch.template, tokenizer)
         targets = [target for row in batch.rows for target in targets_of(row, words)]
         longest = max(len(tokenizer(target, add_special_tokens=False).input_ids) for target in targets)
+        total.asked += zip([first + index for index in batch.context_index], batch.queries, strict=True)
         total.predictions += reader.answers(batch, max_new_tokens=longest + 1)
         total.references += references_of(batch.rows, words, tokenizer)
 
@@ -206,6 +214,7 @@ class _Totals:
         self.memory_floats = memory_floats
         self.counts: Counter[str] = Counter()
         self.sums: defaultdict[str, float] = defaultdict(float)
+        self.asked: list[tuple[int, str]] = []
         self.predictions: list[str] = []
         self.references: list[list[str]] = []
         self.unknown: list[float] = []
@@ -232,6 +241,16 @@ class _Totals:
         self.sums["bits_over_start"] += float(bits_recovered(of_start, of_memory))
         self.sums["bits_over_base"] += float(bits_recovered(of_base, of_memory))
         self.counts["context_tokens"] += len(of_memory)
+
+    def answers(self) -> dict[str, list[dict[str, Any]]]:
+        """Each question, with the row that it is about, what was answered and what would have been right."""
+        given = zip(self.asked, self.predictions, self.references, strict=True)
+        return {
+            "answers": [
+                {"row": row, "query": query, "answer": answer, "references": references}
+                for (row, query), answer, references in given
+            ]
+        }
 
     def result(self) -> dict[str, Any]:
         counts = self.counts

@@ -121,6 +121,26 @@ def evaluate_model(
     return records
 
 
+def take_answers(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Take the answers out of records that have them.
+
+    Returns:
+        For each answer `model`, `set`, `context` and `write_steps` of its record, and `row`, `query`, `answer` and
+            `references`.
+    """
+    return [
+        {name: record[name] for name in ("model", "set", "context", "write_steps")} | answer
+        for record in records
+        for answer in record.pop("answers")
+    ]
+
+
+def save_answers(answers: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
+    """Write answers to a file of JSON lines, whole or not at all."""
+    with whole_file(path) as unfinished:
+        unfinished.write_text("".join(f"{json.dumps(answer)}\n" for answer in answers), encoding="utf-8")
+
+
 def save_results(report: dict[str, Any], path: str | os.PathLike) -> None:
     """Write a results file, whole or not at all."""
     with whole_file(path) as unfinished:

@@ -67,6 +67,22 @@ def test_evaluate_measures_sets_sweeps_and_baselines_and_plot_draws_them(recipe:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_evaluate_keeps_each_answer_beside_what_would_be_right(recipe: Path, tmp_path: Path) -> None:
+    answers, report = tmp_path / "answers.jsonl", tmp_path / "results.json"
+    arguments = ("--set", "n4", "--steps", 2, "--baseline", "other", "--answers", answers, "--output", report)
+    shown = run("evaluate", RETRIEVAL_ADAPTER, "--recipe", recipe, *arguments)
+    assert shown.exit_code == 0, shown.stderr
+    lines = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]
+    for measured in load_records([report]):
+        assert "answers" not in measured
+        read = [line for line in lines if line["context"] == measured["context"]]
+        assert len(read) == measured["num_answers"]
+        assert {line["row"] for line in read} == set(range(measured["num_contexts"]))
+        right = [line["answer"].strip() in [each.strip() for each in line["references"]] for line in read]
+        assert sum(right) / len(right) == pytest.approx(measured["exact_match"])
+        assert all(line["query"] and line["set"] == "n4" and line["write_steps"] == 2 for line in read)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
