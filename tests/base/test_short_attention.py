@@ -11,14 +11,14 @@ from tests.base.test_fused_attention import CALLS, LENGTH, inputs
 from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
 
 
-def attention(call: str, dtype: torch.dtype, **changes) -> list[torch.Tensor]:
+def attention(call: str, dtype: torch.dtype) -> list[torch.Tensor]:
     """Output and gradients of one call."""
     tensors = inputs(call, dtype)
     arguments = dict(CALLS[call])
     mask = arguments.get("attn_mask")
     if mask is not None and mask.dtype != torch.bool:
         arguments["attn_mask"] = mask.to(dtype)
-    output = functional.scaled_dot_product_attention(*tensors, **arguments, **changes)
+    output = functional.scaled_dot_product_attention(*tensors, **arguments)
     return [output, *torch.autograd.grad(output.square().sum(), tensors)]
 
 
