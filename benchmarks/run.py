@@ -109,7 +109,7 @@ def _add_training(found: _Cells) -> None:
     found.add("memory", [*WAYS_BACK, *KEEP_THE_GRAPH, *COMPILED], 4, **shape)
     found.add("time", ways, 4, rounds=9, **shape)
     shape = {"kind": "train", "batch": 16, "tokens": 40, "steps": 2, "shape": "smollm2", "trains": "lora"}
-    ways = ["exact", "exact, last step", "finite_difference", "reference"]
+    ways = ["exact", "exact, last step", "exact, last step, unrolled", "finite_difference", "reference"]
     for precision in ({}, {"dtype": "bfloat16"}):
         found.add("memory", ways, 14, **shape, **precision)
         found.add("time", ways, 16, rounds=2, **shape, **precision)

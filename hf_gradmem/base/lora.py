@@ -10,6 +10,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from .asked import ASKED, asking
@@ -44,6 +45,10 @@ def inject_lora(base_model: PreTrainedModel, arguments: dict[str, Any], phase: s
         layer.enable_adapters(False)
         if not isinstance(layer, _ByPhase):
             layer.__class__ = _by_phase(layer.__class__)
+        if phase not in layer.lora_variant:  # a variant, such as DoRA, computes with the weights itself
+            for part in (layer.lora_A[phase], layer.lora_B[phase]) if phase in layer.lora_A else ():
+                if type(part) is nn.Linear:
+                    part.__class__ = _LinearInPrecisionOfInput
     for module in lora_modules(base_model).values():
         for part in module.modules():
             # By PEFT: B = 0. The type of `nn.Module` knows no attributes but tensors and modules.
@@ -65,8 +70,22 @@ class _ByPhase:
     def active_adapter(self: Any) -> str | list[str]:
         return self._active_adapter if ASKED.phase is None else ASKED.phase
 
+    def _cast_input_dtype(self: Any, x: Any, dtype: torch.dtype) -> Any:
+        if ASKED.phase in self.lora_A and isinstance(self.lora_A[ASKED.phase], _LinearInPrecisionOfInput):
+            return x  # the weights are cast, which are fewer
+        return super()._cast_input_dtype(x, dtype)
+
     def __reduce_ex__(self: Any, protocol: Any) -> tuple:
         return _empty_layer, (type(self).__bases__[1],), self.__getstate__()
+
+
+class _LinearInPrecisionOfInput(nn.Linear):
+    """Weights that train in float32, and multiply in the precision of the base, as under autocast."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return functional.linear(
+            input, self.weight.to(input.dtype), None if self.bias is None else self.bias.to(input.dtype)
+        )
 
 
 @functools.cache

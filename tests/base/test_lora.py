@@ -1,5 +1,8 @@
 """LoRA by phase in PEFT's own layers."""
 
+import copy
+
+import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -56,3 +59,27 @@ def test_a_lora_of_a_bare_parameter_is_on_in_its_phase_alone():
         again = model.base_model(input_ids=ids).logits
     assert not torch.allclose(on, plain)
     torch.testing.assert_close(again, plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("variant", [{}, {"use_dora": True}])
+def test_lora_of_a_base_in_half_precision_multiplies_in_it_and_trains_in_float32(variant):
+    """Against the same weights in float64; no input of a layer is kept in float32 but where DoRA needs it."""
+    model = moved(dtype=torch.bfloat16, read_lora={"r": 2, "target_modules": ["down_proj"], **variant})
+    width = model.base_model.config.intermediate_size
+    results = []
+    for each in (model, copy.deepcopy(model).double()):
+        own = [weight for name, weight in each.named_parameters() if "lora_" in name]
+        kept = []
+        with (
+            each.read_phase.active(),
+            torch.autograd.graph.saved_tensors_hooks(lambda x, kept=kept: kept.append(x) or x, lambda x: x),
+        ):
+            logits = each.base_model(input_ids=tiny_tokens(2, 7)).logits
+        gradients = torch.autograd.grad(logits.double().square().mean(), own)
+        if each is model:
+            assert {gradient.dtype for gradient in gradients} == {torch.float32}
+            inputs = [x for x in kept if x.dtype == torch.float32 and x.numel() == 14 * width]
+            assert bool(inputs) == bool(variant)
+        results.append([logits.double(), torch.cat([gradient.double().flatten() for gradient in gradients])])
+    for half, exact in zip(*results, strict=True):
+        assert (half - exact).norm() / exact.norm() < 0.06
