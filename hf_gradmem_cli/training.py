@@ -13,6 +13,9 @@ from .printing import print_json, print_reliability, print_results, report_done
 if TYPE_CHECKING:
     from hf_gradmem import GradMemForCausalLM
 
+Answers = Annotated[
+    Path | None, typer.Option(help="Write each answer, with what would be right, to this file of JSON lines.")
+]
 Baselines = Annotated[
     list[str] | None,
     typer.Option(
@@ -85,9 +88,7 @@ def evaluate(
     override: Overrides = None,
     batch_size: BatchSize = 64,
     output: Annotated[Path | None, output_option("Write the results to this JSON file.")] = None,
-    answers: Annotated[
-        Path | None, typer.Option(help="Write each answer, with what would be right, to this file of JSON lines.")
-    ] = None,
+    answers: Answers = None,
     revision: Revision = None,
     seed: Seed = 0,
     device: Device = "auto",
@@ -96,33 +97,23 @@ def evaluate(
 ) -> None:
     """Answer a recipe's evaluation sets from memory, and compare with their reference answers.
 
-    Answers are generated; the share that is right token by token after the right ones before is given beside it.
-    Running text is not answered: its loss is that of the continuation. What the memories hold is given in bits.
-
+    Answers are generated; the share right token by token behind the right ones is given beside it. Running text is not
+    answered: its loss is that of the continuation. What the memories hold is given in bits.
     A base without an adapter is given the untrained memory that the recipe's gradmem options describe.
     """
     from hf_gradmem.commands.opening import load_model
-    from hf_gradmem.evaluation.results import (
-        evaluate_model,
-        evaluation_sets,
-        load_sets,
-        save_answers,
-        save_results,
-        take_answers,
-        task_metric,
-    )
+    from hf_gradmem.evaluation import results
     from hf_gradmem.training.recipe import load_recipe
 
     _check_evaluation(models, revision, baseline or (), template, [output, answers])
     arguments = load_recipe(recipe, override or ()).arguments
-    sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments, eval_set or (), sweep or ())
-    rows = load_sets(arguments.task, sets, split)
-    chosen = task_metric(arguments.task) if metric is None else None if metric == "none" else metric
+    sets = results.evaluation_sets(arguments.eval_sets, arguments.task_arguments, eval_set or (), sweep or ())
+    rows = results.load_sets(arguments.task, sets, split)
+    chosen = results.task_metric(arguments.task) if metric is None else None if metric == "none" else metric
     report: dict[str, Any] = {"task": arguments.task, "split": split, "metric": chosen, "results": []}
     how: dict[str, Any] = {"revision": revision, "seed": seed, "device": device, "trust_remote_code": trust_remote_code}
-    given: list[dict[str, Any]] = []
     for model in dict.fromkeys(models):
-        records = evaluate_model(
+        report["results"] += results.evaluate_model(
             model,
             _with_template(load_model(model, arguments.gradmem, **how), template),
             rows,
@@ -134,14 +125,12 @@ def evaluate(
             keep_answers=answers is not None,
             show_progress=shows_progress(as_json),
         )
-        report["results"] += records
         if answers is not None:
-            given += take_answers(records)
-            save_answers(given, answers)
+            results.save_answers(report["results"], answers)
         if output is not None:
-            save_results(report, output)
+            results.save_results(results.without_answers(report), output)
     if as_json:
-        print_json(report)
+        print_json(results.without_answers(report))
     else:
         print_results(report["results"])
 

@@ -56,13 +56,11 @@ def evaluate_rows(
             has never seen such prompts. `"other"`, the memory of another row: what the reader guesses.
         template: the words around queries and contexts; the adapter's by default.
         batch_size: contexts (and prompts of the baselines) at a time.
-        keep_answers: whether a record has the generated answers as well, `answers`: for each its `row`, `query`,
-            `answer` and `references`, those that are right.
+        keep_answers: give each record its `answers` as well: `row`, `query`, `answer` and `references` of each.
         show_progress: show a progress bar.
 
     Returns:
-        A record for each number of steps, then one for each baseline: [`~hf_gradmem.evaluation`] says what
-            is in one.
+        A record for each number of steps, then one for each baseline: [`~hf_gradmem.evaluation`] says what is in one.
 
     Raises:
         ValueError: there are no rows, a row without text, an unknown metric or baseline, a negative number of steps,
@@ -86,17 +84,13 @@ def evaluate_rows(
             batch = ReadBatch(part, {name: values.to(model.device) for name, values in collator(part).items()}, words)
             contexts = _Contexts(model, batch, write_steps, contexts) if write_steps else None
             for (context, steps), total in totals.items():
-                reader: Reader
-                if contexts is not None and steps is not None:
-                    reader = contexts.others(steps) if context == OTHER else contexts.memory(steps, total)
+                if contexts is None or steps is None:
+                    reader: Reader = PromptReader(model, with_context=context == "prompt", batch_size=batch_size)
                 else:
-                    reader = PromptReader(model, with_context=context == "prompt", batch_size=batch_size)
+                    reader = contexts.others(steps) if context == OTHER else contexts.memory(steps, total)
                 _read(reader, batch, model.tokenizer, total)
                 bar.update()
-    return [
-        {"context": context, "write_steps": steps} | total.result() | (total.answers() if keep_answers else {})
-        for (context, steps), total in totals.items()
-    ]
+    return [_record(condition, total, keep_answers) for condition, total in totals.items()]
 
 
 def _check(
@@ -132,6 +126,12 @@ def _conditions(write_steps: Sequence[int], baselines: Sequence[str]) -> list[tu
     """What is read from, and after how many steps where it was written."""
     steps_of = {"memory": write_steps, OTHER: write_steps}
     return [(name, steps) for name in dict.fromkeys(["memory", *baselines]) for steps in steps_of.get(name, [None])]
+
+
+def _record(condition: tuple[str, int | None], total: "_Totals", keep_answers: bool) -> dict[str, Any]:
+    context, steps = condition
+    answers = {"answers": total.answers()} if keep_answers else {}
+    return {"context": context, "write_steps": steps} | total.result() | answers
 
 
 def _is_told(target: str) -> bool:
@@ -242,15 +242,12 @@ class _Totals:
         self.sums["bits_over_base"] += float(bits_recovered(of_base, of_memory))
         self.counts["context_tokens"] += len(of_memory)
 
-    def answers(self) -> dict[str, list[dict[str, Any]]]:
+    def answers(self) -> list[dict[str, Any]]:
         """Each question, with the row that it is about, what was answered and what would have been right."""
-        given = zip(self.asked, self.predictions, self.references, strict=True)
-        return {
-            "answers": [
-                {"row": row, "query": query, "answer": answer, "references": references}
-                for (row, query), answer, references in given
-            ]
-        }
+        return [
+            {"row": row, "query": query, "answer": answer, "references": references}
+            for (row, query), answer, references in zip(self.asked, self.predictions, self.references, strict=True)
+        ]
 
     def result(self) -> dict[str, Any]:
         counts = self.counts

@@ -121,24 +121,24 @@ def evaluate_model(
     return records
 
 
-def take_answers(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """Take the answers out of records that have them.
+def save_answers(records: Sequence[Record], path: str | os.PathLike) -> None:
+    """Write the answers that records were kept with to a file of JSON lines, whole or not at all.
 
-    Returns:
-        For each answer `model`, `set`, `context` and `write_steps` of its record, and `row`, `query`, `answer` and
-            `references`.
+    A line has `model`, `set`, `context` and `write_steps` of its record, and `row`, `query`, `answer` and `references`.
     """
-    return [
-        {name: record[name] for name in ("model", "set", "context", "write_steps")} | answer
+    lines = [
+        json.dumps({name: record[name] for name in ("model", "set", "context", "write_steps")} | answer)
         for record in records
-        for answer in record.pop("answers")
+        for answer in record["answers"]
     ]
-
-
-def save_answers(answers: Sequence[dict[str, Any]], path: str | os.PathLike) -> None:
-    """Write answers to a file of JSON lines, whole or not at all."""
     with whole_file(path) as unfinished:
-        unfinished.write_text("".join(f"{json.dumps(answer)}\n" for answer in answers), encoding="utf-8")
+        unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def without_answers(report: dict[str, Any]) -> dict[str, Any]:
+    """A report of results alone, as they are kept in a results file."""
+    results = [{name: value for name, value in record.items() if name != "answers"} for record in report["results"]]
+    return report | {"results": results}
 
 
 def save_results(report: dict[str, Any], path: str | os.PathLike) -> None:
