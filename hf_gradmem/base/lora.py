@@ -73,7 +73,7 @@ class _ByPhase:
     def _cast_input_dtype(self: Any, x: Any, dtype: torch.dtype) -> Any:
         if ASKED.phase in self.lora_A and isinstance(self.lora_A[ASKED.phase], _LinearInPrecisionOfInput):
             return x  # the weights are cast, which are fewer
-        return super()._cast_input_dtype(x, dtype)
+        return super()._cast_input_dtype(x, dtype)  # type: ignore[misc]  # of the layer of PEFT behind this class
 
     def __reduce_ex__(self: Any, protocol: Any) -> tuple:
         return _empty_layer, (type(self).__bases__[1],), self.__getstate__()
