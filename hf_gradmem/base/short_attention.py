@@ -1,8 +1,7 @@
 """Attention over few positions in float32 where a CPU runs the base in half precision: there it is the faster way.
 
 PyTorch's fused kernel for half precision takes 1.3 to 1.7 times as long as the one for float32 at up to some two
-hundred keys, forward and backward, casts included (`python -m benchmarks.run short_attention`). Where no gradient is
-taken the base's own call stands: what is generated is what the base would generate, bit for bit.
+hundred keys, forward and backward, casts included (`python -m benchmarks.run short_attention`).
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +19,7 @@ LONGEST = 192
 
 
 def short_attention_in_float32(base_model: PreTrainedModel) -> AbstractContextManager[Any]:
-    """For a span, this thread's short calls of SDPA that a gradient goes through are made in float32 on a CPU.
+    """For a span, this thread's short calls of SDPA in half precision on a CPU are made in float32.
 
     Layers under activation checkpointing, which are run again outside the span, would not be as they were in it.
     """
@@ -29,14 +28,13 @@ def short_attention_in_float32(base_model: PreTrainedModel) -> AbstractContextMa
 
 
 class ShortAttentionInFloat32(TorchFunctionMode):
-    """For a span, calls of PyTorch's SDPA in half precision, over few keys, that are differentiated are in float32."""
+    """For a span, calls of PyTorch's SDPA in half precision and over few keys are made in float32."""
 
     def __torch_function__(self, function: Any, types: Any, arguments: tuple = (), options: dict | None = None) -> Any:
         options = options or {}
         if function is functional.scaled_dot_product_attention:
             call = SdpaCall(*arguments, **options)
-            differentiated = any(tensor.requires_grad for tensor in (call.query, call.key, call.value))
-            if differentiated and call.query.dtype.itemsize == 2 and call.key.shape[-2] <= LONGEST:
+            if call.query.dtype.itemsize == 2 and call.key.shape[-2] <= LONGEST:
                 with in_own_precision(call.query):
                     return function(**call.to(torch.float32)._asdict()).to(call.query.dtype)
         return function(*arguments, **options)

@@ -50,13 +50,6 @@ def test_the_rest_is_left_to_pytorch(unchanged, monkeypatch):
         assert torch.equal(value, wanted)
 
 
-def test_a_call_that_is_not_differentiated_is_left_to_pytorch():
-    tensors = [tensor.detach() for tensor in inputs("causal", torch.bfloat16)]
-    with ShortAttentionInFloat32():
-        output = functional.scaled_dot_product_attention(*tensors, is_causal=True)
-    assert torch.equal(output, functional.scaled_dot_product_attention(*tensors, is_causal=True))
-
-
 def test_autocast_does_not_cast_back():
     with ShortAttentionInFloat32():
         output = attention("causal", torch.bfloat16)[0]
