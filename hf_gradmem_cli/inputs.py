@@ -63,8 +63,16 @@ def choose(memory: "GradMemMemory", index: int | None) -> "GradMemMemory":
 
 def check_output(directory: Path, file: str | None = None) -> None:
     """Refuse an `--output` that cannot be written, or a file in it, before minutes go into what it is to hold."""
-    from hf_gradmem.files import check_directory, check_writable
+    from hf_gradmem.files import check_directory
 
     check_directory(directory)
-    if file is not None:
-        check_writable(directory / file)
+    check_files(None if file is None else directory / file)
+
+
+def check_files(*files: Path | None) -> None:
+    """Refuse files that cannot be written, before minutes go into what they are to hold. None: not asked for."""
+    from hf_gradmem.files import check_writable
+
+    for file in files:
+        if file is not None:
+            check_writable(file)

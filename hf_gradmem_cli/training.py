@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .app import command, shows_progress
+from .inputs import check_files
 from .options import AsJson, BatchSize, Device, Overrides, Revision, Seed, Template, TrustRemoteCode, output_option
 from .printing import print_json, print_reliability, print_results, report_done
 
@@ -151,14 +152,11 @@ def _check_evaluation(
 ) -> None:
     """Refuse what would otherwise fail after minutes."""
     from hf_gradmem.evaluation.readers import check_baselines
-    from hf_gradmem.files import check_writable
     from hf_gradmem.template import check_template
 
     if revision is not None and len(models) > 1:
         raise ValueError("--revision is of one model. Evaluate models of different revisions one at a time.")
-    for path in files:
-        if path is not None:
-            check_writable(path)
+    check_files(*files)
     check_baselines(baselines)
     if template is not None:
         check_template(template)
@@ -195,13 +193,10 @@ def calibrate(
     from hf_gradmem.commands.calibrate import check_adapter_directory, run_calibration, save_confidence
     from hf_gradmem.commands.opening import load_model
     from hf_gradmem.evaluation.results import evaluation_sets, load_sets, save_results, task_metric
-    from hf_gradmem.files import check_writable
     from hf_gradmem.training.recipe import load_recipe
 
     directory = check_adapter_directory(model)
-    for path in (None if check else directory / "config.json", report):
-        if path is not None:
-            check_writable(path)
+    check_files(None if check else directory / "config.json", report)
     arguments = load_recipe(recipe, override or ()).arguments
     sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments, eval_set or ())
     rows = load_sets(arguments.task, sets, split)
@@ -244,9 +239,8 @@ def plot(
     """Draw a measure over the number of WRITE steps, the size of the memory, or an argument of the task."""
     from hf_gradmem.evaluation.plots import plot_results, save_picture
     from hf_gradmem.evaluation.results import load_records
-    from hf_gradmem.files import check_writable
 
-    check_writable(output)
+    check_files(output)
     records = load_records(results)
     save_picture(plot_results(records, x, y), output)
     if as_json:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig, PreTrainedModel
 
 from .asked import ASKED, asking
-from .short_attention import short_attention_in_float32
+from .short_attention import ShortAttentionInFloat32, computes_in_half_on_cpu
 
 # Attention made of plain tensor operations, or of PyTorch's SDPA, which can be held to them.
 _TWICE_DIFFERENTIABLE = ("eager", "sdpa", None)
@@ -61,8 +61,8 @@ def settled(base_model: PreTrainedModel) -> Iterator[None]:
             stack.enter_context(_switched(base_model, modules))
         else:
             stack.close()
-        if ASKED.evaluates or not layers_recomputed(base_model):
-            stack.enter_context(short_attention_in_float32(base_model))
+        if computes_in_half_on_cpu(base_model) and (ASKED.evaluates or not layers_recomputed(base_model)):
+            stack.enter_context(ShortAttentionInFloat32())
         stack.enter_context(asking(settled=True))
         yield
 

@@ -5,7 +5,6 @@ hundred keys, forward and backward, casts included (`python -m benchmarks.run sh
 does, without a gradient too: a memory that was written through one kernel is read less well through another.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,17 +18,17 @@ from .fused_attention import SdpaCall, in_own_precision
 LONGEST = 192
 
 
-def short_attention_in_float32(base_model: PreTrainedModel) -> AbstractContextManager[Any]:
-    """For a span, this thread's short calls of SDPA in half precision on a CPU are made in float32.
-
-    Layers under activation checkpointing, which are run again outside the span, would not be as they were in it.
-    """
+def computes_in_half_on_cpu(base_model: PreTrainedModel) -> bool:
+    """Whether runs of the base, where it stands, take the products in half precision and on a CPU."""
     half = base_model.dtype.itemsize == 2 or torch.is_autocast_enabled("cpu")
-    return ShortAttentionInFloat32() if half and base_model.device.type == "cpu" else nullcontext()
+    return half and base_model.device.type == "cpu"
 
 
 class ShortAttentionInFloat32(TorchFunctionMode):
-    """For a span, calls of PyTorch's SDPA in half precision and over few keys are made in float32."""
+    """For a span, this thread's calls of PyTorch's SDPA in half precision and over few keys are made in float32.
+
+    Layers under activation checkpointing, which are run again outside the span, would not be as they were in it.
+    """
 
     def __torch_function__(self, function: Any, types: Any, arguments: tuple = (), options: dict | None = None) -> Any:
         options = options or {}

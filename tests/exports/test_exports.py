@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from typer.testing import CliRunner
 
 from hf_gradmem import GradMemConfig, get_gradmem_model
-from hf_gradmem.base.short_attention import short_attention_in_float32
+from hf_gradmem.base.short_attention import ShortAttentionInFloat32
 from hf_gradmem.commands.packaged import GGUF_FILE, PACKAGE
 from hf_gradmem_cli import app
 from tests.support.small_models import EVERY_OPTION, PLAIN, named_base, nameless_base, small_tokenizer, with_memory
@@ -173,7 +173,7 @@ def test_prompt_embeds_with_the_prompts_own_generate_what_we_do(tmp_path, dtype)
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=dtype)
     ids = tiny_tokens(1, 5, seed=2)
     embeds = torch.cat([exported[None], base.get_input_embeddings()(ids)], dim=1)
-    with short_attention_in_float32(base):  # as ours attends in half precision
+    with ShortAttentionInFloat32():  # as ours attends in half precision
         theirs = base.generate(inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2]), **NEW)
     assert torch.equal(theirs, model.generate(input_ids=ids, memory=memory, **NEW)[:, -6:])
 
