@@ -11,10 +11,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 import torch
 import transformers
+from transformers import AutoModelForCausalLM
 
 from hf_gradmem.base import output_head
 from hf_gradmem.writing import rows as context_rows
 from tests.support.hub_server import running_hub, use_hub
+from tests.support.on_the_hub import BASE, push_base
 from tests.support.small_models import named_base
 
 torch.set_num_threads(1)
@@ -39,6 +41,13 @@ def hub(server, monkeypatch, tmp_path):
         held.clear()
     use_hub(monkeypatch, server, tmp_path / "home")
     return server
+
+
+@pytest.fixture
+def hub_base(hub):
+    """A base on the hub, loaded from there."""
+    push_base(seed=0)
+    return AutoModelForCausalLM.from_pretrained(BASE)
 
 
 @pytest.fixture

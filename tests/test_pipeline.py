@@ -12,7 +12,7 @@ from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 from hf_gradmem.reading.generation import ending_tokens
 from hf_gradmem.reading.queries import tokenize_queries
 from hf_gradmem.tasks.collator import DataCollatorForGradMem
-from tests.support.small_models import named_base, small_tokenizer
+from tests.support.small_models import cutting_adapter, named_base, small_tokenizer
 from tests.support.tiny_models import tiny_causal_lm
 
 TASK = "gradmem-text-generation"
@@ -23,13 +23,7 @@ NEW = {"max_new_tokens": 6}
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory) -> str:
-    """Directory of an adapter that cuts contexts which come without segments."""
-    directory = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    config = GradMemConfig(num_memory_tokens=3, write_learning_rate=2.0, write_segment_length=6)
-    model = get_gradmem_model(named_base(directory / "base"), config, tokenizer=small_tokenizer())
-    model.save_pretrained(directory / "adapter")
-    return str(directory / "adapter")
+    return cutting_adapter(tmp_path_factory.mktemp("models"), write_learning_rate=2.0)
 
 
 @pytest.fixture

@@ -2,10 +2,9 @@
 
 import json
 
-import pytest
 import torch
 from huggingface_hub import HfApi, constants
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel
 from typer.testing import CliRunner
 
 from hf_gradmem import GradMemConfig, GradMemMemory, get_gradmem_model
@@ -14,23 +13,14 @@ from tests.support.hub_server import READER_TOKEN, log_in
 from tests.support.on_the_hub import (
     ADAPTER,
     ADAPTER_FILES,
-    BASE,
     CONTEXT,
     MEMORY,
     files,
     forget,
     logits,
-    push_base,
     pushed_adapter,
 )
 from tests.support.small_models import PLAIN, named_base, small_tokenizer, with_memory
-
-
-@pytest.fixture
-def base(hub):
-    """A base on the hub, loaded from there."""
-    push_base(seed=0)
-    return AutoModelForCausalLM.from_pretrained(BASE)
 
 
 def cli(*arguments: object):
@@ -43,8 +33,8 @@ def mistake(result) -> str:
     return result.stderr
 
 
-def test_push_command_uploads_an_adapter_directory_and_a_memory(hub, base, tmp_path):
-    model = with_memory(base, **PLAIN)
+def test_push_command_uploads_an_adapter_directory_and_a_memory(hub, hub_base, tmp_path):
+    model = with_memory(hub_base, **PLAIN)
     model.save_pretrained(tmp_path / "adapter")
     (tmp_path / "adapter" / "training_args.bin").write_bytes(b"pickled")
     model.write(input_ids=CONTEXT).save_pretrained(tmp_path / "memory")
@@ -62,9 +52,9 @@ def test_push_command_uploads_an_adapter_directory_and_a_memory(hub, base, tmp_p
     assert torch.equal(logits(AutoModel.from_pretrained(ADAPTER)), logits(model))
 
 
-def test_push_command_takes_every_folder_with_weights(hub, base, tmp_path):
+def test_push_command_takes_every_folder_with_weights(hub, hub_base, tmp_path):
     cards = tmp_path / "model_cards"
-    with_memory(base, **PLAIN).save_pretrained(cards / "one")
+    with_memory(hub_base, **PLAIN).save_pretrained(cards / "one")
     own = "---\ntags:\n- mine\n---\n# My own words\n\nyour-name/gradmem-kv-tiny reads more than your-name/gradmem-kv.\n"
     for name in ("gradmem-kv-tiny", "not-trained-yet"):  # the weights of the first come with the package
         (cards / name).mkdir()
@@ -78,8 +68,8 @@ def test_push_command_takes_every_folder_with_weights(hub, base, tmp_path):
     assert "model.safetensors" in files(hub, "me/gradmem-kv-tiny")
 
 
-def test_mistakes_of_the_push_command_are_one_line(hub, base, monkeypatch, tmp_path):
-    model = with_memory(base, **PLAIN)
+def test_mistakes_of_the_push_command_are_one_line(hub, hub_base, monkeypatch, tmp_path):
+    model = with_memory(hub_base, **PLAIN)
     model.save_pretrained(tmp_path / "adapter")
     assert "There is no directory or file" in mistake(cli("push", tmp_path / "nothing", ADAPTER))
     (tmp_path / "empty").mkdir()
@@ -101,8 +91,8 @@ def test_an_adapter_with_a_base_that_nobody_else_has_is_pushed_with_a_warning(hu
     assert "nobody else will find it" in result.stderr
 
 
-def test_other_commands_name_what_the_hub_refuses(hub, base, monkeypatch, tmp_path):
-    pushed_adapter(base)
+def test_other_commands_name_what_the_hub_refuses(hub, hub_base, monkeypatch, tmp_path):
+    pushed_adapter(hub_base)
     hub.repos[ADAPTER].gated = True
     forget(tmp_path / "elsewhere", monkeypatch)
     log_in(monkeypatch, READER_TOKEN)
@@ -111,8 +101,8 @@ def test_other_commands_name_what_the_hub_refuses(hub, base, monkeypatch, tmp_pa
     assert "no repository 'me/nothing' on the Hub" in mistake(cli(*write, "me/nothing"))
 
 
-def test_commands_ask_the_hub_for_what_is_not_cached_alone(hub, base, monkeypatch, tmp_path):
-    get_gradmem_model(base, GradMemConfig(**PLAIN), tokenizer=small_tokenizer()).push_to_hub(ADAPTER)
+def test_commands_ask_the_hub_for_what_is_not_cached_alone(hub, hub_base, monkeypatch, tmp_path):
+    get_gradmem_model(hub_base, GradMemConfig(**PLAIN), tokenizer=small_tokenizer()).push_to_hub(ADAPTER)
     forget(tmp_path / "elsewhere", monkeypatch)
     hub.requests.clear()
     write = ("write", "abc", "--model", ADAPTER, "--output", tmp_path / "memory")
@@ -123,7 +113,7 @@ def test_commands_ask_the_hub_for_what_is_not_cached_alone(hub, base, monkeypatc
     assert hub.requests == []
 
     larger = GradMemConfig(num_memory_tokens=5, write_steps=1)
-    revision = get_gradmem_model(base, larger, tokenizer=small_tokenizer()).push_to_hub(ADAPTER).oid
+    revision = get_gradmem_model(hub_base, larger, tokenizer=small_tokenizer()).push_to_hub(ADAPTER).oid
     for options, num_memory_tokens in (((), PLAIN["num_memory_tokens"]), (("--revision", revision), 5)):
         assert cli(*write, *options).exit_code == 0
         assert GradMemMemory.from_pretrained(tmp_path / "memory").embeddings.shape[1] == num_memory_tokens

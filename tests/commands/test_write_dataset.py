@@ -24,7 +24,7 @@ from hf_gradmem.writing.writers.gradient import GradientWriter
 from hf_gradmem_cli import app
 from tests.support import hub_server
 from tests.support.hub_server import running_hub, use_hub
-from tests.support.small_models import named_base, nameless_base, small_tokenizer
+from tests.support.small_models import cutting_adapter, nameless_base, small_tokenizer
 
 CONTEXTS = ["thequickbrown", ["fox", "jumps", "over"], "the", "lazydog", ["a", "b"], "z", "abcdefghijklmnop"]
 IDS = [f"id{index}" for index in range(len(CONTEXTS))]
@@ -39,12 +39,7 @@ def own_cache(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture(scope="module")
 def adapter(tmp_path_factory) -> str:
-    directory = tmp_path_factory.mktemp("models")
-    torch.manual_seed(0)
-    config = GradMemConfig(num_memory_tokens=3, write_segment_length=6)
-    model = get_gradmem_model(named_base(directory / "base"), config, tokenizer=small_tokenizer())
-    model.save_pretrained(directory / "adapter")
-    return str(directory / "adapter")
+    return cutting_adapter(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture

@@ -27,39 +27,31 @@ from tests.support.on_the_hub import (
 from tests.support.small_models import EVERY_OPTION, PLAIN, small_tokenizer, with_memory
 from tests.support.tiny_models import tiny_causal_lm
 
-
-@pytest.fixture
-def base(hub):
-    """A base on the hub, loaded from there."""
-    push_base(seed=0)
-    return AutoModelForCausalLM.from_pretrained(BASE)
-
-
 # ------------------------------------------------------------------------------------------------ adapters
 
 
 @pytest.mark.parametrize("loader", [GradMemForCausalLM, AutoModel, AutoModelForCausalLM])
-def test_pushed_adapter_loaded_elsewhere_writes_and_reads_the_same(hub, base, loader, monkeypatch, tmp_path):
-    model = pushed_adapter(base, **EVERY_OPTION)
+def test_pushed_adapter_loaded_elsewhere_writes_and_reads_the_same(hub, hub_base, loader, monkeypatch, tmp_path):
+    model = pushed_adapter(hub_base, **EVERY_OPTION)
     assert files(hub, ADAPTER) == ADAPTER_FILES
     assert len(hub.repos[ADAPTER].commits) == 2  # the first is empty: all files come in one commit
     forget(tmp_path / "elsewhere", monkeypatch)
     assert torch.equal(logits(loader.from_pretrained(ADAPTER)), logits(model))
 
 
-def test_adapter_attaches_to_a_base_in_memory(hub, base):
-    model = pushed_adapter(base)
+def test_adapter_attaches_to_a_base_in_memory(hub, hub_base):
+    model = pushed_adapter(hub_base)
     assert torch.equal(logits(get_gradmem_model(AutoModelForCausalLM.from_pretrained(BASE), ADAPTER)), logits(model))
 
 
-def test_tokenizer_goes_to_the_hub_and_comes_back(hub, base, monkeypatch, tmp_path):
-    get_gradmem_model(base, GradMemConfig(**PLAIN), tokenizer=small_tokenizer(offset=3)).push_to_hub(ADAPTER)
+def test_tokenizer_goes_to_the_hub_and_comes_back(hub, hub_base, monkeypatch, tmp_path):
+    get_gradmem_model(hub_base, GradMemConfig(**PLAIN), tokenizer=small_tokenizer(offset=3)).push_to_hub(ADAPTER)
     forget(tmp_path / "elsewhere", monkeypatch)
     assert GradMemForCausalLM.from_pretrained(ADAPTER).tokenizer("abc").input_ids == [19, 20, 21]
 
 
-def test_tokenizer_of_the_base_is_fetched_with_the_token_and_cache_of_the_adapter(hub, base, monkeypatch, tmp_path):
-    pushed_adapter(base)
+def test_tokenizer_of_the_base_is_fetched_with_the_token_and_cache_of_the_adapter(hub, hub_base, monkeypatch, tmp_path):
+    pushed_adapter(hub_base)
     small_tokenizer().push_to_hub(BASE)
     hub.repos[BASE].private = hub.repos[ADAPTER].private = True
     revision = HfApi().model_info(BASE).sha
@@ -71,10 +63,10 @@ def test_tokenizer_of_the_base_is_fetched_with_the_token_and_cache_of_the_adapte
     assert not Path(constants.HF_HUB_CACHE, "models--me--adapter", "snapshots").exists()
 
 
-def test_revisions_are_branches_and_commits(hub, base):
-    first = pushed_adapter(base)
+def test_revisions_are_branches_and_commits(hub, hub_base):
+    first = pushed_adapter(hub_base)
     first_commit = HfApi().model_info(ADAPTER).sha
-    second = with_memory(base, **PLAIN | {"num_memory_tokens": 5})
+    second = with_memory(hub_base, **PLAIN | {"num_memory_tokens": 5})
     second.push_to_hub(ADAPTER, revision="wider")
     second.push_to_hub(ADAPTER, commit_message="wider")
     for revision, tokens in (("wider", 5), (first_commit, 3), (None, 5)):
@@ -83,8 +75,10 @@ def test_revisions_are_branches_and_commits(hub, base):
     assert torch.equal(logits(GradMemForCausalLM.from_pretrained(ADAPTER, revision=first_commit)), logits(first))
 
 
-def test_all_files_of_a_load_come_from_one_commit_and_the_next_load_needs_no_network(hub, base, monkeypatch, tmp_path):
-    pushed_adapter(base)
+def test_all_files_of_a_load_come_from_one_commit_and_the_next_load_needs_no_network(
+    hub, hub_base, monkeypatch, tmp_path
+):
+    pushed_adapter(hub_base)
     forget(tmp_path / "elsewhere", monkeypatch)
     AutoModelForCausalLM.from_pretrained(ADAPTER)
     hub.requests.clear()
@@ -94,10 +88,10 @@ def test_all_files_of_a_load_come_from_one_commit_and_the_next_load_needs_no_net
         AutoModelForCausalLM.from_pretrained(ADAPTER, local_files_only=True, cache_dir=tmp_path / "empty")
 
 
-def test_full_checkpoint_replaces_an_adapter_and_its_shards_each_other(hub, base):
-    pushed_adapter(base)
-    base.requires_grad_(True)
-    whole = with_memory(base, **PLAIN)
+def test_full_checkpoint_replaces_an_adapter_and_its_shards_each_other(hub, hub_base):
+    pushed_adapter(hub_base)
+    hub_base.requires_grad_(True)
+    whole = with_memory(hub_base, **PLAIN)
     whole.base_model.requires_grad_(True)
     whole.push_to_hub(ADAPTER, max_shard_size="20KB")
     assert "model.safetensors" not in files(hub, ADAPTER)
@@ -106,8 +100,8 @@ def test_full_checkpoint_replaces_an_adapter_and_its_shards_each_other(hub, base
     assert {name for name in files(hub, ADAPTER) if "safetensors" in name} == {"model.safetensors"}
 
 
-def test_private_and_branch_and_tags_reach_the_hub(hub, base):
-    with_memory(base, **PLAIN).push_to_hub("adapter", private=True, tags=["ferries"])
+def test_private_and_branch_and_tags_reach_the_hub(hub, hub_base):
+    with_memory(hub_base, **PLAIN).push_to_hub("adapter", private=True, tags=["ferries"])
     assert hub.repos[ADAPTER].private
     assert b"- ferries" in hub.repos[ADAPTER].files["README.md"]
 
@@ -115,16 +109,16 @@ def test_private_and_branch_and_tags_reach_the_hub(hub, base):
 # ------------------------------------------------------------------------------------------------ the base's commit
 
 
-def test_adapter_keeps_the_commit_of_its_base_when_the_base_moves_on(hub, base, monkeypatch, tmp_path):
-    model = pushed_adapter(base)
+def test_adapter_keeps_the_commit_of_its_base_when_the_base_moves_on(hub, hub_base, monkeypatch, tmp_path):
+    model = pushed_adapter(hub_base)
     assert model.config.base_model_revision == HfApi().model_info(BASE).sha
     push_base(seed=1)
     forget(tmp_path / "elsewhere", monkeypatch)
     assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(ADAPTER)), logits(model))
 
 
-def test_base_in_memory_that_moved_on_is_refused_and_the_recorded_commit_is_not(hub, base, monkeypatch, tmp_path):
-    model = pushed_adapter(base)
+def test_base_in_memory_that_moved_on_is_refused_and_the_recorded_commit_is_not(hub, hub_base, monkeypatch, tmp_path):
+    model = pushed_adapter(hub_base)
     made_with, now = model.config.base_model_revision, push_base(seed=1)
     forget(tmp_path / "elsewhere", monkeypatch)
     moved = AutoModelForCausalLM.from_pretrained(BASE)
@@ -134,8 +128,8 @@ def test_base_in_memory_that_moved_on_is_refused_and_the_recorded_commit_is_not(
     assert torch.equal(logits(get_gradmem_model(same, ADAPTER)), logits(model))
 
 
-def test_commit_of_the_base_that_is_gone_is_named_with_the_way_out(hub, base, monkeypatch, tmp_path):
-    made_with = pushed_adapter(base).config.base_model_revision
+def test_commit_of_the_base_that_is_gone_is_named_with_the_way_out(hub, hub_base, monkeypatch, tmp_path):
+    made_with = pushed_adapter(hub_base).config.base_model_revision
     now = push_base(seed=1)
     del hub.repos[BASE].commits[made_with]
     forget(tmp_path / "elsewhere", monkeypatch)
@@ -146,7 +140,7 @@ def test_commit_of_the_base_that_is_gone_is_named_with_the_way_out(hub, base, mo
     assert now
 
 
-def test_revision_of_the_base_that_was_given_is_recorded_as_its_commit(hub, base):
+def test_revision_of_the_base_that_was_given_is_recorded_as_its_commit(hub, hub_base):
     sha = HfApi().model_info(BASE).sha
     HfApi().create_branch(BASE, branch="v1")
     push_base(seed=1)
@@ -157,8 +151,8 @@ def test_revision_of_the_base_that_was_given_is_recorded_as_its_commit(hub, base
 # ------------------------------------------------------------------------------------------------ memories
 
 
-def test_pushed_memory_is_loaded_bit_for_bit_and_read(hub, base, monkeypatch, tmp_path):
-    model = pushed_adapter(base)
+def test_pushed_memory_is_loaded_bit_for_bit_and_read(hub, hub_base, monkeypatch, tmp_path):
+    model = pushed_adapter(hub_base)
     memory = model.write(input_ids=CONTEXT)
     commit = memory.push_to_hub(MEMORY, commit_message="two facts", private=True)
     assert commit.oid in hub.repos[MEMORY].commits
@@ -171,8 +165,8 @@ def test_pushed_memory_is_loaded_bit_for_bit_and_read(hub, base, monkeypatch, tm
     assert torch.equal(elsewhere(input_ids=QUERY, memory=loaded).logits, model(input_ids=QUERY, memory=memory).logits)
 
 
-def test_memory_pushed_beside_its_adapter_leaves_the_adapters_card(hub, base):
-    model = pushed_adapter(base)
+def test_memory_pushed_beside_its_adapter_leaves_the_adapters_card(hub, hub_base):
+    model = pushed_adapter(hub_base)
     card = hub.repos[ADAPTER].files["README.md"]
     model.write(input_ids=CONTEXT).push_to_hub(ADAPTER, revision="with-memory")
     sha = hub.repos[ADAPTER].branches["with-memory"]
@@ -186,8 +180,8 @@ def test_memory_pushed_beside_its_adapter_leaves_the_adapters_card(hub, base):
 # ------------------------------------------------------------------------------------------------ errors
 
 
-def test_each_refusal_of_the_hub_is_one_line_of_its_own(hub, base, monkeypatch, tmp_path):
-    model = pushed_adapter(base)
+def test_each_refusal_of_the_hub_is_one_line_of_its_own(hub, hub_base, monkeypatch, tmp_path):
+    model = pushed_adapter(hub_base)
     model.write(input_ids=CONTEXT).push_to_hub(MEMORY)
     forget(tmp_path / "elsewhere", monkeypatch)
     repo = hub.repos[MEMORY]
@@ -215,12 +209,12 @@ def test_each_refusal_of_the_hub_is_one_line_of_its_own(hub, base, monkeypatch, 
         GradMemForCausalLM.from_pretrained(ADAPTER)
 
 
-def test_refusals_of_a_push_leave_nothing_behind(hub, base, monkeypatch):
-    model = pushed_adapter(base)
+def test_refusals_of_a_push_leave_nothing_behind(hub, hub_base, monkeypatch):
+    model = pushed_adapter(hub_base)
     commits = len(hub.repos[ADAPTER].commits)
     hub.conflict_next_commit = True
     with pytest.raises(HubError, match="was changed while this was pushed, and nothing was uploaded"):
-        with_memory(base, num_memory_tokens=4).push_to_hub(ADAPTER)
+        with_memory(hub_base, num_memory_tokens=4).push_to_hub(ADAPTER)
     log_in(monkeypatch, READER_TOKEN)
     with pytest.raises(HubError, match="This token may not write to me/adapter"):
         model.push_to_hub(ADAPTER)
@@ -233,8 +227,8 @@ def test_refusals_of_a_push_leave_nothing_behind(hub, base, monkeypatch):
     assert len(hub.repos[ADAPTER].commits) == commits
 
 
-def test_half_uploaded_adapter_is_refused_before_its_base_is_fetched(hub, base, monkeypatch, tmp_path):
-    pushed_adapter(base)
+def test_half_uploaded_adapter_is_refused_before_its_base_is_fetched(hub, hub_base, monkeypatch, tmp_path):
+    pushed_adapter(hub_base)
     HfApi().delete_file("model.safetensors", ADAPTER)
     forget(tmp_path / "elsewhere", monkeypatch)
     hub.requests.clear()
@@ -243,8 +237,8 @@ def test_half_uploaded_adapter_is_refused_before_its_base_is_fetched(hub, base, 
     assert not any(BASE in request for request in hub.requests)
 
 
-def test_hub_out_of_reach_is_said(hub, base, monkeypatch, tmp_path):
-    model = with_memory(base, **PLAIN)
+def test_hub_out_of_reach_is_said(hub, hub_base, monkeypatch, tmp_path):
+    model = with_memory(hub_base, **PLAIN)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(HubError, match=r"The Hub \(http://127.0.0.1:9\) cannot be reached"):
         model.push_to_hub(ADAPTER)

@@ -6,17 +6,12 @@ from torch.nn import functional
 from transformers import TextIteratorStreamer, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
-from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
-from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
+from hf_gradmem import GradMemForCausalLM
+from tests.support.tiny_models import tiny_tokens
+from tests.support.writing import build
 
 # Both ways of generating: from the base's own cached `generate`, and from `forward`.
 GENERATING = {"cached": "llama", "from forward": "gemma3"}
-
-
-def build(model_type="llama", dtype=torch.float64, **settings) -> GradMemForCausalLM:
-    torch.manual_seed(0)
-    defaults = {"num_memory_tokens": 3, "write_steps": 2, "write_learning_rate": 0.3}
-    return get_gradmem_model(tiny_causal_lm(model_type, dtype), GradMemConfig(**defaults | settings))
 
 
 @pytest.fixture

@@ -11,18 +11,12 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
+from hf_gradmem import GradMemForCausalLM
 from tests.support.tiny_models import CAUSAL_LM_MODEL_TYPES, UNBUILDABLE, Float64Everywhere, tiny_causal_lm, tiny_tokens
+from tests.support.writing import MEMORY_TOKENS, build
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "architectures.md"
-STEPS, MEMORY_TOKENS, RATE = 2, 3, 0.3
 LONGEST_ROW_TRIED = 16
-
-
-def build(model_type: str, dtype: torch.dtype = torch.float64, **changes) -> GradMemForCausalLM:
-    settings = {"num_memory_tokens": MEMORY_TOKENS, "write_steps": STEPS, "write_learning_rate": RATE}
-    torch.manual_seed(0)
-    return get_gradmem_model(tiny_causal_lm(model_type, dtype), GradMemConfig(**settings | changes))
 
 
 def check_write(model: GradMemForCausalLM) -> None:

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import pytest
 import torch
 from huggingface_hub import HfApi, constants
-from transformers import AutoModelForCausalLM
 
 from hf_gradmem import GradMemForCausalLM
 from tests.support.small_models import PLAIN, with_memory
@@ -14,13 +12,6 @@ from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
 CONTEXT, QUERY = tiny_tokens(2, 9, seed=1), tiny_tokens(2, 5, seed=2)
 BASE, ADAPTER, MEMORY = "me/base", "me/adapter", "me/memory"
 ADAPTER_FILES = {"config.json", "model.safetensors", "README.md", "modeling_gradmem_hub.py"}
-
-
-@pytest.fixture
-def base(hub):
-    """A base on the hub, loaded from there."""
-    push_base(seed=0)
-    return AutoModelForCausalLM.from_pretrained(BASE)
 
 
 def push_base(seed: int) -> str:

@@ -29,6 +29,15 @@ def named_base(directory: Path, model_type: str = "llama", seed: int = 0, **argu
     return AutoModelForCausalLM.from_pretrained(directory, **arguments)
 
 
+def cutting_adapter(directory: Path, **options) -> str:
+    """An adapter's directory, with its base beside it, that cuts contexts which come without segments."""
+    torch.manual_seed(0)
+    config = GradMemConfig(num_memory_tokens=3, write_segment_length=6, **options)
+    model = get_gradmem_model(named_base(directory / "base"), config, tokenizer=small_tokenizer())
+    model.save_pretrained(directory / "adapter")
+    return str(directory / "adapter")
+
+
 def small_llama(vocab_size: int, tokenizer: PreTrainedTokenizerFast | None = None, **options) -> PreTrainedModel:
     """A Llama of two layers with random weights, and the special tokens of a tokenizer."""
     special = {name: getattr(tokenizer, name, None) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}

@@ -6,13 +6,14 @@ from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 from hf_gradmem.writing.contexts import Contexts
 from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
 
+MEMORY_TOKENS = 3
 LENGTHS = torch.tensor([3, 9, 5, 8, 4])
 MASK = (torch.arange(9) < LENGTHS[:, None]).long()
 
 
 def build(model_type: str = "llama", dtype: torch.dtype = torch.float64, **settings) -> GradMemForCausalLM:
     torch.manual_seed(0)
-    defaults = {"num_memory_tokens": 3, "write_steps": 2, "write_learning_rate": 0.3}
+    defaults = {"num_memory_tokens": MEMORY_TOKENS, "write_steps": 2, "write_learning_rate": 0.3}
     return get_gradmem_model(tiny_causal_lm(model_type, dtype), GradMemConfig(**defaults | settings))
 
 

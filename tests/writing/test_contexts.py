@@ -1,9 +1,11 @@
 """Contexts as they are given: text or tokens, whole or in segments, and what is refused."""
 
+from functools import partial
+
 import pytest
 import torch
 
-from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
+from tests.support import writing
 from tests.support.messages import says
 from tests.support.small_models import PLAIN, nameless_base, small_tokenizer, with_memory
 from tests.support.tiny_models import VOCAB_SIZE, tiny_causal_lm, tiny_tokens
@@ -12,10 +14,7 @@ from tests.support.writing_text import word_tokenizer
 CONTEXT, QUERY = tiny_tokens(2, 8, seed=1), tiny_tokens(2, 4, seed=2)
 
 
-def build(model_type="llama", dtype=torch.float64, **settings) -> GradMemForCausalLM:
-    torch.manual_seed(0)
-    defaults = {"num_memory_tokens": 3, "write_steps": 3, "write_learning_rate": 0.3}
-    return get_gradmem_model(tiny_causal_lm(model_type, dtype), GradMemConfig(**defaults | settings))
+build = partial(writing.build, write_steps=3)
 
 
 @pytest.fixture

@@ -1,24 +1,23 @@
 """WRITE: what it computes, the conditions it runs under, and that it leaves nothing behind."""
 
 import contextlib
+from functools import partial
 
 import pytest
 import torch
 from torch.nn import functional
 
-from hf_gradmem import GradMemConfig, GradMemForCausalLM, GradMemMemory, get_gradmem_model
+from hf_gradmem import GradMemForCausalLM, GradMemMemory
 from hf_gradmem.writing.contexts import Contexts
 from hf_gradmem.writing.write import write_at_steps
-from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
+from tests.support import writing
+from tests.support.tiny_models import tiny_tokens
 from tests.support.writing_text import word_tokenizer
 
 LORA = {"r": 2, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}
 
 
-def build(model_type="llama", dtype=torch.float64, **settings) -> GradMemForCausalLM:
-    torch.manual_seed(0)
-    defaults = {"num_memory_tokens": 3, "write_steps": 3, "write_learning_rate": 0.3}
-    return get_gradmem_model(tiny_causal_lm(model_type, dtype), GradMemConfig(**defaults | settings))
+build = partial(writing.build, write_steps=3)
 
 
 def randomize_lora(model: GradMemForCausalLM) -> None:

@@ -1,18 +1,17 @@
 """The forward-only writer: what it reads back, the conditions it runs under, and what it refuses."""
 
+from functools import partial
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
+from tests.support import writing
 from tests.support.small_models import named_base
-from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
+from tests.support.tiny_models import tiny_tokens
 
-
-def build(model_type: str = "llama", **settings) -> GradMemForCausalLM:
-    torch.manual_seed(0)
-    defaults = {"num_memory_tokens": 3, "write_steps": 2, "writer": "forward"}
-    return get_gradmem_model(tiny_causal_lm(model_type), GradMemConfig(**defaults | settings))
+build = partial(writing.build, writer="forward")
 
 
 def read_back(model: GradMemForCausalLM, memory: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
