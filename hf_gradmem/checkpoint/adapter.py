@@ -6,7 +6,7 @@ A checkpoint that includes its base is opened likewise; Transformers loads its w
 import copy
 import functools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -35,6 +35,9 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 PUSH_ARGUMENTS = frozenset({"repo_id", "commit_message", "commit_description", "private", "create_pr", "revision"})
 # What from_pretrained takes as options of the configuration; the precision is left to the loading of weights.
 CONFIG_OPTIONS = ({field.name for field in fields(GradMemConfig)} - {"dtype"}) | {"attn_implementation"}
+# Options that an adapter which was trained without them may be opened with, by what stands in the names of their
+# parameters: these begin such that nothing changes until they are trained.
+ADDABLE = {"write_lora": ("lora_", ".write."), "learn_write_learning_rate": ("write_log_learning_rate",)}
 # What lets `trust_remote_code=True` load a checkpoint where this package is installed but was not imported; where it is
 # not installed, Transformers says so. Nothing else of a repository is ever run.
 REMOTE_CODE_FILE = "modeling_gradmem_hub.py"
@@ -63,12 +66,14 @@ class Adapter:
         config: its configuration, or the one that was given in its place; a copy, free to be changed.
         hub_arguments: those of [`HUB_ARGUMENTS`] that all of its files are fetched with, at one commit.
         trust_remote_code: whether code of its repository, or of its base's, may be run for a tokenizer.
+        added: those of [`ADDABLE`] that it was opened with and has no parameters for.
     """
 
     name_or_path: str
     config: GradMemConfig
     hub_arguments: dict[str, Any]
     trust_remote_code: bool = False
+    added: frozenset[str] = frozenset()
 
     @classmethod
     def open(
@@ -98,10 +103,16 @@ class Adapter:
         if (revision := resolve_revision(name, hub.get("revision"), **_place(hub))) is not None:
             hub["revision"] = revision
         if isinstance(config, GradMemConfig):
-            config = copy.deepcopy(config)
-        else:
-            config = load_config(name if config is None else config, hub, options or {})
-        return cls(name, config, hub, trust_remote_code)
+            return cls(name, copy.deepcopy(config), hub, trust_remote_code)
+        values, options = config_values(name if config is None else config, hub), options or {}
+        added = frozenset(option for option in options if option in ADDABLE and values.get(option) in (None, "none"))
+        config = GradMemConfig.from_dict(values | options)
+        if added and config.includes_base:
+            raise ValueError(
+                f"{name} includes its base, and only an adapter on a frozen one can be given "
+                f"{' and '.join(sorted(added))} that it was trained without."
+            )
+        return cls(name, config, hub, trust_remote_code, added)
 
     @property
     def place(self) -> dict[str, Any]:
@@ -135,7 +146,7 @@ class Adapter:
             raise ValueError(f"{self.name_or_path} includes its own base and is attached to no other.")
         self.config.text_config = base_model.config
         model = model_class(self.config, base_model)
-        load_adapter(model, weights, self.name_or_path)
+        load_adapter(model, weights, self.name_or_path, self.added)
         return model
 
 
@@ -167,14 +178,12 @@ def load_tokenizer(
     return None if path is None else open_tokenizer(name_or_path, trust_remote_code=trust_remote_code, **hub_arguments)
 
 
-def load_config(
-    name_or_path: str | os.PathLike, hub_arguments: dict[str, Any], options: dict[str, Any]
-) -> GradMemConfig:
-    """The configuration of a GradMem checkpoint, with `options` in place of its own.
+def config_values(name_or_path: str | os.PathLike, hub_arguments: dict[str, Any]) -> dict[str, Any]:
+    """The values in the configuration of a GradMem checkpoint.
 
     Raises:
         OSError: there is none.
-        ValueError: it is the configuration of another kind of model, or an option is wrong.
+        ValueError: it is the configuration of another kind of model.
     """
     with one_line_errors(name_or_path, hub_arguments.get("revision")):
         values, _ = GradMemConfig.get_config_dict(name_or_path, **hub_arguments)
@@ -185,7 +194,7 @@ def load_config(
             f"{name_or_path} holds a model of type {values.get('model_type')!r}, not {GradMemConfig.model_type!r}. To "
             "give that model a memory, load it and call get_gradmem_model(base_model, GradMemConfig())."
         )
-    return GradMemConfig.from_dict(values | options)
+    return values
 
 
 def load_full(load: Callable[..., Any], name_or_path: str, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -243,13 +252,14 @@ def adapter_file(name_or_path: str | os.PathLike, hub_arguments: dict[str, Any])
     return path
 
 
-def load_adapter(model: nn.Module, path: str, name_or_path: str | os.PathLike) -> None:
+def load_adapter(model: nn.Module, path: str, name_or_path: str | os.PathLike, added: Collection[str] = ()) -> None:
     """Fill the parameters beside the base from an adapter's `model.safetensors`.
 
     Args:
         model: whose parameters to fill.
         path: of [`adapter_file`].
         name_or_path: the adapter, for messages.
+        added: options of [`ADDABLE`] whose parameters it does not hold; they stay as they begin.
 
     Raises:
         ValueError: the file is truncated, or holds other parameters than this adapter's configuration asks.
@@ -262,7 +272,8 @@ def load_adapter(model: nn.Module, path: str, name_or_path: str | os.PathLike) -
         result = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise ValueError(f"The adapter in {name_or_path} does not fit its own configuration: {error}") from error
-    missing = set(result.missing_keys) - base_keys(model)
+    begun = {key for key in result.missing_keys if any(all(part in key for part in ADDABLE[name]) for name in added)}
+    missing = set(result.missing_keys) - base_keys(model) - begun
     if missing or result.unexpected_keys:
         raise ValueError(
             f"{path} is not the adapter that its config.json describes: missing {_few(missing)}, "

@@ -12,6 +12,7 @@ import yaml
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..base.precision import FASTEST
+from ..checkpoint.adapter import ADDABLE
 from ..configuration_gradmem import GradMemConfig
 from ..losses import LOSSES, weight_name
 from ..tasks import get_task
@@ -70,8 +71,11 @@ _CHANGEABLE = {
     "write_prompt",
     "meta_gradient",
     "meta_gradient_steps",
+    "meta_gradient_radius",
+    "checkpoint_write_steps",
     "template",
     *map(weight_name, LOSSES),
+    *ADDABLE,
 }
 
 

@@ -22,8 +22,10 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..base.lora import base_keys
 from ..base.precision import FASTEST, fastest_dtype
 from ..checkpoint.adapter import Adapter
+from ..checkpoint.base_model import check_attachable
 from ..checkpoint.run_facts import RECIPE_FILE, RESULTS_FILE, arguments_of_set, published_recipe, set_arguments
 from ..checkpoint.tokenizer import open_tokenizer
 from ..files import check_directory
@@ -171,20 +173,25 @@ def build_model(
     """
     dtype = _base_dtype(arguments, trust_remote_code, device)
     load: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
+    changes = arguments.gradmem | {"confidence": None}  # which was fitted on answers of before
     if arguments.base_model is not None:
         base_model = AutoModelForCausalLM.from_pretrained(arguments.base_model, **load)
-        own = Adapter.open(arguments.adapter).tokenizer if arguments.adapter is not None else None
-        tokenizer = own or open_tokenizer(arguments.base_model, trust_remote_code=trust_remote_code)
-        model = get_gradmem_model(base_model, arguments.adapter or arguments.config, tokenizer)
+        tokenizer = open_tokenizer(arguments.base_model, trust_remote_code=trust_remote_code)
+        if arguments.adapter is not None:
+            adapter = Adapter.open(arguments.adapter, options=changes)
+            check_attachable(adapter.config, base_model, arguments.adapter)
+            model = adapter.attach(GradMemForCausalLM, base_model)
+            model.tokenizer = adapter.tokenizer or tokenizer
+        else:
+            model = get_gradmem_model(base_model, arguments.config, tokenizer)
     elif arguments.adapter is not None:
-        model = GradMemForCausalLM.from_pretrained(arguments.adapter, **load)
+        model = GradMemForCausalLM.from_pretrained(arguments.adapter, **load, **changes)
     else:
         tokenizer = _task_tokenizer(arguments)
         model = get_gradmem_model(_new_base(arguments.base_config or {}, tokenizer), arguments.config, tokenizer)
-    if arguments.adapter is not None:
-        model.config.update(arguments.gradmem)
-        model.config.confidence = None  # which was fitted on answers of before
-    model.base_model.requires_grad_(arguments.train_base)
+    base = base_keys(model)
+    for key, parameter in model.named_parameters():  # a LoRA inside the base is not of it
+        parameter.requires_grad_(arguments.train_base or key not in base)
     return model
 
 

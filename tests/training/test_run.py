@@ -6,13 +6,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-from hf_gradmem import GradMemForCausalLM
+from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 from hf_gradmem.tasks import load_task
+from hf_gradmem.tasks.kv_retrieval import build_tokenizer
 from hf_gradmem.training.callbacks import log_writes
 from hf_gradmem.training.recipe import make_recipe
 from hf_gradmem.training.run import build_trainer, last_checkpoint, run_training
+from tests.support.small_models import small_llama
 from tests.support.tiny_training import (
     TINY,
     assert_same_weights,
@@ -22,6 +24,8 @@ from tests.support.tiny_training import (
     tiny_recipe,
     weights,
 )
+
+LORA = {"r": 2, "target_modules": ["q_proj"]}
 
 
 def logged(trainer, name):
@@ -290,6 +294,43 @@ def test_terms_made_from_the_steps_are_trained_and_may_be_given_to_an_adapter(tm
     trainer.train()
     assert trainer.model.memory_init.isfinite().all()
     assert not torch.equal(trainer.model.memory_init, before)
+
+
+def test_adapter_is_given_parts_that_change_nothing_until_they_are_trained(tmp_path):
+    """A WRITE-LoRA and learned step sizes, after an adapter was trained without them."""
+    tokenizer = build_tokenizer()
+    small_llama(len(tokenizer), tokenizer).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    before = get_gradmem_model(base, GradMemConfig(num_memory_tokens=2, read_lora=LORA), tokenizer=tokenizer)
+    before.save_pretrained(tmp_path / "first")
+    values = {name: value for name, value in TINY.items() if name not in ("base_config", "train_base")}
+    values |= {"adapter": str(tmp_path / "first"), "base_model": str(tmp_path / "base")}
+    values |= {"gradmem": {"write_lora": LORA, "learn_write_learning_rate": "per_step"}}
+    trainer = build_trainer(make_recipe(values | {"output_dir": str(tmp_path / "second")}))
+    context = torch.arange(4, 10)[None]
+    memories = [model.write(input_ids=context).embeddings for model in (trainer.model, before)]
+    torch.testing.assert_close(*memories)
+    trainer.train()
+    trainer.save_model()
+    # What was trained is not begun anew.
+    trained = GradMemForCausalLM.from_pretrained(tmp_path / "second", write_lora=LORA)
+    assert all(weight.any() for name, weight in trained.named_parameters() if "lora_B" in name)
+    assert len(set(trained.write_log_learning_rate.tolist())) == 2
+
+
+def test_checkpoint_that_includes_its_base_is_given_no_further_parts(tmp_path):
+    tiny_model(learn_write_learning_rate="none").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="only an adapter on a frozen one can be given write_lora"):
+        GradMemForCausalLM.from_pretrained(tmp_path, write_lora=LORA)
+
+
+def test_part_that_a_file_lacks_is_refused_unless_it_was_added(tmp_path):
+    tiny_model(learn_write_learning_rate="none").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"learn_write_learning_rate": "per_step"}))
+    with pytest.raises(ValueError, match="missing write_log_learning_rate"):
+        GradMemForCausalLM.from_pretrained(tmp_path)
 
 
 def test_streamed_set_on_two_processes_keeps_queries_with_their_contexts():
