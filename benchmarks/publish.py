@@ -3,11 +3,14 @@
     python -m benchmarks.publish runs/gradmem-smollm2-135m HuggingFaceTB/SmolLM2-135M-Instruct \
         hf_gradmem/pretrained/gradmem-smollm2-135m
 
-What WRITE uses stays as it was trained, so memories that were written by the run are read by what is published.
+What WRITE uses stays as it was trained, so memories that were written by the run are read by what is published. Of
+several runs that go on from one another, READ's LoRA is the mean of theirs, which forgets less of what the earlier ones
+could (Wortsman et al., arXiv 2203.05482).
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,11 +19,22 @@ from safetensors.torch import load_file, save_file
 from hf_gradmem.configuration_gradmem import SAVE_ID
 
 
-def publish(run: Path, base_name: str, output: Path) -> None:
-    """Copy the adapter of a run."""
-    tensors = load_file(run / "model.safetensors")
-    smaller = {name: tensor.to(torch.bfloat16) if ".read." in name else tensor for name, tensor in tensors.items()}
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+def publish(runs: Sequence[Path], base_name: str, output: Path) -> None:
+    """Copy the adapter of a run, or the mean of several, with the configuration of the first.
+
+    Raises:
+        ValueError: what WRITE uses differs between them.
+    """
+    held = [load_file(run / "model.safetensors") for run in runs]
+    smaller = {}
+    for name, tensor in held[0].items():
+        if ".read." in name:
+            smaller[name] = torch.stack([tensors[name].float() for tensors in held]).mean(0).to(torch.bfloat16)
+        elif all(torch.equal(tensor, tensors[name]) for tensors in held):
+            smaller[name] = tensor
+        else:
+            raise ValueError(f"The runs differ in {name}, which WRITE uses. The mean is of READ's LoRA alone.")
+    config = json.loads((runs[0] / "config.json").read_text(encoding="utf-8"))
     config.pop(SAVE_ID, None)
     config["base_model_name_or_path"] = base_name
     config["text_config"] = {
@@ -33,8 +47,8 @@ def publish(run: Path, base_name: str, output: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("base_name")
     parser.add_argument("output", type=Path)
     given = parser.parse_args()
-    publish(given.run, given.base_name, given.output)
+    publish(given.runs, given.base_name, given.output)
