@@ -105,7 +105,8 @@ class Adapter:
         if isinstance(config, GradMemConfig):
             return cls(name, copy.deepcopy(config), hub, trust_remote_code)
         values, options = config_values(name if config is None else config, hub), options or {}
-        added = frozenset(option for option in options if option in ADDABLE and values.get(option) in (None, "none"))
+        without = (None, "none")
+        added = frozenset(name for name in ADDABLE if values.get(name) in without and options.get(name) not in without)
         config = GradMemConfig.from_dict(values | options)
         if added and config.includes_base:
             raise ValueError(

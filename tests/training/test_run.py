@@ -323,6 +323,7 @@ def test_checkpoint_that_includes_its_base_is_given_no_further_parts(tmp_path):
     tiny_model(learn_write_learning_rate="none").save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="only an adapter on a frozen one can be given write_lora"):
         GradMemForCausalLM.from_pretrained(tmp_path, write_lora=LORA)
+    GradMemForCausalLM.from_pretrained(tmp_path, write_lora=None)
 
 
 def test_part_that_a_file_lacks_is_refused_unless_it_was_added(tmp_path):
