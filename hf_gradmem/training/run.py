@@ -176,14 +176,14 @@ def build_model(
     changes = arguments.gradmem | {"confidence": None}  # which was fitted on answers of before
     if arguments.base_model is not None:
         base_model = AutoModelForCausalLM.from_pretrained(arguments.base_model, **load)
-        tokenizer = open_tokenizer(arguments.base_model, trust_remote_code=trust_remote_code)
+        own = None
         if arguments.adapter is not None:
             adapter = Adapter.open(arguments.adapter, options=changes)
             check_attachable(adapter.config, base_model, arguments.adapter)
-            model = adapter.attach(GradMemForCausalLM, base_model)
-            model.tokenizer = adapter.tokenizer or tokenizer
+            model, own = adapter.attach(GradMemForCausalLM, base_model), adapter.tokenizer
         else:
-            model = get_gradmem_model(base_model, arguments.config, tokenizer)
+            model = get_gradmem_model(base_model, arguments.config)
+        model.tokenizer = own or open_tokenizer(arguments.base_model, trust_remote_code=trust_remote_code)
     elif arguments.adapter is not None:
         model = GradMemForCausalLM.from_pretrained(arguments.adapter, **load, **changes)
     else:
