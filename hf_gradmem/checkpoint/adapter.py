@@ -107,13 +107,13 @@ class Adapter:
         values, options = config_values(name if config is None else config, hub), options or {}
         without = (None, "none")
         added = frozenset(name for name in ADDABLE if values.get(name) in without and options.get(name) not in without)
-        config = GradMemConfig.from_dict(values | options)
-        if added and config.includes_base:
+        opened: GradMemConfig = GradMemConfig.from_dict(values | options)
+        if added and opened.includes_base:
             raise ValueError(
                 f"{name} includes its base, and only an adapter on a frozen one can be given "
                 f"{' and '.join(sorted(added))} that it was trained without."
             )
-        return cls(name, config, hub, trust_remote_code, added)
+        return cls(name, opened, hub, trust_remote_code, added)
 
     @property
     def place(self) -> dict[str, Any]:
