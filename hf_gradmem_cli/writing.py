@@ -54,14 +54,14 @@ KeepText = Annotated[
 def demo(
     text: Annotated[str | None, typer.Option(help="Write this in place of the demo's own paragraph.")] = None,
     steps: Annotated[int, typer.Option(help="Take at most so many steps.")] = 200,
-    memory_tokens: Annotated[int, typer.Option(help="How many memory vectors to write into.")] = 8,
+    memory_tokens: Annotated[int, typer.Option(help="How many memory vectors to write into.")] = 16,
     seed: Seed = 0,
     model: Annotated[str | None, typer.Option(help="Another base than SmolLM2-135M-Instruct.")] = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write a paragraph into 8 vectors of a small pretrained model, and decode it from them.
+    """Write a paragraph into 16 vectors of a small pretrained model, and decode it from them.
 
     Takes one or two minutes on two cores, and half a minute more at the first run, which unpacks the model.
 

@@ -22,6 +22,8 @@ TEXT = (
     "On 9 June 1934 the surveyor Ilse Brandvold measured Lake Tammerin at 61 metres, paid the ferryman Tobias Quill "
     "17 crowns, and carried 23 brass plates to Harrow Point."
 )
+# Twice those of a base alone by default: the paragraph is learned in half as many steps.
+NUM_MEMORY_TOKENS = 16
 _BAR_WIDTH = 40
 _TABLE_ROWS = 8
 
@@ -91,7 +93,7 @@ def run_demo(
     text: str = TEXT,
     model_name: str | None = None,
     steps: int = PLAIN_BASE_OPTIONS["write_steps"],
-    num_memory_tokens: int = PLAIN_BASE_OPTIONS["num_memory_tokens"],
+    num_memory_tokens: int = NUM_MEMORY_TOKENS,
     seed: int = 0,
     device: str = "auto",
     trust_remote_code: bool = False,
@@ -119,7 +121,7 @@ def run_demo(
 
     show_progress = not console.quiet and sys.stderr.isatty()
     if not show_progress:
-        console.print("Writing (about a minute on two cores) ...")
+        console.print("Writing (half a minute on two cores) ...")
     start = time.perf_counter()
     memory = model.write(text, tolerance=PLAIN_BASE_TOLERANCE, show_progress=show_progress)
     seconds = time.perf_counter() - start
