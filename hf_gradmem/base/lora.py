@@ -168,3 +168,10 @@ def base_keys(model: nn.Module) -> set[str]:
     """
     lora = tuple(f"base_model.{name}." for name in lora_modules(model.get_submodule("base_model")))
     return {key for key in model.state_dict() if key.startswith("base_model.") and not (lora and key.startswith(lora))}
+
+
+def train_beside_base(model: nn.Module, *, base_trains: bool = False) -> None:
+    """Everything beside the base trains, a LoRA inside it as well, and the base's own weights where asked for."""
+    base = base_keys(model)
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(base_trains or key not in base)

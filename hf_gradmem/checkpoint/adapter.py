@@ -23,7 +23,7 @@ from transformers.utils import (
     resolve_revision,
 )
 
-from ..base.lora import base_keys
+from ..base.lora import base_keys, train_beside_base
 from ..base.precision import FASTEST
 from ..configuration_gradmem import GradMemConfig
 from ..files import whole_file
@@ -35,9 +35,9 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 PUSH_ARGUMENTS = frozenset({"repo_id", "commit_message", "commit_description", "private", "create_pr", "revision"})
 # What from_pretrained takes as options of the configuration; the precision is left to the loading of weights.
 CONFIG_OPTIONS = ({field.name for field in fields(GradMemConfig)} - {"dtype"}) | {"attn_implementation"}
-# Options that an adapter which was trained without them may be opened with, by what stands in the names of their
-# parameters: these begin such that nothing changes until they are trained.
-ADDABLE = {"write_lora": ("lora_", ".write."), "learn_write_learning_rate": ("write_log_learning_rate",)}
+# Options that an adapter which was trained without them may be opened with, and what stands in the names of their
+# parameters, which begin such that nothing changes until they are trained.
+ADDABLE = {"write_lora": ".write.", "learn_write_learning_rate": "write_log_learning_rate"}
 # What lets `trust_remote_code=True` load a checkpoint where this package is installed but was not imported; where it is
 # not installed, Transformers says so. Nothing else of a repository is ever run.
 REMOTE_CODE_FILE = "modeling_gradmem_hub.py"
@@ -229,9 +229,7 @@ def load_full(load: Callable[..., Any], name_or_path: str, arguments: dict[str, 
             f"The weights in {name_or_path} are not those that its config.json describes: missing "
             f"{_few(missing)}; unexpected {_few(unexpected)}; of another shape {_few(mismatched)}."
         )
-    base = base_keys(model)
-    for key, parameter in model.named_parameters():  # the loader makes every weight trainable
-        parameter.requires_grad_(key not in base)
+    train_beside_base(model)  # the loader makes every weight trainable
     return model, info
 
 
@@ -273,7 +271,7 @@ def load_adapter(model: nn.Module, path: str, name_or_path: str | os.PathLike, a
         result = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
         raise ValueError(f"The adapter in {name_or_path} does not fit its own configuration: {error}") from error
-    begun = {key for key in result.missing_keys if any(all(part in key for part in ADDABLE[name]) for name in added)}
+    begun = {key for key in result.missing_keys if any(ADDABLE[name] in key for name in added)}
     missing = set(result.missing_keys) - base_keys(model) - begun
     if missing or result.unexpected_keys:
         raise ValueError(

@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..base.lora import base_keys
+from ..base.lora import train_beside_base
 from ..base.precision import FASTEST, fastest_dtype
 from ..checkpoint.adapter import Adapter
 from ..checkpoint.base_model import check_attachable
@@ -189,9 +189,7 @@ def build_model(
     else:
         tokenizer = _task_tokenizer(arguments)
         model = get_gradmem_model(_new_base(arguments.base_config or {}, tokenizer), arguments.config, tokenizer)
-    base = base_keys(model)
-    for key, parameter in model.named_parameters():  # a LoRA inside the base is not of it
-        parameter.requires_grad_(arguments.train_base or key not in base)
+    train_beside_base(model, base_trains=arguments.train_base)
     return model
 
 
