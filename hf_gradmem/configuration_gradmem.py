@@ -131,13 +131,15 @@ class GradMemConfig(PreTrainedConfig):
         template (`str` or `dict`, defaults to `"plain"`):
             The words around a query, and around a context that stands in a prompt: `"plain"` (none), `"question"`
             (`Question: … Answer:`), `"quote"` (`Question: … Quote:`, upon which the model says the part of the context
-            that tells the answer, then `Answer:` and the answer), `"chat"` (a user's turn of the tokenizer's chat
+            that tells the answer, then `Answer:` and the answer), `"recite"` (the memory is decoded first, and what
+            it decodes to stands before `Question: … Answer:`), `"chat"` (a user's turn of the tokenizer's chat
             template, behind the memory), `"chat_inside"` (the same with the memory inside the turn, right before the
             question), or `{"context": "...", "query": "..."}` with `{context}` and `{query}` in them; the words for the
-            query may say by `{memory}`, before `{query}`, where the memory stands, and `"answer_after": "..."` beside
-            them has the model quote first, and begins the answer. Training, evaluation, the pipeline and the command
-            line put the words around texts; tokens are read as they are, behind the memory and what READ has before
-            it, and WRITE takes a context as it is.
+            query may say by `{memory}`, before `{query}`, where the memory stands, and by `{context}` between the two
+            that the memory is decoded first, and where that text stands; `"answer_after": "..."` beside them has the
+            model quote first, and begins the answer. Training, which has the text itself recited, evaluation, the
+            pipeline and the command line put the words around texts; tokens are read as they are, behind the memory
+            and what READ has before it, and WRITE takes a context as it is.
         confidence (`dict`, *optional*):
             How `model.answer` makes a confidence of what reading an answer leaves behind: the coefficients that
             `hf-gradmem calibrate` fitted, and the questions that it fitted them on. Without them there is none.

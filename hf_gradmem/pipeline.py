@@ -15,7 +15,8 @@ from .modeling_gradmem import GradMemForCausalLM
 from .reading.answering import answer_features, confidences, up_to_end
 from .reading.generation import ending_tokens, new_sequences
 from .reading.queries import tokenize_queries
-from .template import Template, get_template, template_in_use
+from .reading.reciting import recited
+from .template import get_template, template_in_use
 from .writing.contexts import texts_in, tokenize_contexts
 
 TASK = "gradmem-text-generation"
@@ -185,7 +186,7 @@ class GradMemTextGenerationPipeline(Pipeline):
             source = {"contexts": tokenize_contexts(contexts, self.tokenizer, writer.segment_length, writer.segments)}
         index = torch.arange(len(requests)).repeat_interleave(torch.tensor(counts))
         prompts = {"input_ids": input_ids, "attention_mask": attention_mask, "context_index": index}
-        return source | prompts | {"requests": requests, "words": get_template(setting, self.tokenizer)}
+        return source | prompts | {"requests": requests, "template": setting}
 
     def _forward(
         self, model_inputs: dict[str, Any], rows_at_a_time: int = 1, return_confidence: bool = False, **kwargs: Any
@@ -204,6 +205,12 @@ class GradMemTextGenerationPipeline(Pipeline):
                 measure_final_loss=return_confidence,
                 **write_options,
             )
+        words, index = model_inputs["template"], model_inputs["context_index"].tolist()
+        if get_template(words, self.tokenizer).recites:
+            before = recited(self.model, memory, index, words)
+            texts = [question for request in model_inputs["requests"] for question in request.questions]
+            ids, mask = tokenize_queries(texts, self.tokenizer, words, before)
+            model_inputs = model_inputs | {"input_ids": ids, "attention_mask": mask}
         rows = torch.arange(len(model_inputs["input_ids"]))
         generated: list[list[list[int]]] = []
         sure: list[list[dict[str, Any]]] = []
@@ -211,7 +218,7 @@ class GradMemTextGenerationPipeline(Pipeline):
             generated += self._generate(model_inputs, memory, part, kwargs)
             if return_confidence:
                 sure += self._confidences(model_inputs, memory, part, generated[-len(part) :])
-        return {"generated": generated, "sure": sure} | {name: model_inputs[name] for name in ("requests", "words")}
+        return {"generated": generated, "sure": sure} | {name: model_inputs[name] for name in ("requests", "template")}
 
     def _confidences(
         self, inputs: dict[str, Any], memory: GradMemMemory, part: Tensor, generated: list[list[list[int]]]
@@ -264,7 +271,7 @@ class GradMemTextGenerationPipeline(Pipeline):
         """The answers to each request of a batch."""
         generated = iter(model_outputs["generated"])
         sure = iter(model_outputs["sure"])
-        words: Template = model_outputs["words"]
+        words = get_template(model_outputs["template"], self.tokenizer)
 
         def record(question: str, tokens: list[int]) -> dict[str, Any]:
             if return_tensors:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 _FIELDS = ("context", "query")
 _ANSWER_AFTER = "answer_after"
 _FIELD = re.compile(r"\{(context|query|memory)\}")
-_MEMORY = "{memory}"
+_MEMORY, _CONTEXT = "{memory}", "{context}"
 TEMPLATES: dict[str, dict[str, str]] = {
     "plain": {"context": "{context}", "query": "{query}"},
     "question": {"context": "{context}\n", "query": "Question: {query}\nAnswer:"},
@@ -23,6 +23,7 @@ TEMPLATES: dict[str, dict[str, str]] = {
         "query": "Question: {query}\nQuote:",
         "answer_after": "\nAnswer:",
     },
+    "recite": {"context": "{context}\n", "query": "{context}Question: {query}\nAnswer:"},
 }
 """The templates that are spelled out, by name. `"chat"` and `"chat_inside"` are the tokenizer's own."""
 CHAT, CHAT_INSIDE = "chat", "chat_inside"
@@ -36,6 +37,7 @@ class Template:
         query: around a query alone, as it stands behind a memory; the answer follows.
         prompt: around a context and a query, as they stand in a prompt; the answer follows.
         header: what stands before the memory, in READ alone.
+        recites: whether the memory is decoded first, and what it decodes to stands before the query.
         answer_after: words that end what the answer rests on, a quote from the context, and begin the answer itself;
             empty where an answer stands alone.
     """
@@ -44,9 +46,17 @@ class Template:
     prompt: str
     header: str = ""
     answer_after: str = ""
+    recites: bool = False
 
-    def question(self, query: str) -> str:
-        """What READ is given behind the memory."""
+    def question(self, query: str, recited: str | None = None) -> str:
+        """What READ is given behind the memory.
+
+        Args:
+            query: what is asked.
+            recited: what the memory decodes to, where the template [`recites`]; nothing stands for it without.
+        """
+        if self.recites and recited is not None:
+            return _filled(self.prompt.removeprefix(self.header), context=recited, query=query)
         return _filled(self.query, query=query)
 
     def without_memory(self, query: str) -> str:
@@ -80,9 +90,11 @@ def check_template(value: Any) -> None:
     """Refuse what is no template.
 
     Args:
-        value: `"plain"`, `"question"`, `"quote"`, `"chat"`, `"chat_inside"`, or `{"context": "...", "query": "..."}`
-            with `{context}` and `{query}` once in the words of that name. A `{memory}` before `{query}` says where the
-            memory stands, and `"answer_after": "..."` beside them what parts a quote from the answer behind it.
+        value: `"plain"`, `"question"`, `"quote"`, `"recite"`, `"chat"`, `"chat_inside"`, or
+            `{"context": "...", "query": "..."}` with `{context}` and `{query}` once in the words of that name. A
+            `{memory}` before `{query}` says where the memory stands, a `{context}` before it that the memory is
+            decoded first and where that text stands, in the words for a context; `"answer_after": "..."` beside them
+            says what parts a quote from the answer behind it.
 
     Raises:
         ValueError: it is something else, or its words lack their field.
@@ -100,11 +112,15 @@ def check_template(value: Any) -> None:
         raise ValueError(f"{_ANSWER_AFTER} in a template must be words that begin an answer, got {after!r}.")
     for name in _FIELDS:
         words = value[name]
-        allowed = [[name], ["memory", name]] if name == "query" else [[name]]
-        if not isinstance(words, str) or _FIELD.findall(words) not in allowed:
-            memory = f" ({_MEMORY} may stand before it)" if name == "query" else ""
+        fields = _FIELD.findall(words) if isinstance(words, str) else []
+        if name == "query" and fields[:1] == ["memory"]:
+            del fields[0]
+        if name == "query" and fields[:1] == ["context"]:
+            del fields[0]
+        if fields != [name]:
+            before = f" ({_MEMORY}, then {_CONTEXT} may stand before it)" if name == "query" else ""
             raise ValueError(
-                f"The words for {name} in a template hold {{{name}}} once and no other field{memory}, got {words!r}."
+                f"The words for {name} in a template hold {{{name}}} once and no other field{before}, got {words!r}."
             )
 
 
@@ -132,7 +148,9 @@ def get_template(value: str | Mapping[str, str], tokenizer: PreTrainedTokenizerB
         return Template(query, prompt, header)
     words = TEMPLATES[value] if isinstance(value, str) else value
     header, _, query = words["query"].rpartition(_MEMORY)
-    return Template(query, header + words["context"] + query, header, words.get(_ANSWER_AFTER, ""))
+    recites = _CONTEXT in query
+    prompt = query.replace(_CONTEXT, words["context"]) if recites else words["context"] + query
+    return Template(query.replace(_CONTEXT, ""), header + prompt, header, words.get(_ANSWER_AFTER, ""), recites)
 
 
 def template_in_use(

@@ -57,16 +57,28 @@ def test_a_template_may_say_where_the_memory_stands(tokenizer):
     assert (own.header, own.question("q"), own.in_prompt("c", "q")) == ("Notes: ", " ?q:", "Notes: (c) ?q:")
 
 
+def test_words_that_hold_a_context_have_what_the_memory_recites_before_a_question(tokenizer):
+    words = get_template("recite", tokenizer)
+    assert words.question("Who?", "A.") == words.in_prompt("A.", "Who?") == "A.\nQuestion: Who?\nAnswer:"
+    assert words.question("Who?") == words.without_memory("Who?") == "Question: Who?\nAnswer:"
+    own = get_template({"context": "({context})", "query": "Notes: {memory} {context}?{query}:"}, tokenizer)
+    assert (own.recites, own.question("q", "c"), own.in_prompt("c", "q")) == (True, " (c)?q:", "Notes:  (c)?q:")
+    assert not get_template("question", tokenizer).recites
+    assert get_template("question", tokenizer).question("Who?", "A.") == "Question: Who?\nAnswer:"
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("poem", "plain, question, quote, chat"),
+        ("poem", "plain, question, quote, recite, chat"),
         ({"query": "{query}"}, "context and query"),
         ({"context": "{context}", "query": "{query}", "answer": ""}, "context and query"),
         ({"context": "words", "query": "{query}"}, "words for context.*'words'"),
         ({"context": "{context}", "query": "{query}{memory}"}, "words for query.*may stand before it"),
         ({"context": "{memory}{context}", "query": "{query}"}, "words for context"),
         ({"context": "{context}", "query": "{query} {query}"}, "words for query"),
+        ({"context": "{context}", "query": "{query}{context}"}, "words for query.*may stand before it"),
+        ({"context": "{context}", "query": "{context}{memory}{query}"}, "words for query.*may stand before it"),
         ({"context": "{context}{query}", "query": "{query}"}, "words for context"),
         ({"context": "{context}", "query": 3}, "words for query.*3"),
         ({"context": "{context}", "query": "{query}", "answer_after": ""}, "answer_after.*begin an answer"),

@@ -15,6 +15,7 @@ from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.generation import ending_tokens
 from ..reading.queries import tokenize_queries
+from ..reading.reciting import recited
 from ..texts.reading import read_context
 from ..writing.fitting import fit_contexts
 
@@ -146,8 +147,9 @@ class Chat:
         self.ended = True
 
     def _ask(self, question: str) -> None:
-        memory = self._memory()
-        input_ids, mask = tokenize_queries([question], self.model.tokenizer, self.model.config.template)
+        memory, words = self._memory(), self.model.config.template
+        before = recited(self.model, memory, [0], words)
+        input_ids, mask = tokenize_queries([question], self.model.tokenizer, words, before)
         with plain_generation():
             self.model.generate(
                 input_ids,

@@ -9,6 +9,7 @@ from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.generation import ending_tokens, new_tokens
 from ..reading.queries import pad_left, tokenize_queries
+from ..reading.reciting import recited
 from ..template import get_template, template_in_use
 
 
@@ -34,7 +35,8 @@ def answer_queries(
         ValueError: a memory of another model.
     """
     setting = template_in_use(template, model.config.template, model.tokenizer)
-    input_ids, mask = tokenize_queries(queries, model.tokenizer, setting)
+    before = recited(model, memory, context_index, setting)
+    input_ids, mask = tokenize_queries(queries, model.tokenizer, setting, before)
     ending = ending_tokens(model.tokenizer, model.generation_config)
     with plain_generation():
         tokens = new_tokens(model, memory, input_ids, mask, context_index, max_new_tokens=max_new_tokens, **ending)

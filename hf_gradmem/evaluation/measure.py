@@ -3,6 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ def evaluate_rows(
     contexts: _Contexts | None = None
     with tqdm(total=len(batches) * len(totals), desc="Evaluating", disable=not show_progress) as bar, evaluating():
         for part in batches:
-            batch = ReadBatch(part, {name: values.to(model.device) for name, values in collator(part).items()}, words)
+            batch = ReadBatch(part, partial(_tensors, collator, model.device), words)
             contexts = _Contexts(model, batch, write_steps, contexts) if write_steps else None
             for (context, steps), total in totals.items():
                 if contexts is None or steps is None:
@@ -120,6 +121,12 @@ def _check(
                 f"A query of row {index} is empty: there is nothing to answer. Measure the losses of running text "
                 "alone, with metric=None."
             )
+
+
+def _tensors(
+    collator: DataCollatorForGradMem, device: torch.device, rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    return {name: values.to(device) for name, values in collator(rows).items()}
 
 
 def _conditions(write_steps: Sequence[int], baselines: Sequence[str]) -> list[tuple[str, int | None]]:

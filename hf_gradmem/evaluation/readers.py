@@ -5,8 +5,9 @@ of another context is a baseline too: what a trained reader guesses. Each reader
 answer tokens, and generates answers to the same queries.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,8 @@ from ..base.token_ids import IGNORED_LABEL
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.answering import answer_log_probs
+from ..reading.reciting import recited
+from ..tasks.rows import context_text
 from ..template import get_template, leading_tokens
 from .answers import answer_prompts, answer_queries
 
@@ -49,7 +52,7 @@ def prompt_tokens(
     words, start = get_template(template, tokenizer), leading_tokens(tokenizer)
     texts = []
     for row in rows:
-        context = row["context"] if isinstance(row["context"], str) else "".join(row["context"])
+        context = context_text(row["context"])
         for query in row["queries"]:
             texts.append(words.in_prompt(context, query) if with_context else words.without_memory(query))
     return [start + tokenizer(text, add_special_tokens=False).input_ids for text in texts]
@@ -61,13 +64,24 @@ class ReadBatch:
 
     Attributes:
         rows: with `context`, `queries` and `targets`.
-        tensors: of [`~hf_gradmem.DataCollatorForGradMem`], on the model's device.
+        collate: makes tensors of rows, as [`~hf_gradmem.DataCollatorForGradMem`] does, on the model's device.
         template: the words around queries and contexts.
     """
 
     rows: list[dict[str, Any]]
-    tensors: dict[str, Tensor]
+    collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]
     template: str | Mapping[str, str] = "plain"
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Of the rows."""
+        return self.collate(self.rows)
+
+    def recited(self, texts: Sequence[str | None]) -> dict[str, Tensor]:
+        """Of the rows, each with what its memory recites in place of its context: a query then has that before it."""
+        if None in texts:
+            return self.tensors
+        return self.collate([row | {"context": text} for row, text in zip(self.rows, texts, strict=True)])
 
     @property
     def queries(self) -> list[str]:
@@ -100,7 +114,7 @@ class MemoryReader:
     memory: GradMemMemory
 
     def logits(self, batch: ReadBatch) -> Iterator[tuple[Tensor, Tensor]]:
-        tensors = batch.tensors
+        tensors = batch.recited(recited(self.model, self.memory, range(len(batch.rows)), batch.template))
         output = self.model(
             input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"], memory=self.memory
         )

@@ -24,6 +24,7 @@ from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.answering import generate_answers
 from ..reading.queries import Queries, tokenize_queries
 from ..reading.read import read
+from ..reading.reciting import recited
 from ..template import leading_tokens
 from ..writing.contexts import Context
 from ..writing.objectives.reconstruction import ReconstructionObjective
@@ -121,7 +122,8 @@ def answer_tokens(
         raise ValueError(f"One memory is read for an answer, got {len(memory)}: choose one by memory[number].")
     model.check_memory(memory)
     tokens = generate_answers(model, [question], memory, [0], max_new_tokens).tokens[0]
-    asked, _ = tokenize_queries([question], model.tokenizer, model.config.template)
+    words = model.config.template
+    asked, _ = tokenize_queries([question], model.tokenizer, words, recited(model, memory, [0], words))
     ids = torch.cat([asked, torch.tensor([tokens])], dim=1).to(model.device)
     only = torch.zeros(1, dtype=torch.long, device=model.device)
     queries = Queries(ids, torch.ones_like(ids), None, only, (1,))

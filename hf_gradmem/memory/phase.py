@@ -165,6 +165,11 @@ class Phase:
         """Positions before a context or a query: those of the memory, and of the words on either side of it."""
         return self.form.prefix_length + len(self.header_ids) + len(self.prompt_ids)
 
+    @property
+    def generates(self) -> bool:
+        """Whether the base's own `generate` follows its forward pass behind memories of this form, without padding."""
+        return self.decoder.generates_from_cache if self.form.in_cache else self.decoder.generates_from_embeddings
+
     def memory_to_read(self, memory: Memories, identity: Callable[[], Identity]) -> GradMemMemory:
         """A memory, or several side by side, that this phase can be given.
 

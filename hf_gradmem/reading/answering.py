@@ -13,6 +13,7 @@ from ..template import get_template
 from .confidence import Calibration
 from .generation import ending_tokens, new_tokens
 from .queries import Queries, tokenize_queries
+from .reciting import recited
 from .scoring import mean_log_probs
 
 Tensor = torch.Tensor
@@ -140,10 +141,11 @@ def generate_answers(
     ends = ending_tokens(model.tokenizer, model.generation_config)
     texts, every = list[str](), list[list[int]]()
     reading = get_template(words, model.tokenizer)
+    before = recited(model, memory, context_index, words)
     features = [torch.empty((0, 3), dtype=torch.float64)]
     for start in range(0, len(questions), batch_size):
         part, index = questions[start : start + batch_size], context_index[start : start + batch_size]
-        input_ids, mask = tokenize_queries(part, model.tokenizer, words)
+        input_ids, mask = tokenize_queries(part, model.tokenizer, words, before[start : start + batch_size])
         new = new_tokens(model, memory, input_ids, mask, index, max_new_tokens=max_new_tokens, do_sample=False, **ends)
         tokens = [up_to_end(row, ends.get("eos_token_id")) for row in new]
         texts += model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
@@ -217,7 +219,7 @@ def answer_log_probs(
     index = which_memories(len(questions), len(memory), context_index)
     setting = model.config.template if template is None else template
     words, tokenizer = get_template(setting, model.tokenizer), model.tokenizer
-    input_ids, mask = tokenize_queries(questions, tokenizer, setting)
+    input_ids, mask = tokenize_queries(questions, tokenizer, setting, recited(model, memory, index, setting))
     targets = [tokenizer(words.target(f" {answer}"), add_special_tokens=False).input_ids for answer in answers]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     tokens = [target + end for target in targets]

@@ -21,15 +21,12 @@ _REPEATING = ("num_beams", "num_return_sequences")  # each of which multiplies t
 
 
 def can_generate_from_base(phase: Phase, queries: Queries) -> bool:
-    """Whether the base's own `generate` follows its forward pass behind memories of the phase's form.
+    """Whether the base's own `generate` follows its forward pass behind memories and these prompts.
 
     Behind a memory in the cache it takes rows of one length alone: padding would stand between the memory and the
     prompt, and push the memory out of a sliding window.
     """
-    decoder = phase.decoder
-    if phase.form.in_cache:
-        return decoder.generates_from_cache and bool(queries.attention_mask.all())
-    return decoder.generates_from_embeddings
+    return phase.generates and (not phase.form.in_cache or bool(queries.attention_mask.all()))
 
 
 def runs_of_prompts(phase: Phase, attention_mask: Tensor) -> list[tuple[list[int], int]]:

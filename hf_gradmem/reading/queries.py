@@ -13,7 +13,10 @@ Tensor = torch.Tensor
 
 
 def tokenize_queries(
-    queries: Sequence[str], tokenizer: PreTrainedTokenizerBase, template: str | Mapping[str, str] = "plain"
+    queries: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    template: str | Mapping[str, str] = "plain",
+    recited: Sequence[str | None] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Queries as left-padded `input_ids` and `attention_mask`, tokenised as in training: without special tokens.
 
@@ -21,6 +24,7 @@ def tokenize_queries(
         queries: the questions. What follows an empty one comes from the memory alone.
         tokenizer: applied to each on its own. It needs no padding token: padding is masked.
         template: the words around each, as in [`GradMemConfig`]; special tokens are the template's own.
+        recited: what the memory of each decodes to, for a template that has it in front of the question.
 
     Returns:
         `(queries, length)` each.
@@ -33,7 +37,8 @@ def tokenize_queries(
         if not isinstance(query, str):
             raise TypeError(f"a question is a text, got {query!r}.")
     words = get_template(template, tokenizer)
-    return pad_left([tokenizer(words.question(query), add_special_tokens=False).input_ids for query in queries])
+    asked = map(words.question, queries, recited or [None] * len(queries))
+    return pad_left([tokenizer(text, add_special_tokens=False).input_ids for text in asked])
 
 
 def pad_left(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -145,19 +145,17 @@ class _Served:
         return _described(name, memory)
 
     async def complete(self, body: Completion, request: Request) -> Response | dict[str, Any]:
-        prompt = await self._tokens(text_prompt, body.prompt)
+        def prompt(_: GradMemMemory) -> list[int]:
+            return text_prompt(self.engine.model, body.prompt)
+
         return await self._continue(body, prompt, body.max_tokens, request, _COMPLETION)
 
     async def chat(self, body: ChatCompletion, request: Request) -> Response | dict[str, Any]:
-        prompt = await self._tokens(chat_prompt, body.messages)
+        def prompt(memory: GradMemMemory) -> list[int]:
+            return chat_prompt(self.engine.model, body.messages, memory)
+
         words = get_template(self.engine.model.config.template, self.engine.model.tokenizer)
         return await self._continue(body, prompt, body.max_completion_tokens or body.max_tokens, request, _CHAT, words)
-
-    async def _tokens(self, tokenize: Any, given: Any) -> list[int]:
-        try:
-            return await asyncio.to_thread(tokenize, self.engine.model, given)
-        except ValueError as error:
-            raise HTTPException(400, str(error)) from None
 
     async def _memory(self, name: str) -> GradMemMemory:
         try:
@@ -168,7 +166,7 @@ class _Served:
     async def _continue(
         self,
         body: Completion | ChatCompletion,
-        prompt: list[int],
+        make_prompt: Callable[[GradMemMemory], list[int]],
         most: int | None,
         request: Request,
         shape: "_Shape",
@@ -177,6 +175,10 @@ class _Served:
         if body.model != self.model_name:
             raise HTTPException(404, f"There is no model {body.model!r} here, but {self.model_name!r}.")
         memory = await self._memory(body.memory)
+        try:
+            prompt = await asyncio.to_thread(make_prompt, memory)
+        except ValueError as error:
+            raise HTTPException(400, str(error)) from None
 
         def job(tell: Any) -> Read:
             return Read(tell, memory, prompt, most or self.max_new_tokens, body.sampling, body.stops, words)

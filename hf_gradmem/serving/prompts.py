@@ -4,7 +4,9 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
+from ..reading.reciting import recited
 from ..template import CHAT, get_template
 from .schema import Message
 
@@ -18,10 +20,11 @@ def text_prompt(model: GradMemForCausalLM, text: str) -> list[int]:
     return _checked(model, model.tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def chat_prompt(model: GradMemForCausalLM, messages: Sequence[Message]) -> list[int]:
+def chat_prompt(model: GradMemForCausalLM, messages: Sequence[Message], memory: GradMemMemory) -> list[int]:
     """A chat up to where the answer begins.
 
-    Under the chat template all turns count. Any other template has words for one question.
+    Under the chat template all turns count. Any other template has words for one question, and may have what the
+    memory recites before it.
 
     Raises:
         ValueError: the last turn is not the user's, or there are more than the template has words for.
@@ -35,7 +38,9 @@ def chat_prompt(model: GradMemForCausalLM, messages: Sequence[Message]) -> list[
             f"This adapter's template {model.config.template!r} takes one question: send one message of the user, got "
             f"{len(messages)} messages."
         )
-    return text_prompt(model, get_template(model.config.template, model.tokenizer).question(messages[0].content))
+    words = model.config.template
+    (before,) = recited(model, memory, [0], words)
+    return text_prompt(model, get_template(words, model.tokenizer).question(messages[0].content, before))
 
 
 def _chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:

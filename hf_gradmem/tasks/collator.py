@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..base.token_ids import IGNORED_LABEL
 from ..template import Template, get_template
-from .rows import check_row
+from .rows import check_row, context_text
 
 Tensor = torch.Tensor
 
@@ -120,7 +120,12 @@ class DataCollatorForGradMem:
         limit = self.queries_per_context
         kept = [len(row["queries"][:limit]) for row in rows]
         self.truncated["left out"] += sum(len(row["queries"]) for row in rows) - sum(kept)
-        queries = self._encode([self._words.question(query) for row in rows for query in row["queries"][:limit]])
+        asked = [
+            self._words.question(query, context_text(row["context"]))
+            for row in rows
+            for query in row["queries"][:limit]
+        ]
+        queries = self._encode(asked)
         texts = [text for row in rows for text in targets_of(row, self._words)[:limit]]
         targets = [self._ended(target) for target in self._encode(texts)]
         for text, target in zip(texts, targets, strict=True):

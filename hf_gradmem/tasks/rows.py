@@ -6,7 +6,7 @@ one that none does). The segments of a context, put together, are its text. Quer
 model is trained to continue, so a target brings the space that parts it from its query.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset, Features, IterableDataset, List, Value
@@ -33,6 +33,11 @@ def check_split(split: str, splits: tuple[str, ...] = SPLITS) -> None:
         raise ValueError(f"split must be one of {', '.join(splits)}, got {split!r}.")
 
 
+def context_text(context: str | Sequence[str]) -> str:
+    """The text of a context, which is one or comes in segments."""
+    return context if isinstance(context, str) else "".join(context)
+
+
 def check_row(row: Mapping[str, Any], name: str = "the row") -> None:
     """Refuse a row that could not be written or read.
 
@@ -51,7 +56,7 @@ def check_row(row: Mapping[str, Any], name: str = "the row") -> None:
                 "name: set remove_unused_columns=False."
             )
     context = row["context"]
-    if not (context if isinstance(context, str) else "".join(context)):
+    if not context_text(context):
         raise ValueError(f"The context of {name} is empty: {context!r}.")
     queries, targets = row["queries"], row["targets"]
     if isinstance(queries, str) or isinstance(targets, str):

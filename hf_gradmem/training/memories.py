@@ -21,6 +21,7 @@ from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks import check_row, columns_of
 from ..tasks.collator import targets_of
+from ..tasks.rows import context_text
 from ..template import get_template
 
 _SHARD_SIZE = 64  # memories that a killed run loses, at most
@@ -132,7 +133,7 @@ def _check_questions(model: GradMemForCausalLM, rows: Dataset, beside: int) -> N
     for number, row in enumerate(rows):
         check_row(row, f"row {number}")
         for query, target in zip(row["queries"], targets_of(row, words), strict=True):
-            asked = words.question(query) + target
+            asked = words.question(query, context_text(row["context"])) + target
             tokens = model.tokenizer(asked, add_special_tokens=False).input_ids
             needed = model.read_phase.prefix_length + beside + len(tokens) + 1
             if window is not None and needed > window:

@@ -11,9 +11,9 @@ the cache has everything behind it, prefixes too.
 import torch
 
 from ...base.layout import packed_layout
-from ...base.modes import evaluating
+from ...base.modes import evaluating, generator, plain_generation
 from ...base.output_head import cross_entropy, head_cross_entropy
-from ...base.running import DecoderInputs, side_by_side
+from ...base.running import DecoderInputs, generation_arguments, side_by_side
 from ...memory.phase import Phase
 from ..rows import ContextRows, whole_rows
 from .objective import Objective
@@ -86,12 +86,26 @@ def reconstruct(phase: Phase, memory: Tensor, before: Tensor, lengths: Tensor) -
             f"{phase.decoder.name} is {window:,}. A memory that this base wrote has no such segment_lengths: write the "
             "context again, or give a shorter prefix."
         )
-    decoded = before.new_empty((len(memory), 0))
-    unknown = before.new_zeros((len(memory), 1))
+    decode = _generated if phase.generates and phase.head is None else _one_by_one
+    decoded = decode(phase, memory, before, int(lengths.max()))
+    return decoded.masked_fill(torch.arange(decoded.shape[1], device=before.device) >= lengths[:, None], 0)
+
+
+def _generated(phase: Phase, memory: Tensor, before: Tensor, count: int) -> Tensor:
+    """The tokens that the base's own, cached generation puts behind memories."""
+    rows = whole_rows(before, before.new_empty((len(memory), 0)))
+    inputs, _ = write_inputs(phase.prefix(memory), rows, phase)
+    with plain_generation(), evaluating(), phase.active():
+        return generator(phase.decoder.base_model).generate(**generation_arguments(inputs), max_new_tokens=count)
+
+
+def _one_by_one(phase: Phase, memory: Tensor, before: Tensor, count: int) -> Tensor:
+    """The same by forward passes, for a base that cannot go on from a memory, and for a head of WRITE's own."""
+    decoded, unknown = before.new_empty((len(memory), 0)), before.new_zeros((len(memory), 1))
     prefix = phase.prefix(memory)
     with evaluating():
-        for _ in range(int(lengths.max())):
+        for _ in range(count):
             rows = whole_rows(before, torch.cat([decoded, unknown], dim=1))
             logits = phase.logits(*write_inputs(prefix, rows, phase))
             decoded = torch.cat([decoded, logits[:, -1:].argmax(-1)], dim=1)
-    return decoded.masked_fill(torch.arange(decoded.shape[1], device=before.device) >= lengths[:, None], 0)
+    return decoded

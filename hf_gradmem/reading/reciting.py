@@ -1,0 +1,72 @@
+"""What memories decode to, as text: before an answer, where the adapter's template has it recited first."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..memory.written import GradMemMemory
+from ..template import get_template
+
+Tensor = torch.Tensor
+
+
+def recite(model: Any, memory: GradMemMemory) -> list[str]:
+    """The text that each memory decodes to, greedily: as many tokens as were written, right or wrong.
+
+    A memory that was written in segments is decoded one segment after the other, each behind what came before it.
+
+    Args:
+        model: the writer, with a tokenizer; its class is on a floor above.
+        memory: as many as there are texts to be.
+
+    Raises:
+        ValueError: a memory of another model, several that are read side by side, or one in segments of which none
+            stands behind another.
+    """
+    tokens: list[list[int]] = [[] for _ in range(len(memory))]
+    whole = (~memory.is_segmented).nonzero().flatten().tolist()
+    if whole:
+        decoded = model.reconstruct(memory[whole]).tolist()
+        for index, row, length in zip(whole, decoded, memory[whole].num_context_tokens.tolist(), strict=True):
+            tokens[index] = row[:length]
+    for index in memory.is_segmented.nonzero().flatten().tolist():
+        tokens[index] = _segments(model, memory[index])
+    return [model.tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in tokens]
+
+
+def _segments(model: Any, memory: GradMemMemory) -> list[int]:
+    before = model.config.write_prefix_segments
+    if not before:
+        raise ValueError(
+            "This memory was written in segments of which none follows another (write_prefix_segments=0): nothing "
+            "says which comes next, so they cannot be recited. Answer under a template without {context} in the words "
+            "for a query."
+        )
+    segments: list[list[int]] = []
+    for length in memory.segment_lengths[0, : int((memory.segment_lengths[0] > 0).sum())].tolist():
+        prefix = torch.tensor([_joined(segments[-before:])], dtype=torch.long)
+        segments.append(model.reconstruct(memory, prefix)[0, :length].tolist())
+    return _joined(segments)
+
+
+def _joined(segments: Sequence[Sequence[int]]) -> list[int]:
+    return [token for segment in segments for token in segment]
+
+
+def recited(
+    model: Any, memory: GradMemMemory, context_index: Sequence[int], template: str | Mapping[str, str]
+) -> list[str | None]:
+    """What the memory of each question recites; `None` under a template that has nothing recited.
+
+    Args:
+        model: the reader.
+        memory: what is read.
+        context_index: the memory of each question.
+        template: the words around a question.
+    """
+    asked = sorted(set(context_index))
+    if not asked or not get_template(template, model.tokenizer).recites:
+        return [None] * len(context_index)
+    texts = dict(zip(asked, recite(model, memory[asked]), strict=True))
+    return [texts[index] for index in context_index]
