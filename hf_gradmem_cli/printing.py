@@ -134,7 +134,7 @@ def _print_model(records: list[dict[str, Any]]) -> None:
         "auroc_not_in_memory",
         "num_answers",
     )
-    of_contexts = ("write_loss", "start_loss", "base_loss", "bits_over_start", "bits_over_base")
+    of_contexts = ("recited_verbatim", "write_loss", "start_loss", "base_loss", "bits_over_start", "bits_over_base")
     _print_records(records, of_answers)
     memories = [record for record in records if record["context"] == "memory"]
     if memories:

@@ -16,6 +16,8 @@ Those of a memory have, where the targets of some questions say "not in memory" 
 
 and, about the context itself,
 
+- `recited_verbatim`, where the template has memories recited: the share of contexts that theirs decodes to letter by
+    letter. What is recited, right or wrong, stands before the questions, also for `teacher_forced_exact_match`;
 - `write_loss`, `start_loss`, `base_loss`: nats per context token from the memory, from its learned start, and by the
     plain base without a memory (where it can predict the token), each the mean over contexts of the mean over tokens,
     segments and prefixes as in WRITE;

@@ -20,6 +20,7 @@ from ..reading.scoring import count_right
 from ..tasks import check_row
 from ..tasks.collator import DataCollatorForGradMem, targets_of
 from ..tasks.facts import NOT_TOLD
+from ..tasks.rows import context_text
 from ..template import Template, get_template, template_in_use
 from ..writing.contexts import Contexts
 from ..writing.write import write_at_steps
@@ -153,7 +154,7 @@ class _Contexts:
         self, model: GradMemForCausalLM, batch: ReadBatch, write_steps: Sequence[int], before: "_Contexts | None"
     ) -> None:
         tensors = batch.tensors
-        self.model = model
+        self.model, self.batch = model, batch
         self.before = None if before is None else before.memories
         contexts = Contexts(
             tensors["context_input_ids"], tensors["context_attention_mask"], tensors.get("context_segment_ids")
@@ -174,7 +175,10 @@ class _Contexts:
         split = (values.split(sizes) for values in (losses, self.start_losses, self.base_losses))
         for of_memory, of_start, of_base in zip(*split, strict=True):
             total.add_context(of_memory, of_start, of_base)
-        return MemoryReader(self.model, memory)
+        reader = MemoryReader(self.model, memory)
+        if reader.recites(self.batch):
+            total.add_recited(reader.texts, self.batch.rows)
+        return reader
 
     def others(self, steps: int) -> MemoryReader:
         """Each row with the memory of the row before it; the first batch's first row has that of its last."""
@@ -241,6 +245,13 @@ class _Totals:
         scored = expected != IGNORED_LABEL
         self.sums["answer_loss"] += float(cross_entropy(predicting[scored], expected[scored]).double().sum())
 
+    def add_recited(self, texts: list[str], rows: list[dict[str, Any]]) -> None:
+        """Count the memories that recite their context to the letter."""
+        self.counts["recited"] += len(texts)
+        self.counts["verbatim"] += sum(
+            text == context_text(row["context"]) for text, row in zip(texts, rows, strict=True)
+        )
+
     def add_context(self, of_memory: Tensor, of_start: Tensor, of_base: Tensor) -> None:
         self.sums["write_loss"] += float(of_memory.mean())
         self.sums["start_loss"] += float(of_start.mean())
@@ -275,6 +286,8 @@ class _Totals:
         }
         if not counts["context_tokens"]:
             return result
+        if counts["recited"]:
+            result["recited_verbatim"] = counts["verbatim"] / counts["recited"]
         names = ("write_loss", "start_loss", "base_loss", "bits_over_start", "bits_over_base")
         means = {name: self.sums[name] / counts["contexts"] for name in names}
         means |= {f"{name}_per_float": means[name] / self.memory_floats for name in names[3:]}

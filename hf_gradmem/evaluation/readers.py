@@ -17,7 +17,7 @@ from ..base.token_ids import IGNORED_LABEL
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.answering import answer_log_probs
-from ..reading.reciting import recited
+from ..reading.reciting import recite
 from ..tasks.rows import context_text
 from ..template import get_template, leading_tokens
 from .answers import answer_prompts, answer_queries
@@ -77,10 +77,8 @@ class ReadBatch:
         """Of the rows."""
         return self.collate(self.rows)
 
-    def recited(self, texts: Sequence[str | None]) -> dict[str, Tensor]:
+    def recited(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Of the rows, each with what its memory recites in place of its context: a query then has that before it."""
-        if None in texts:
-            return self.tensors
         return self.collate([row | {"context": text} for row, text in zip(self.rows, texts, strict=True)])
 
     @property
@@ -113,8 +111,13 @@ class MemoryReader:
     model: GradMemForCausalLM
     memory: GradMemMemory
 
+    @cached_property
+    def texts(self) -> list[str]:
+        """What the memories recite."""
+        return recite(self.model, self.memory)
+
     def logits(self, batch: ReadBatch) -> Iterator[tuple[Tensor, Tensor]]:
-        tensors = batch.recited(recited(self.model, self.memory, range(len(batch.rows)), batch.template))
+        tensors = batch.recited(self.texts) if self.recites(batch) else batch.tensors
         output = self.model(
             input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"], memory=self.memory
         )
@@ -124,6 +127,10 @@ class MemoryReader:
         return answer_queries(
             self.model, self.memory, batch.queries, batch.context_index, max_new_tokens, batch.template
         )
+
+    def recites(self, batch: ReadBatch) -> bool:
+        """Whether what the memories recite stands before the queries."""
+        return get_template(batch.template, self.model.tokenizer).recites
 
     def log_probs(self, batch: ReadBatch, answer: str) -> list[float]:
         """Mean log-probability of one answer's tokens behind each query."""

@@ -6,7 +6,7 @@ from transformers import pipeline
 
 from hf_gradmem import DataCollatorForGradMem
 from hf_gradmem.commands.chat import Chat
-from hf_gradmem.evaluation import evaluate_rows
+from hf_gradmem.evaluation import evaluate_rows, measure
 from hf_gradmem.evaluation.answers import answer_queries
 from hf_gradmem.evaluation.tokens import answer_tokens
 from hf_gradmem.memory.phase import Phase
@@ -135,5 +135,14 @@ def test_an_evaluation_reads_what_the_memory_says_and_not_the_text(model, asked)
     said, index = recite(model, memory), [0, 0, 1]
     assert asked == [f"{said[0]}|?k:", f"{said[0]}|?l:", f"{said[1]}|?m:"]
     assert said != ["abc", "de"]
+    assert record["recited_verbatim"] == 0
     scores = answer_log_probs(model, ["k", "l", "m"], ["v", "w", "x"], memory, context_index=index)
     assert record["answer_loss"] == pytest.approx(-scores.mean().item(), abs=1e-5)
+
+
+def test_an_evaluation_counts_what_is_recited_to_the_letter(model, learned, monkeypatch):
+    monkeypatch.setattr(measure, "write_at_steps", lambda *_, **options: {2: learned})
+    rows = [row | {"context": context} for row, context in zip(ROWS, (["abc"], ["defghj"]), strict=True)]
+    memory, other = evaluate_rows(model, rows, [2], baselines=["other"])
+    assert memory["recited_verbatim"] == 0.5
+    assert "recited_verbatim" not in other
