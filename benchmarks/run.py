@@ -31,6 +31,7 @@ WRITERS = ["gradmem", "reference", *FLOORS, "forward-only"]
 WAYS_BACK = ["exact", "exact, last step", "finite_difference", "first_order"]
 KEEP_THE_GRAPH = ["exact, unrolled", "reference"]
 COMPILED = ["exact, compiled", "exact, unrolled, compiled"]
+PRECISIONS: tuple[dict[str, str], ...] = ({}, {"dtype": "bfloat16"})
 PACKED = ["write", "write, repeated", "train", "train, repeated"]
 READERS = [
     "write",
@@ -110,12 +111,13 @@ def _add_training(found: _Cells) -> None:
     found.add("time", ways, 4, rounds=9, **shape)
     shape = {"kind": "train", "batch": 16, "tokens": 40, "steps": 2, "shape": "smollm2", "trains": "lora"}
     ways = ["exact", "exact, last step", "exact, last step, unrolled", "finite_difference", "reference"]
-    for precision in ({}, {"dtype": "bfloat16"}):
+    for precision in PRECISIONS:
         found.add("memory", ways, 14, **shape, **precision)
         found.add("time", ways, 16, rounds=2, **shape, **precision)
     for length in (40, 256):
         shape = {"kind": "reader", "batch": 16, "tokens": length, "shape": "smollm2"}
-        found.add("time", ["input_vectors", "key_values", "full context"], 12, **shape)
+        for precision in PRECISIONS:
+            found.add("time", ["input_vectors", "key_values", "full context"], 12, **shape, **precision)
 
 
 def _add_parts(found: _Cells) -> None:

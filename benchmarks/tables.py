@@ -242,11 +242,12 @@ def _reader_table(cells: Cells) -> list[str]:
     rows = [
         [
             str(cell["cell"]["tokens"]),
+            cell["cell"]["dtype"],
             _number(_seconds(cell, "full context")),
             *(_number(_seconds(cell, form)) for form in ("input_vectors", "key_values")),
             *(_ratio(cell, form, "full context") for form in ("input_vectors", "key_values")),
         ]
-        for cell in sorted(_of(cells, kind="reader"), key=lambda cell: cell["cell"]["tokens"])
+        for cell in sorted(_of(cells, kind="reader"), key=lambda cell: (cell["cell"]["tokens"], cell["cell"]["dtype"]))
     ]
     return [
         "## Training a reader on memories that were written before",
@@ -257,6 +258,7 @@ def _reader_table(cells: Cells) -> list[str]:
         *_table(
             [
                 "context tokens",
+                "precision",
                 "full context s",
                 "input vectors s",
                 "keys and values s",

@@ -2,9 +2,9 @@
 
 score(q, M) = (1/|q|) Σ_i log p(q_i | M, q_<i) − (1/|G|) Σ_{g∈G} (1/|g|) Σ_i log p(g_i | M, g_<i)
 
-in nats per token, as READ puts questions. Some memories make every question likely, so each one's mean over questions
-G that ask about nothing in particular is taken off. These means are kept beside the store, by the content of each
-memory and for each reader, so each is computed once.
+in nats per token, as READ puts questions, with nothing recited. Some memories make every question likely, so each
+one's mean over questions G that ask about nothing in particular is taken off. These means are kept beside the store, by
+the content of each memory and for each reader, so each is computed once.
 """
 
 import hashlib

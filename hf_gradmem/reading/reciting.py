@@ -21,8 +21,7 @@ def recite(model: Any, memory: GradMemMemory) -> list[str]:
         memory: as many as there are texts to be.
 
     Raises:
-        ValueError: a memory of another model, several that are read side by side, or one in segments of which none
-            stands behind another.
+        ValueError: a memory of another model, or in segments of which none was written behind another.
     """
     tokens: list[list[int]] = [[] for _ in range(len(memory))]
     whole = (~memory.is_segmented).nonzero().flatten().tolist()
@@ -64,9 +63,17 @@ def recited(
         memory: what is read.
         context_index: the memory of each question.
         template: the words around a question.
+
+    Raises:
+        ValueError: as of [`recite`], and for memories that are read side by side.
     """
     asked = sorted(set(context_index))
     if not asked or not get_template(template, model.tokenizer).recites:
         return [None] * len(context_index)
+    if memory.shape[1] != model.form.num_memory_tokens:
+        raise ValueError(
+            "Several memories read side by side are not recited. Read one at a time, or answer under a template "
+            "without {context} in the words for a query."
+        )
     texts = dict(zip(asked, recite(model, memory[asked]), strict=True))
     return [texts[index] for index in context_index]

@@ -81,6 +81,12 @@ def test_segments_of_which_none_follows_another_cannot_be_recited(model):
         model.answer("k", model.write([["ab", "cd"]]))
 
 
+def test_memories_side_by_side_are_not_recited(model, learned):
+    with pytest.raises(ValueError, match="side by side are not recited"):
+        model.answer("k", [learned[0], learned[0]])
+    assert model.answer("k", [learned[0], learned[0]], template=DIRECT)
+
+
 def test_a_question_has_what_its_memory_recites_before_it(model, learned, asked):
     model.answer(["k", "l", "m"], learned, context_index=[1, 0, 1], max_new_tokens=2)
     assert sorted(asked) == ["abc|?l:", "defghi|?k:", "defghi|?m:"]
