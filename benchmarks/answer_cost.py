@@ -3,9 +3,10 @@
     python -m benchmarks.answer_cost --base BASE
 
 A note is written by the English adapter, and its questions are asked one by one, as `hf-gradmem chat` and the server
-do, with the confidence's two further looks. Beside it the plain base, without memory or adapter, generates the same
-number of tokens after the same question. They take turns in one process on one thread; what is counted is its processor
-time, and the result is the ratio within a round. The table goes to `benchmarks/results/answer_cost.md`.
+do, with the confidence's two further looks: with the note recited before each question, once before all four, and with
+nothing recited. Beside it the plain base, without memory or adapter, generates the same number of tokens after the same
+question. They take turns in one process on one thread; what is counted is its processor time, and the result is the
+ratio within a round. The table goes to `benchmarks/results/answer_cost.md`.
 """
 
 import argparse
@@ -35,12 +36,14 @@ QUESTIONS = (
     "What did Selma Quill buy?",
 )
 MOST = 16
+DIRECT, RECITED = "question", "recite"
+BARE = "no memory, bare generation"
 Seconds = dict[str, float]
 
 
 def bare_generation(model: GradMemForCausalLM, question: str, tokens: int) -> None:
-    """So many tokens of the plain base after a question, in its template's words."""
-    ids, mask = tokenize_queries([question], model.tokenizer, model.config.template)
+    """So many tokens of the plain base after a question."""
+    ids, mask = tokenize_queries([question], model.tokenizer, DIRECT)
     counts = {"min_new_tokens": tokens, "max_new_tokens": tokens}
     pad = model.tokenizer.pad_token_id
     model.base_model.generate(input_ids=ids, attention_mask=mask, do_sample=False, pad_token_id=pad, **counts)
@@ -55,17 +58,27 @@ def seconds_of(run: Callable[[], object]) -> float:
 
 def measure(model: GradMemForCausalLM, memory: GradMemMemory, rounds: int) -> list[Seconds]:
     """Seconds a question of each way, round after round; the first round warms up and is left out."""
-    lengths = [len(each) for each in generate_answers(model, QUESTIONS, memory, [0] * len(QUESTIONS), MOST).tokens]
+    generated = generate_answers(model, QUESTIONS, memory, [0] * len(QUESTIONS), MOST, RECITED)
+    lengths = [len(each) for each in generated.tokens]
 
-    def answer() -> None:
+    def answer(template: str) -> None:
         for question in QUESTIONS:
-            ask_memory(model, [question], memory, max_new_tokens=MOST)
+            ask_memory(model, [question], memory, max_new_tokens=MOST, template=template)
+
+    def answer_all() -> None:
+        ask_memory(model, QUESTIONS, memory, max_new_tokens=MOST, template=RECITED)
 
     def bare() -> None:
         for question, tokens in zip(QUESTIONS, lengths, strict=True):
             bare_generation(model, question, tokens)
 
-    ways, found = {"answer": answer, "bare": bare}, []
+    ways: dict[str, Callable[[], None]] = {
+        "memory, nothing recited": lambda: answer(DIRECT),
+        "memory, recited for each question": lambda: answer(RECITED),
+        "memory, recited once for all four": answer_all,
+        BARE: bare,
+    }
+    found: list[Seconds] = []
     for turn in range(rounds + 1):
         order = list(ways) if turn % 2 else list(reversed(ways))
         found.append({name: seconds_of(ways[name]) / len(QUESTIONS) for name in order})
@@ -74,18 +87,20 @@ def measure(model: GradMemForCausalLM, memory: GradMemMemory, rounds: int) -> li
 
 def table(found: list[Seconds], dtype: torch.dtype) -> str:
     """What was measured."""
-    ratios = [each["answer"] / each["bare"] for each in found]
-    answer, bare = (statistics.median(each[name] for each in found) for name in ("answer", "bare"))
-    ratio = " | ".join(f"{of(ratios):.2f}" for of in (statistics.median, min, max))
+    rows = []
+    for way in found[0]:
+        ratios = [each[way] / each[BARE] for each in found]
+        ratio = " | ".join(f"{of(ratios):.2f}" for of in (statistics.median, min, max))
+        rows.append(f"| {way} | {statistics.median(each[way] for each in found):.2f} | {ratio} |")
     return f"""# The cost of an answer
 
-`python -m benchmarks.answer_cost`: `gradmem-smollm2-135m`, {len(QUESTIONS)} short questions about a note, one by one,
-with the confidence, beside the plain base generating as many tokens after the same question; {len(found)} rounds in
-turns, one thread, {str(dtype).removeprefix("torch.")}, processor seconds a question.
+`python -m benchmarks.answer_cost`: `gradmem-smollm2-135m`, {len(QUESTIONS)} short questions about a note of four
+sentences, with the confidence, beside the plain base generating as many tokens after the same question;
+{len(found)} rounds in turns, one thread, {str(dtype).removeprefix("torch.")}, processor seconds a question.
 
-| from the memory, with confidence | bare generation | ratio, median | from | to |
+| read from | seconds | of bare generation's, median | from | to |
 |---|---|---|---|---|
-| {answer:.2f} | {bare:.2f} | {ratio} |
+{chr(10).join(rows)}
 """
 
 

@@ -20,6 +20,7 @@ def answer_queries(
     context_index: Sequence[int],
     max_new_tokens: int,
     template: str | Mapping[str, str] | None = None,
+    texts: Sequence[str] | None = None,
 ) -> list[str]:
     """Greedy answers read from memory, without special tokens and what is quoted before them.
 
@@ -30,12 +31,13 @@ def answer_queries(
         context_index: which memory each of them is about.
         max_new_tokens: most tokens of an answer.
         template: the words around each question; the adapter's by default.
+        texts: what each memory recites, where it was decoded before.
 
     Raises:
         ValueError: a memory of another model.
     """
     setting = template_in_use(template, model.config.template, model.tokenizer)
-    before = recited(model, memory, context_index, setting)
+    before = recited(model, memory, context_index, setting, texts)
     input_ids, mask = tokenize_queries(queries, model.tokenizer, setting, before)
     ending = ending_tokens(model.tokenizer, model.generation_config)
     with plain_generation():

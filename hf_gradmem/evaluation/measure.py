@@ -176,8 +176,9 @@ class _Contexts:
         for of_memory, of_start, of_base in zip(*split, strict=True):
             total.add_context(of_memory, of_start, of_base)
         reader = MemoryReader(self.model, memory)
-        if reader.recites(self.batch):
-            total.add_recited(reader.texts, self.batch.rows)
+        texts = reader.texts(self.batch)
+        if texts is not None:
+            total.add_recited(texts, self.batch.rows)
         return reader
 
     def others(self, steps: int) -> MemoryReader:

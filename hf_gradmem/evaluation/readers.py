@@ -111,13 +111,17 @@ class MemoryReader:
     model: GradMemForCausalLM
     memory: GradMemMemory
 
+    def texts(self, batch: ReadBatch) -> list[str] | None:
+        """What the memories recite, where the template has it stand before the queries."""
+        return self._texts if get_template(batch.template, self.model.tokenizer).recites else None
+
     @cached_property
-    def texts(self) -> list[str]:
-        """What the memories recite."""
+    def _texts(self) -> list[str]:
         return recite(self.model, self.memory)
 
     def logits(self, batch: ReadBatch) -> Iterator[tuple[Tensor, Tensor]]:
-        tensors = batch.recited(self.texts) if self.recites(batch) else batch.tensors
+        texts = self.texts(batch)
+        tensors = batch.tensors if texts is None else batch.recited(texts)
         output = self.model(
             input_ids=tensors["input_ids"], attention_mask=tensors["attention_mask"], memory=self.memory
         )
@@ -125,18 +129,26 @@ class MemoryReader:
 
     def answers(self, batch: ReadBatch, max_new_tokens: int) -> list[str]:
         return answer_queries(
-            self.model, self.memory, batch.queries, batch.context_index, max_new_tokens, batch.template
+            self.model,
+            self.memory,
+            batch.queries,
+            batch.context_index,
+            max_new_tokens,
+            batch.template,
+            self.texts(batch),
         )
-
-    def recites(self, batch: ReadBatch) -> bool:
-        """Whether what the memories recite stands before the queries."""
-        return get_template(batch.template, self.model.tokenizer).recites
 
     def log_probs(self, batch: ReadBatch, answer: str) -> list[float]:
         """Mean log-probability of one answer's tokens behind each query."""
         answers, about = [answer] * len(batch.queries), batch.context_index
         return answer_log_probs(
-            self.model, batch.queries, answers, self.memory, context_index=about, template=batch.template
+            self.model,
+            batch.queries,
+            answers,
+            self.memory,
+            context_index=about,
+            template=batch.template,
+            texts=self.texts(batch),
         ).tolist()
 
 

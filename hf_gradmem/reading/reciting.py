@@ -54,7 +54,11 @@ def _joined(segments: Sequence[Sequence[int]]) -> list[int]:
 
 
 def recited(
-    model: Any, memory: GradMemMemory, context_index: Sequence[int], template: str | Mapping[str, str]
+    model: Any,
+    memory: GradMemMemory,
+    context_index: Sequence[int],
+    template: str | Mapping[str, str],
+    texts: Sequence[str] | None = None,
 ) -> list[str | None]:
     """What the memory of each question recites; `None` under a template that has nothing recited.
 
@@ -63,6 +67,7 @@ def recited(
         memory: what is read.
         context_index: the memory of each question.
         template: the words around a question.
+        texts: what each memory recites, where it was decoded before.
 
     Raises:
         ValueError: as of [`recite`], and for memories that are read side by side.
@@ -75,5 +80,5 @@ def recited(
             "Several memories read side by side are not recited. Read one at a time, or answer under a template "
             "without {context} in the words for a query."
         )
-    texts = dict(zip(asked, recite(model, memory[asked]), strict=True))
-    return [texts[index] for index in context_index]
+    of_index = dict(zip(asked, recite(model, memory[asked]), strict=True)) if texts is None else texts
+    return [of_index[index] for index in context_index]
