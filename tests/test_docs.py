@@ -222,14 +222,15 @@ _FIGURE = re.compile(r"\d*\.\d+")
 def test_figures_of_when_it_pays_stand_in_the_files_that_it_names() -> None:
     page = DOCS / "when.md"
     text = page.read_text(encoding="utf-8")
-    before, table = text.split("| context, tokens |")[0], text.split("| context, tokens |")[1].split("\n\n")[0]
+    before, table = text.split("| layers |")[0], text.split("| layers |")[1].split("\n\n")[0]
     (name,) = [link for link in re.findall(r"\]\(([^)]+\.md)\)", before) if "performance" in link]
     measured = (page.parent / name).read_text(encoding="utf-8").split("## READ")[1].splitlines()
     rows = table.splitlines()[2:]
-    assert len(rows) == 2
+    assert len(rows) == 6
+    shapes = {"8": "smollm2-8-layers", "30": "smollm2"}
     for row in rows:
-        context, *figures = [cell.strip() for cell in row.strip("| ").split("|")]
-        start = f"| smollm2-8-layers | {context.replace(',', '')} | 1 |"
+        layers, context, at_once, *figures = [cell.strip() for cell in row.strip("| ").split("|")]
+        start = f"| {shapes[layers]} | {context.replace(',', '')} | {at_once} |"
         (there,) = [line for line in measured if line.startswith(start)]
         assert [figure for figure in figures if f" {figure} |" not in there] == [], row
 
