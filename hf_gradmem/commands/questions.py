@@ -11,6 +11,7 @@ from rich.text import Text
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ..modeling_gradmem import get_gradmem_model
+from ..reading.reciting import recite
 from ..tasks.facts import NOT_TOLD
 from .packaged import LANGUAGE_ADAPTER
 
@@ -63,12 +64,14 @@ class Notes:
 
     Attributes:
         notes: the texts.
+        recited: what their memories decode to.
         answered: the questions, in order.
         steps: of WRITE, for each note.
         seconds: that the write took.
     """
 
     notes: list[str]
+    recited: list[str]
     answered: list[Answered]
     steps: int
     seconds: float
@@ -93,7 +96,7 @@ def answer_notes(base_name: str) -> Notes:
         Answered(question, answer.text, target, math.exp(answer.log_prob), answer.confidence)
         for question, answer, target in zip(questions, answers, expected, strict=True)
     ]
-    return Notes(notes, answered, memory.write_losses.shape[1], seconds)
+    return Notes(notes, recite(model, memory), answered, memory.write_losses.shape[1], seconds)
 
 
 def tell_notes(console: Console, notes: Notes) -> None:
@@ -101,13 +104,18 @@ def tell_notes(console: Console, notes: Notes) -> None:
     console.print()
     console.print(
         "And in English. The notes below go into the same pretrained model, its weights frozen: "
-        f"{notes.steps} gradient steps each, {notes.seconds:.0f} s together. Then they are gone, and the model answers "
-        "from what the steps left behind. It was trained to read such memories, on other texts.",
+        f"{notes.steps} gradient steps each, {notes.seconds:.0f} s together. Then they are gone: it recites what "
+        "the steps left behind, and answers from it. It was trained to read such memories, on other texts.",
         markup=False,
     )
     console.print()
     for note in notes.notes:
         console.print(Padding(Text(note), (0, 0, 0, 2), expand=False))
+    console.print()
+    console.print("Recited from memory:")
+    console.print()
+    for note, said in zip(notes.notes, notes.recited, strict=True):
+        console.print(Padding(Text(said, style="green" if said == note else "red"), (0, 0, 0, 2), expand=False))
     console.print()
     table = Table(box=None, pad_edge=False, header_style="bold")
     calibrated = any(each.confidence is not None for each in notes.answered)
