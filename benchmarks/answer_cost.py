@@ -94,7 +94,7 @@ def table(found: list[Seconds], dtype: torch.dtype) -> str:
         rows.append(f"| {way} | {statistics.median(each[way] for each in found):.2f} | {ratio} |")
     return f"""# The cost of an answer
 
-`python -m benchmarks.answer_cost`: `gradmem-smollm2-135m`, {len(QUESTIONS)} short questions about a note of four
+`python -m benchmarks.answer_cost`: `gradmem-smollm2-135m-recite`, {len(QUESTIONS)} short questions about a note of four
 sentences, with the confidence, beside the plain base generating as many tokens after the same question;
 {len(found)} rounds in turns, one thread, {str(dtype).removeprefix("torch.")}, processor seconds a question.
 

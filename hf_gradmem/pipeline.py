@@ -186,7 +186,7 @@ class GradMemTextGenerationPipeline(Pipeline):
             source = {"contexts": tokenize_contexts(contexts, self.tokenizer, writer.segment_length, writer.segments)}
         index = torch.arange(len(requests)).repeat_interleave(torch.tensor(counts))
         prompts = {"input_ids": input_ids, "attention_mask": attention_mask, "context_index": index}
-        return source | prompts | {"requests": requests, "template": setting}
+        return source | prompts | {"requests": requests, "texts": texts, "template": setting}
 
     def _forward(
         self, model_inputs: dict[str, Any], rows_at_a_time: int = 1, return_confidence: bool = False, **kwargs: Any
@@ -208,8 +208,7 @@ class GradMemTextGenerationPipeline(Pipeline):
         words, index = model_inputs["template"], model_inputs["context_index"].tolist()
         if get_template(words, self.tokenizer).recites:
             before = recited(self.model, memory, index, words)
-            texts = [question for request in model_inputs["requests"] for question in request.questions]
-            ids, mask = tokenize_queries(texts, self.tokenizer, words, before)
+            ids, mask = tokenize_queries(model_inputs["texts"], self.tokenizer, words, before)
             model_inputs = model_inputs | {"input_ids": ids, "attention_mask": mask}
         rows = torch.arange(len(model_inputs["input_ids"]))
         generated: list[list[list[int]]] = []

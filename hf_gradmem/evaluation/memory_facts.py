@@ -6,6 +6,7 @@ import torch
 
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
+from ..reading.reciting import recite
 
 MOST_DECODED = 4096
 """Tokens of the longest context that is decoded to be shown: each takes a forward pass over those before it."""
@@ -55,9 +56,8 @@ def decode_memory(model: GradMemForCausalLM, memory: GradMemMemory) -> list[str 
     texts: list[str | None] = [None] * len(memory)
     whole = (~memory.is_segmented & (memory.num_context_tokens <= MOST_DECODED)).nonzero().flatten().tolist()
     if whole:
-        tokens = model.reconstruct(memory[whole])
-        for index, row, length in zip(whole, tokens, memory[whole].num_context_tokens, strict=True):
-            texts[index] = model.tokenizer.decode(row[: int(length)], clean_up_tokenization_spaces=False)
+        for index, text in zip(whole, recite(model, memory[whole]), strict=True):
+            texts[index] = text
     return texts
 
 
