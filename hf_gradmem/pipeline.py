@@ -207,7 +207,7 @@ class GradMemTextGenerationPipeline(Pipeline):
             )
         words, index = model_inputs["template"], model_inputs["context_index"].tolist()
         if get_template(words, self.tokenizer).recites:
-            before = recited(self.model, memory, index, words)
+            before = recited(self.model, memory, index, words)  # asked in the pipeline's own tokenizer
             ids, mask = tokenize_queries(model_inputs["texts"], self.tokenizer, words, before)
             model_inputs = model_inputs | {"input_ids": ids, "attention_mask": mask}
         rows = torch.arange(len(model_inputs["input_ids"]))

@@ -113,10 +113,9 @@ def check_template(value: Any) -> None:
     for name in _FIELDS:
         words = value[name]
         fields = _FIELD.findall(words) if isinstance(words, str) else []
-        if name == "query" and fields[:1] == ["memory"]:
-            del fields[0]
-        if name == "query" and fields[:1] == ["context"]:
-            del fields[0]
+        for optional in ("memory", "context") if name == "query" else ():
+            if fields[:1] == [optional]:
+                del fields[0]
         if fields != [name]:
             before = f" ({_MEMORY}, then {_CONTEXT} may stand before it)" if name == "query" else ""
             raise ValueError(

@@ -14,8 +14,7 @@ from ..memory.store import MemoryStore
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.generation import ending_tokens
-from ..reading.queries import tokenize_queries
-from ..reading.reciting import recited
+from ..reading.reciting import tokenize_asked
 from ..texts.reading import read_context
 from ..writing.fitting import fit_contexts
 
@@ -148,8 +147,7 @@ class Chat:
 
     def _ask(self, question: str) -> None:
         memory, words = self._memory(), self.model.config.template
-        before = recited(self.model, memory, [0], words)
-        input_ids, mask = tokenize_queries([question], self.model.tokenizer, words, before)
+        input_ids, mask = tokenize_asked(self.model, memory, [question], [0], words)
         with plain_generation():
             self.model.generate(
                 input_ids,

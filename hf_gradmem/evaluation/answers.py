@@ -8,8 +8,8 @@ from ..base.modes import generator, plain_generation, settled
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.generation import ending_tokens, new_tokens
-from ..reading.queries import pad_left, tokenize_queries
-from ..reading.reciting import recited
+from ..reading.queries import pad_left
+from ..reading.reciting import tokenize_asked
 from ..template import get_template, template_in_use
 
 
@@ -37,8 +37,7 @@ def answer_queries(
         ValueError: a memory of another model.
     """
     setting = template_in_use(template, model.config.template, model.tokenizer)
-    before = recited(model, memory, context_index, setting, texts)
-    input_ids, mask = tokenize_queries(queries, model.tokenizer, setting, before)
+    input_ids, mask = tokenize_asked(model, memory, queries, context_index, setting, texts)
     ending = ending_tokens(model.tokenizer, model.generation_config)
     with plain_generation():
         tokens = new_tokens(model, memory, input_ids, mask, context_index, max_new_tokens=max_new_tokens, **ending)

@@ -22,9 +22,9 @@ from ..base.output_head import cross_entropy
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.answering import generate_answers
-from ..reading.queries import Queries, tokenize_queries
+from ..reading.queries import Queries
 from ..reading.read import read
-from ..reading.reciting import recited
+from ..reading.reciting import tokenize_asked
 from ..template import leading_tokens
 from ..writing.contexts import Context
 from ..writing.objectives.reconstruction import ReconstructionObjective
@@ -122,8 +122,7 @@ def answer_tokens(
         raise ValueError(f"One memory is read for an answer, got {len(memory)}: choose one by memory[number].")
     model.check_memory(memory)
     tokens = generate_answers(model, [question], memory, [0], max_new_tokens).tokens[0]
-    words = model.config.template
-    asked, _ = tokenize_queries([question], model.tokenizer, words, recited(model, memory, [0], words))
+    asked, _ = tokenize_asked(model, memory, [question], [0], model.config.template)
     ids = torch.cat([asked, torch.tensor([tokens])], dim=1).to(model.device)
     only = torch.zeros(1, dtype=torch.long, device=model.device)
     queries = Queries(ids, torch.ones_like(ids), None, only, (1,))

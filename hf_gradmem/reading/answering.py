@@ -13,7 +13,7 @@ from ..template import get_template
 from .confidence import Calibration
 from .generation import ending_tokens, new_tokens
 from .queries import Queries, tokenize_queries
-from .reciting import recited
+from .reciting import recited, tokenize_asked
 from .scoring import mean_log_probs
 
 Tensor = torch.Tensor
@@ -221,7 +221,7 @@ def answer_log_probs(
     index = which_memories(len(questions), len(memory), context_index)
     setting = model.config.template if template is None else template
     words, tokenizer = get_template(setting, model.tokenizer), model.tokenizer
-    input_ids, mask = tokenize_queries(questions, tokenizer, setting, recited(model, memory, index, setting, texts))
+    input_ids, mask = tokenize_asked(model, memory, questions, index, setting, texts)
     targets = [tokenizer(words.target(f" {answer}"), add_special_tokens=False).input_ids for answer in answers]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     tokens = [target + end for target in targets]

@@ -7,6 +7,7 @@ import torch
 
 from ..memory.written import GradMemMemory
 from ..template import get_template
+from .queries import tokenize_queries
 
 Tensor = torch.Tensor
 
@@ -82,3 +83,16 @@ def recited(
         )
     of_index = dict(zip(asked, recite(model, memory[asked]), strict=True)) if texts is None else texts
     return [of_index[index] for index in context_index]
+
+
+def tokenize_asked(
+    model: Any,
+    memory: GradMemMemory,
+    questions: Sequence[str],
+    context_index: Sequence[int],
+    template: str | Mapping[str, str],
+    texts: Sequence[str] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Questions as [`tokenize_queries`] gives them, each behind what its memory recites; otherwise as [`recited`]."""
+    before = recited(model, memory, context_index, template, texts)
+    return tokenize_queries(questions, model.tokenizer, template, before)

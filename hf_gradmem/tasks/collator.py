@@ -121,8 +121,8 @@ class DataCollatorForGradMem:
         kept = [len(row["queries"][:limit]) for row in rows]
         self.truncated["left out"] += sum(len(row["queries"]) for row in rows) - sum(kept)
         asked = [
-            self._words.question(query, context_text(row["context"]))
-            for row in rows
+            self._words.question(query, text)
+            for row, text in ((row, context_text(row["context"])) for row in rows)
             for query in row["queries"][:limit]
         ]
         queries = self._encode(asked)
