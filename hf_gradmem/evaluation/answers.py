@@ -20,7 +20,6 @@ def answer_queries(
     context_index: Sequence[int],
     max_new_tokens: int,
     template: str | Mapping[str, str] | None = None,
-    texts: Sequence[str] | None = None,
 ) -> list[str]:
     """Greedy answers read from memory, without special tokens and what is quoted before them.
 
@@ -31,13 +30,12 @@ def answer_queries(
         context_index: which memory each of them is about.
         max_new_tokens: most tokens of an answer.
         template: the words around each question; the adapter's by default.
-        texts: what each memory recites, where it was decoded before.
 
     Raises:
         ValueError: a memory of another model.
     """
     setting = template_in_use(template, model.config.template, model.tokenizer)
-    input_ids, mask = tokenize_asked(model, memory, queries, context_index, setting, texts)
+    input_ids, mask = tokenize_asked(model, memory, queries, context_index, setting)
     ending = ending_tokens(model.tokenizer, model.generation_config)
     with plain_generation():
         tokens = new_tokens(model, memory, input_ids, mask, context_index, max_new_tokens=max_new_tokens, **ending)

@@ -113,11 +113,7 @@ class MemoryReader:
 
     def texts(self, batch: ReadBatch) -> list[str] | None:
         """What the memories recite, where the template has it stand before the queries."""
-        return self._texts if get_template(batch.template, self.model.tokenizer).recites else None
-
-    @cached_property
-    def _texts(self) -> list[str]:
-        return recite(self.model, self.memory)
+        return recite(self.model, self.memory) if get_template(batch.template, self.model.tokenizer).recites else None
 
     def logits(self, batch: ReadBatch) -> Iterator[tuple[Tensor, Tensor]]:
         texts = self.texts(batch)
@@ -135,7 +131,6 @@ class MemoryReader:
             batch.context_index,
             max_new_tokens,
             batch.template,
-            self.texts(batch),
         )
 
     def log_probs(self, batch: ReadBatch, answer: str) -> list[float]:
@@ -148,7 +143,6 @@ class MemoryReader:
             self.memory,
             context_index=about,
             template=batch.template,
-            texts=self.texts(batch),
         ).tolist()
 
 

@@ -201,7 +201,6 @@ def answer_log_probs(
     *,
     context_index: Sequence[int] | Tensor | None = None,
     template: TemplateSetting | None = None,
-    texts: Sequence[str] | None = None,
 ) -> Tensor:
     """Mean log-probability of the tokens of given answers, and of the end token after each, `(questions,)`.
 
@@ -212,7 +211,6 @@ def answer_log_probs(
         memory: one for all questions, or one for each.
         context_index: which memory each question is about.
         template: the words around each question; the adapter's by default.
-        texts: what each memory recites, where it was decoded before.
 
     Raises:
         ValueError: the numbers do not match, or a memory is of another model.
@@ -221,7 +219,7 @@ def answer_log_probs(
     index = which_memories(len(questions), len(memory), context_index)
     setting = model.config.template if template is None else template
     words, tokenizer = get_template(setting, model.tokenizer), model.tokenizer
-    input_ids, mask = tokenize_asked(model, memory, questions, index, setting, texts)
+    input_ids, mask = tokenize_asked(model, memory, questions, index, setting)
     targets = [tokenizer(words.target(f" {answer}"), add_special_tokens=False).input_ids for answer in answers]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     tokens = [target + end for target in targets]

@@ -2,20 +2,27 @@
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
+from ..base.weights import hash_tensors
 from ..memory.written import GradMemMemory
 from ..template import get_template
 from .queries import tokenize_queries
 
 Tensor = torch.Tensor
 
+_KEPT = 1024  # texts of one model
+_known: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
+
 
 def recite(model: Any, memory: GradMemMemory) -> list[str]:
     """The text that each memory decodes to, greedily: as many tokens as were written, right or wrong.
 
-    A memory that was written in segments is decoded one segment after the other, each behind what came before it.
+    A memory that was written in segments is decoded one segment after the other, each behind what came before it. The
+    last texts of a model are kept, so the next question on a memory does not wait for it again; a model or a memory
+    that has changed is decoded anew.
 
     Args:
         model: the writer, with a tokenizer; its class is on a floor above.
@@ -24,6 +31,23 @@ def recite(model: Any, memory: GradMemMemory) -> list[str]:
     Raises:
         ValueError: a memory of another model, or in segments of which none was written behind another.
     """
+    known = _known.setdefault(model, {})
+    writer = (model.fingerprint(), model.dtype)
+    lengths = [tuple(length for length in row if length) for row in memory.segment_lengths.tolist()]
+    keys = [
+        hash_tensors({"memory": one}, [writer, length]) for one, length in zip(memory.embeddings, lengths, strict=True)
+    ]
+    found = {key: known[key] for key in keys if key in known}
+    missing = {key: index for index, key in enumerate(keys) if key not in found}
+    if missing:
+        found |= zip(missing, _decoded(model, memory[list(missing.values())]), strict=True)
+    known.update(found)
+    for key in list(known)[:-_KEPT]:
+        del known[key]
+    return [found[key] for key in keys]
+
+
+def _decoded(model: Any, memory: GradMemMemory) -> list[str]:
     tokens: list[list[int]] = [[] for _ in range(len(memory))]
     whole = (~memory.is_segmented).nonzero().flatten().tolist()
     if whole:
@@ -59,7 +83,6 @@ def recited(
     memory: GradMemMemory,
     context_index: Sequence[int],
     template: str | Mapping[str, str],
-    texts: Sequence[str] | None = None,
 ) -> list[str | None]:
     """What the memory of each question recites; `None` under a template that has nothing recited.
 
@@ -68,7 +91,6 @@ def recited(
         memory: what is read.
         context_index: the memory of each question.
         template: the words around a question.
-        texts: what each memory recites, where it was decoded before.
 
     Raises:
         ValueError: as of [`recite`], and for memories that are read side by side.
@@ -81,7 +103,7 @@ def recited(
             "Several memories read side by side are not recited. Read one at a time, or answer under a template "
             "without {context} in the words for a query."
         )
-    of_index = dict(zip(asked, recite(model, memory[asked]), strict=True)) if texts is None else texts
+    of_index = dict(zip(asked, recite(model, memory[asked]), strict=True))
     return [of_index[index] for index in context_index]
 
 
@@ -91,8 +113,7 @@ def tokenize_asked(
     questions: Sequence[str],
     context_index: Sequence[int],
     template: str | Mapping[str, str],
-    texts: Sequence[str] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Questions as [`tokenize_queries`] gives them, each behind what its memory recites; otherwise as [`recited`]."""
-    before = recited(model, memory, context_index, template, texts)
+    before = recited(model, memory, context_index, template)
     return tokenize_queries(questions, model.tokenizer, template, before)

@@ -6,7 +6,7 @@ import hmac
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -17,7 +17,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ..memory.written import GradMemMemory
 from ..template import Template, get_template
-from .engine import Engine, Job, Piece, QueueFullError, Read, Write
+from .engine import Engine, Job, Piece, QueueFullError, Read, Recite, Write
 from .limits import BodyLimit
 from .prompts import chat_prompt, text_prompt
 from .schema import ChatCompletion, Completion, NewMemory, error_body
@@ -145,17 +145,23 @@ class _Served:
         return _described(name, memory)
 
     async def complete(self, body: Completion, request: Request) -> Response | dict[str, Any]:
-        def prompt(_: GradMemMemory) -> list[int]:
-            return text_prompt(self.engine.model, body.prompt)
+        async def prompt(_: GradMemMemory) -> list[int]:
+            return await asyncio.to_thread(text_prompt, self.engine.model, body.prompt)
 
         return await self._continue(body, prompt, body.max_tokens, request, _COMPLETION)
 
     async def chat(self, body: ChatCompletion, request: Request) -> Response | dict[str, Any]:
-        def prompt(memory: GradMemMemory) -> list[int]:
-            return chat_prompt(self.engine.model, body.messages, memory)
-
         words = get_template(self.engine.model.config.template, self.engine.model.tokenizer)
+
+        async def prompt(memory: GradMemMemory) -> list[int]:
+            before = await self._recited(memory, request) if words.recites else None
+            return await asyncio.to_thread(chat_prompt, self.engine.model, body.messages, before)
+
         return await self._continue(body, prompt, body.max_completion_tokens or body.max_tokens, request, _CHAT, words)
+
+    async def _recited(self, memory: GradMemMemory, request: Request) -> str:
+        async with self._pieces(lambda tell: Recite(tell, memory), request) as pieces:
+            return "".join([piece.text async for piece in pieces])
 
     async def _memory(self, name: str) -> GradMemMemory:
         try:
@@ -166,7 +172,7 @@ class _Served:
     async def _continue(
         self,
         body: Completion | ChatCompletion,
-        make_prompt: Callable[[GradMemMemory], list[int]],
+        make_prompt: Callable[[GradMemMemory], Awaitable[list[int]]],
         most: int | None,
         request: Request,
         shape: "_Shape",
@@ -176,7 +182,7 @@ class _Served:
             raise HTTPException(404, f"There is no model {body.model!r} here, but {self.model_name!r}.")
         memory = await self._memory(body.memory)
         try:
-            prompt = await asyncio.to_thread(make_prompt, memory)
+            prompt = await make_prompt(memory)
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
 

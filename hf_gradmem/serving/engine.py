@@ -16,6 +16,7 @@ from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.answering import answer_features, confidences
 from ..reading.generation import ending_tokens
 from ..reading.queries import pad_left
+from ..reading.reciting import recite
 from ..template import Template
 from ..writing.fitting import fit_contexts
 
@@ -94,6 +95,22 @@ class Write(Job):
 
 
 @dataclass(eq=False)
+class Recite(Job):
+    """Say what the memory of a context decodes to.
+
+    Attributes:
+        memory: of one context.
+    """
+
+    memory: GradMemMemory
+
+    @property
+    def kind(self) -> Hashable:
+        """Jobs of one kind run as one batch."""
+        return "recite"
+
+
+@dataclass(eq=False)
 class Read(Job):
     """Continue a prompt from a memory.
 
@@ -131,13 +148,18 @@ class Engine:
     def __init__(self, model: GradMemForCausalLM, *, batch_size: int = 16, max_waiting: int = 64) -> None:
         self.model = model
         self.batch_size, self.max_waiting = batch_size, max_waiting
-        self._waiting: deque[Write | Read] = deque()
+        self._waiting: deque[Write | Recite | Read] = deque()
         self._changed = threading.Condition()
         self._closing = False
+        self._do: dict[type, Callable[[list[Any]], None]] = {
+            Write: self._write,
+            Recite: self._recite,
+            Read: self._read,
+        }
         self._thread = threading.Thread(target=self._run, name="hf-gradmem", daemon=True)
         self._thread.start()
 
-    def submit(self, job: Write | Read) -> None:
+    def submit(self, job: Write | Recite | Read) -> None:
         """Put a job at the end of the queue.
 
         Raises:
@@ -169,7 +191,7 @@ class Engine:
     def _run(self) -> None:
         while batch := self._next_batch():
             try:
-                _write(self.model, batch) if isinstance(batch[0], Write) else self._read(batch)
+                self._do[type(batch[0])](batch)
             except Exception as error:  # whatever it is, the requests are told, and the next ones are served
                 for job in batch:
                     job.tell(Piece(error=error))
@@ -187,6 +209,20 @@ class Engine:
                     alike = [job for job in waiting if job.kind == waiting[0].kind][: self.batch_size]
                     self._waiting.extend(job for job in waiting if job not in alike)
                     return alike
+
+    def _write(self, batch: list[Write]) -> None:
+        model = self.model
+        # What a confidence looks at, which costs a forward pass.
+        measure = model.config.confidence is not None
+        contexts = fit_contexts(model.writer, model.tokenizer, [job.context for job in batch])
+        memory = model.write(contexts, measure_final_loss=measure)
+        for index, job in enumerate(batch):
+            job.tell(Piece(memory=memory[index].to("cpu")))
+
+    def _recite(self, batch: list[Recite]) -> None:
+        texts = recite(self.model, GradMemMemory.cat([job.memory for job in batch]))
+        for job, text in zip(batch, texts, strict=True):
+            job.tell(Piece(text, finish_reason="stop"))
 
     def _read(self, batch: list[Read]) -> None:
         model, sampling = self.model, batch[0].sampling
@@ -220,15 +256,6 @@ def _tell_ends(model: GradMemForCausalLM, answers: list["_Answer"]) -> None:
     features = answer_features(model, memory, input_ids, mask, [answer.read for answer in held], range(len(held)))
     for answer, sure in zip(held, confidences(model, features), strict=True):
         answer.end(sure)
-
-
-def _write(model: GradMemForCausalLM, batch: list[Write]) -> None:
-    # What a confidence looks at, which costs a forward pass.
-    measure = model.config.confidence is not None
-    contexts = fit_contexts(model.writer, model.tokenizer, [job.context for job in batch])
-    memory = model.write(contexts, measure_final_loss=measure)
-    for index, job in enumerate(batch):
-        job.tell(Piece(memory=memory[index].to("cpu")))
 
 
 class _Answers(StoppingCriteria):

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
-from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
-from ..reading.reciting import recited
 from ..template import CHAT, get_template
 from .schema import Message
 
@@ -20,11 +18,15 @@ def text_prompt(model: GradMemForCausalLM, text: str) -> list[int]:
     return _checked(model, model.tokenizer(text, add_special_tokens=False).input_ids)
 
 
-def chat_prompt(model: GradMemForCausalLM, messages: Sequence[Message], memory: GradMemMemory) -> list[int]:
+def chat_prompt(model: GradMemForCausalLM, messages: Sequence[Message], before: str | None = None) -> list[int]:
     """A chat up to where the answer begins.
 
-    Under the chat template all turns count. Any other template has words for one question, and may have what the
-    memory recites before it.
+    Under the chat template all turns count. Any other template has words for one question.
+
+    Args:
+        model: the reader.
+        messages: the turns.
+        before: what the memory recites, under a template that has it stand before the question.
 
     Raises:
         ValueError: the last turn is not the user's, or there are more than the template has words for.
@@ -38,9 +40,8 @@ def chat_prompt(model: GradMemForCausalLM, messages: Sequence[Message], memory: 
             f"This adapter's template {model.config.template!r} takes one question: send one message of the user, got "
             f"{len(messages)} messages."
         )
-    words = model.config.template
-    (before,) = recited(model, memory, [0], words)
-    return text_prompt(model, get_template(words, model.tokenizer).question(messages[0].content, before))
+    words = get_template(model.config.template, model.tokenizer)
+    return text_prompt(model, words.question(messages[0].content, before))
 
 
 def _chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:

@@ -10,10 +10,9 @@ from hf_gradmem.evaluation import evaluate_rows, measure
 from hf_gradmem.evaluation.answers import answer_queries
 from hf_gradmem.evaluation.tokens import answer_tokens
 from hf_gradmem.memory.phase import Phase
+from hf_gradmem.memory.written import GradMemMemory
 from hf_gradmem.reading.answering import answer_log_probs
 from hf_gradmem.reading.reciting import recite
-from hf_gradmem.serving.prompts import chat_prompt
-from hf_gradmem.serving.schema import Message
 from hf_gradmem.tasks import kv_retrieval
 from tests.support.small_models import templated
 from tests.support.writing import build
@@ -105,8 +104,27 @@ def test_every_way_to_ask_recites(model, learned, asked):
         asked.clear()
         ask()
         assert asked == ["abc|?k:"], name
-    prompt = chat_prompt(model, [Message(role="user", content="k")], memory)
-    assert model.tokenizer.decode(prompt) == "abc|?k:"
+
+
+def test_a_text_is_recited_once_for_all_its_questions(model, learned, monkeypatch):
+    decoded, reconstruct = [], model.reconstruct
+    monkeypatch.setattr(model, "reconstruct", lambda *given: decoded.append(len(given[0])) or reconstruct(*given))
+    for _ in range(2):
+        model.answer(["k", "l"], learned[0], max_new_tokens=2)
+        answer_tokens(model, "k", learned[0], max_new_tokens=2)
+    recite(model, GradMemMemory.cat([learned[0], learned[0]]))
+    assert decoded == [1]
+    other = model.write("xyz", write_steps=1)
+    recite(model, GradMemMemory.cat([learned[0], other, other]))
+    assert decoded == [1, 1]
+
+
+def test_a_model_that_changed_recites_anew(model, learned):
+    memory = learned[0].relabelled(None)
+    assert recite(model, memory) == ["abc"]
+    with torch.no_grad():
+        model.get_output_embeddings().weight.neg_()
+    assert recite(model, memory) != ["abc"]
 
 
 def test_scores_are_those_of_the_recited_text(model, learned):

@@ -9,12 +9,15 @@ from typing import Any
 import httpx
 import openai
 import pytest
+import torch
 
 from hf_gradmem import GradMemForCausalLM
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
 from hf_gradmem.serving.serve import make_server, token_for
 from hf_gradmem.tasks import load_task
+from hf_gradmem.tasks.kv_retrieval import build_tokenizer
 from tests.reading.test_confidence import WHOLE
+from tests.support.small_models import templated
 
 DEFAULTS: dict[str, Any] = {
     "model_name": "kv",
@@ -354,3 +357,24 @@ def test_a_server_that_ends_stops_answers_in_the_middle(model, rows):
         assert begun.wait(20)
     thread.join(20)
     assert not thread.is_alive()
+
+
+def test_a_memory_is_recited_in_the_thread_that_owns_the_model(monkeypatch):
+    torch.manual_seed(0)
+    model = templated(build_tokenizer(), {"context": "{context}|", "query": "{context}?{query}:"})
+    threads, reconstruct = [], model.reconstruct
+
+    def record(*given):
+        threads.append(threading.current_thread().name)
+        return reconstruct(*given)
+
+    monkeypatch.setattr(model, "reconstruct", record)
+    with running(model) as address:
+        memory = httpx.post(f"{address}/v1/memories", json={"context": "abc", "id": "a"})
+        assert memory.status_code == 201, memory.text
+        asked = {"model": "kv", "messages": [{"role": "user", "content": "k"}], "max_tokens": 2}
+        chats = [client_of(address).chat.completions.create(**asked, extra_body={"memory": "a"}) for _ in range(2)]
+    assert threads == ["hf-gradmem"]
+    (answer,) = model.answer("k", model.write("abc"), max_new_tokens=2)
+    assert [chat.choices[0].message.content.strip() for chat in chats] == [answer.text] * 2
+    assert chats[0].usage.prompt_tokens == 3 + len("|?k:")
