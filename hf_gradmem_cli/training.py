@@ -116,7 +116,7 @@ def evaluate(
     for model in dict.fromkeys(models):
         report["results"] += results.evaluate_model(
             model,
-            _with_template(load_model(model, arguments.gradmem, **how), template),
+            _with_template(load_model(model, arguments.gradmem, dtype=arguments.base_dtype, **how), template),
             rows,
             sets,
             steps or (),

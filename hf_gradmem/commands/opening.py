@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..base.precision import fastest_dtype
+from ..base.precision import FASTEST, fastest_dtype
 from ..checkpoint.tokenizer import open_tokenizer
 from ..configuration_gradmem import GradMemConfig
 from ..hub.client import hub_is_reachable
@@ -59,6 +59,7 @@ def load_model(
     revision: str | None = None,
     seed: int = 0,
     device: str = "auto",
+    dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> GradMemForCausalLM:
     """Load an adapter with its base, or a base alone, which is then given an untrained memory.
@@ -74,6 +75,7 @@ def load_model(
         revision: branch, tag or commit of the repository.
         seed: of the random start that the memory of a base alone is written from.
         device: `"auto"` is a CUDA device where there is one.
+        dtype: precision of the base, as a recipe's `base_dtype`; `"fastest"` when `None`.
         trust_remote_code: whether code of the repository may be run. Nobody is asked.
 
     Raises:
@@ -85,12 +87,11 @@ def load_model(
     config = _load_config(name, revision, trust_remote_code)
     code: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if isinstance(config, GradMemConfig):
-        model = (
-            _load_packaged(name, place) if _is_packaged(name, config) else _load_adapter(name, config, place, **code)
-        )
+        packaged = _is_packaged(name, config)
+        model = _load_packaged(name, place, dtype) if packaged else _load_adapter(name, config, place, dtype, **code)
         return model.to(place)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
-    dtype = fastest_dtype(config, place)
-    base_model, tokenizer = _from_cache_or_hub(name, revision, lambda: _load_base(name, dtype, **code))
+    precision = _precision(dtype, config, place)
+    base_model, tokenizer = _from_cache_or_hub(name, revision, lambda: _load_base(name, precision, **code))
     options = PLAIN_BASE_OPTIONS | (plain_base_options or {})
     torch.manual_seed(seed)
     config = GradMemConfig(base_model_revision=revision, **options)
@@ -98,15 +99,22 @@ def load_model(
     return model.to(place)  # type: ignore[arg-type] # likewise
 
 
-def _load_adapter(name: str, config: GradMemConfig, place: torch.device, **code: Any) -> GradMemForCausalLM:
+def _precision(asked: str | None, config: PreTrainedConfig, place: torch.device) -> torch.dtype | str:
+    return fastest_dtype(config, place) if asked in (None, FASTEST) else getattr(torch, asked)
+
+
+def _load_adapter(
+    name: str, config: GradMemConfig, place: torch.device, dtype: str | None, **code: Any
+) -> GradMemForCausalLM:
     # An adapter in a directory may name a base on the Hub.
     here = _is_here(name)
     fetched = config.base_model_name_or_path if here else name
     at = config.base_model_revision if here else code["revision"]
-    dtype = "auto" if config.includes_base else fastest_dtype(config.get_text_config(), place)
+    own = config.includes_base and dtype in (None, FASTEST)
+    precision = "auto" if own else _precision(dtype, config.get_text_config(), place)
 
     def load() -> GradMemForCausalLM:
-        model = GradMemForCausalLM.from_pretrained(_expanded(name), dtype=dtype, **code)
+        model = GradMemForCausalLM.from_pretrained(_expanded(name), dtype=precision, **code)
         model.tokenizer = model.tokenizer  # fetched now, with the base, and not at its first use
         return model
 
@@ -118,10 +126,10 @@ def _is_packaged(name: str, config: GradMemConfig) -> bool:
     return config.base_model_name_or_path == HUB_NAME and Path(_expanded(name)).parent == PRETRAINED
 
 
-def _load_packaged(name: str, place: torch.device) -> GradMemForCausalLM:
+def _load_packaged(name: str, place: torch.device, dtype: str | None) -> GradMemForCausalLM:
     """On the copy of the base that it was trained on, where that is at hand, as for the demo: it needs no network."""
     copy = find_demo_model(Console(stderr=True))
-    base_model, tokenizer = _load_base(copy, fastest_dtype(_load_config(copy, None, False), place))
+    base_model, tokenizer = _load_base(copy, _precision(dtype, _load_config(copy, None, False), place))
     return get_gradmem_model(base_model, _expanded(name), tokenizer=tokenizer)
 
 

@@ -74,6 +74,9 @@ def test_a_base_is_loaded_in_it(seconds, wide_base, tmp_path):
     seconds[torch.bfloat16] = 4.0
     precision.speedup.cache_clear()
     assert load_model(str(tmp_path / "adapter")).base_model.dtype == torch.float32
+    for name in (wide_base, str(tmp_path / "adapter")):
+        assert load_model(name, dtype="fastest").dtype == torch.float32
+        assert load_model(name, dtype="bfloat16").dtype == torch.bfloat16
 
 
 def test_the_choice_is_logged_once_with_its_reason(seconds, caplog):

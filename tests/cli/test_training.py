@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from hf_gradmem.evaluation import results
 from tests.support.command_line import run
 
 RECIPE = """
@@ -35,6 +37,19 @@ def test_train_then_evaluate_an_adapter(tmp_path: Path) -> None:
     assert [record["write_steps"] for record in (start, written)] == [0, 2]
     assert written["num_answers"] == 6
     assert written["write_loss"] < start["write_loss"]
+
+
+def test_an_adapter_is_evaluated_in_the_precision_of_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, adapter, seen = tmp_path / "recipe.yaml", tmp_path / "adapter", []
+    recipe.write_text(RECIPE, encoding="utf-8")
+    assert run("train", recipe, "--override", f"output_dir={adapter}", "--override", "stages.0.steps=1").exit_code == 0
+    monkeypatch.setattr(results, "evaluate_model", lambda _, model, *__, **___: seen.append(model.dtype) or [])
+    for dtype in ("float32", "bfloat16"):
+        evaluated = run("evaluate", adapter, "--recipe", recipe, "--override", f"base_dtype={dtype}")
+        assert evaluated.exit_code == 0, evaluated.stderr
+    assert seen == [torch.float32, torch.bfloat16]
 
 
 @pytest.mark.parametrize(
