@@ -4,9 +4,9 @@
 
 A note is written by the English adapter, and its questions are asked one by one, as `hf-gradmem chat` and the server
 do, with the confidence's two further looks: each as the first question on a memory, for which the note is recited, as
-one of four, and with nothing recited. Beside it the plain base, without memory or adapter, generates the same number of tokens after the same
-question. They take turns in one process on one thread; what is counted is its processor time, and the result is the
-ratio within a round. The table goes to `benchmarks/results/answer_cost.md`.
+one of four, and with nothing recited. Beside it the plain base, without memory or adapter, generates the same number of
+tokens after the same question. They take turns in one process on one thread; what is counted is its processor time, and
+the result is the ratio within a round. The table goes to `benchmarks/results/answer_cost.md`.
 """
 
 import argparse
