@@ -132,11 +132,6 @@ class GradMemTextGenerationPipeline(Pipeline):
         batch_size = next(size for size in (kwargs.pop("batch_size", None), self._batch_size, 1) if size is not None)
         if inputs is None or isinstance(inputs, dict):
             requests, several = _requests(inputs or given)
-            write_options = [name for name in _WRITE_OPTIONS if name in kwargs]
-            if write_options and _has_memory(requests[0]):
-                raise ValueError(
-                    f"{', '.join(write_options)} would do nothing: a memory was given, nothing is written."
-                )
             answers = self._answer(requests, batch_size, **kwargs)
             return list(answers) if several else next(answers)
         answers = self._answer((_request(item) for item in inputs), batch_size, **kwargs)
@@ -145,7 +140,8 @@ class GradMemTextGenerationPipeline(Pipeline):
     def _answer(self, requests: Iterable[_Request], batch_size: int, **kwargs: Any) -> Iterator[Any]:
         # What Transformers batches is padded to one shape; contexts have any number of questions. So its items are
         # batches already.
-        batches = ({"requests": batch} for batch in _batched(requests, batch_size))
+        write_options = [name for name in _WRITE_OPTIONS if name in kwargs]
+        batches = ({"requests": _checked(batch, write_options)} for batch in _batched(requests, batch_size))
         return chain.from_iterable(super().__call__(batches, batch_size=1, rows_at_a_time=batch_size, **kwargs))
 
     def _sanitize_parameters(
@@ -370,6 +366,12 @@ def _batched(requests: Iterable[_Request], size: int) -> Iterator[list[_Request]
         batch.append(request)
     if batch:
         yield batch
+
+
+def _checked(batch: list[_Request], write_options: Sequence[str]) -> list[_Request]:
+    if write_options and _has_memory(batch[0]):
+        raise ValueError(f"{', '.join(write_options)} would do nothing: a memory was given, nothing is written.")
+    return batch
 
 
 def _has_memory(request: _Request) -> bool:

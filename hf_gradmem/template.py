@@ -82,7 +82,7 @@ class Template:
         """What was generated, as the quote and the answer; no quote where nothing is quoted."""
         if not self.answer_after or self.answer_after not in text:
             return None, text
-        quote, _, answer = text.rpartition(self.answer_after)
+        quote, _, answer = text.partition(self.answer_after)  # the first, behind which what is told stays as it is
         return quote.strip(), answer
 
 

@@ -7,7 +7,7 @@ import typer
 
 from .app import command, manners
 from .options import Device, Revision, Seed, TrustRemoteCode
-from .printing import report_done
+from .printing import print_text, report_done
 
 
 @command(
@@ -68,7 +68,7 @@ def serve(
     )
     report_done(f"Serving {served} at http://{f'[{host}]' if ':' in host else host}:{port}/v1 until interrupted.")
     if needed is not None and token is None:
-        report_done(f"Requests need this token: {needed}")
+        print_text(f"Requests need this token: {needed}")  # to a quiet one, too: nobody else can tell it
     try:
         server.run()
     except KeyboardInterrupt:  # the way to end it; what was under way has ended by now

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TextStreamer
 
 from ..base.modes import plain_generation
@@ -88,7 +89,7 @@ class Chat:
                 raise ValueError(f"There is no command {name}. /help lists them.")
             else:
                 getattr(self, name.removeprefix("/"))(given.strip())
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, FloatingPointError, torch.OutOfMemoryError) as error:
             self.tell(f"{error}\n")
 
     def write(self, given: str) -> None:
@@ -107,7 +108,8 @@ class Chat:
         losses = [loss for loss in memory.write_losses[0].tolist() if not math.isnan(loss)]
         self.keep(name, memory)
         took = f"{int(memory.num_context_tokens[0])} tokens, {len(losses)} steps, {time.perf_counter() - begin:.0f} s"
-        self.tell(f"Written as {name}: {took}; the loss fell from {losses[0]:.2f} to {losses[-1]:.2f} nats a token.\n")
+        fell = f"; the loss fell from {losses[0]:.2f} to {losses[-1]:.2f} nats a token" if losses else ""
+        self.tell(f"Written as {name}: {took}{fell}.\n")
 
     def memories(self, _: str) -> None:
         """List the memories."""

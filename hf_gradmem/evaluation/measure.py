@@ -113,8 +113,11 @@ def _check(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     if not rows:
         raise ValueError("There is nothing to evaluate: no row was given.")
-    if OTHER in baselines and (len(rows) < 2 or not write_steps):
-        raise ValueError("The baseline 'other' reads from the memory of another row: give two rows, and write_steps.")
+    if OTHER in baselines and (min(len(rows), batch_size) < 2 or not write_steps):
+        raise ValueError(
+            "The baseline 'other' reads from the memory of another row: give two rows, write_steps, and a batch_size "
+            "of 2 or more."
+        )
     for index, row in enumerate(rows):
         check_row(row, f"row {index}")
         if metric is not None and not all(row["queries"]):

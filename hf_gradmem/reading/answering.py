@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from ..base.modes import evaluating
+from ..base.modes import evaluating, plain_generation
 from ..base.token_ids import IGNORED_LABEL
 from ..memory.written import GradMemMemory, Memories
-from ..template import get_template
+from ..template import get_template, template_in_use
 from .confidence import Calibration
 from .generation import ending_tokens, new_tokens
 from .queries import Queries, tokenize_queries
@@ -137,7 +137,7 @@ def generate_answers(
             raise ValueError(f"{name} must be at least 1, got {value}.")
     if not all(questions):
         raise ValueError(f"Question {list(questions).index('')} is empty: there is nothing to answer.")
-    words = model.config.template if template is None else template
+    words = template_in_use(template, model.config.template, model.tokenizer)
     ends = ending_tokens(model.tokenizer, model.generation_config)
     texts, every = list[str](), list[list[int]]()
     reading = get_template(words, model.tokenizer)
@@ -146,7 +146,8 @@ def generate_answers(
     for start in range(0, len(questions), batch_size):
         part, index = questions[start : start + batch_size], context_index[start : start + batch_size]
         input_ids, mask = tokenize_queries(part, model.tokenizer, words, before[start : start + batch_size])
-        new = new_tokens(model, memory, input_ids, mask, index, max_new_tokens=max_new_tokens, do_sample=False, **ends)
+        with plain_generation():
+            new = new_tokens(model, memory, input_ids, mask, index, max_new_tokens=max_new_tokens, **ends)
         tokens = [up_to_end(row, ends.get("eos_token_id")) for row in new]
         texts += model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
         every += tokens
@@ -217,7 +218,7 @@ def answer_log_probs(
     """
     model.check_memory(memory)
     index = which_memories(len(questions), len(memory), context_index)
-    setting = model.config.template if template is None else template
+    setting = template_in_use(template, model.config.template, model.tokenizer)
     words, tokenizer = get_template(setting, model.tokenizer), model.tokenizer
     input_ids, mask = tokenize_asked(model, memory, questions, index, setting)
     targets = [tokenizer(words.target(f" {answer}"), add_special_tokens=False).input_ids for answer in answers]

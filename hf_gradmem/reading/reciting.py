@@ -1,6 +1,7 @@
 """What memories decode to, as text: before an answer, where the adapter's template has it recited first."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -32,7 +33,8 @@ def recite(model: Any, memory: GradMemMemory) -> list[str]:
         ValueError: a memory of another model, or in segments of which none was written behind another.
     """
     known = _known.setdefault(model, {})
-    writer = (model.fingerprint(), model.dtype)
+    config = model.config
+    writer = (model.fingerprint(), model.dtype, config.write_prompt, config.write_prefix_segments)
     lengths = [tuple(length for length in row if length) for row in memory.segment_lengths.tolist()]
     keys = [
         hash_tensors({"memory": one}, [writer, length]) for one, length in zip(memory.embeddings, lengths, strict=True)
@@ -43,7 +45,7 @@ def recite(model: Any, memory: GradMemMemory) -> list[str]:
         found |= zip(missing, _decoded(model, memory[list(missing.values())]), strict=True)
     known.update(found)
     for key in list(known)[:-_KEPT]:
-        del known[key]
+        known.pop(key, None)
     return [found[key] for key in keys]
 
 
@@ -70,7 +72,8 @@ def _segments(model: Any, memory: GradMemMemory) -> list[int]:
     segments: list[list[int]] = []
     for length in memory.segment_lengths[0, : int((memory.segment_lengths[0] > 0).sum())].tolist():
         prefix = torch.tensor([_joined(segments[-before:])], dtype=torch.long)
-        segments.append(model.reconstruct(memory, prefix)[0, :length].tolist())
+        one = replace(memory, segment_lengths=torch.tensor([[length]]))
+        segments.append(model.reconstruct(one, prefix)[0].tolist())
     return _joined(segments)
 
 

@@ -19,7 +19,7 @@ from ..memory.written import GradMemMemory
 from ..template import Template, get_template
 from .engine import Engine, Job, Piece, QueueFullError, Read, Recite, Write
 from .limits import BodyLimit
-from .prompts import chat_prompt, text_prompt
+from .prompts import chat_prompt, room_for_answer, text_prompt
 from .schema import ChatCompletion, Completion, NewMemory, error_body
 from .shelf import Shelf
 
@@ -186,8 +186,10 @@ class _Served:
         except ValueError as error:
             raise HTTPException(400, str(error)) from None
 
+        most_new = int(min(most or self.max_new_tokens, room_for_answer(self.engine.model, prompt)))
+
         def job(tell: Any) -> Read:
-            return Read(tell, memory, prompt, most or self.max_new_tokens, body.sampling, body.stops, words)
+            return Read(tell, memory, prompt, most_new, body.sampling, body.stops, words)
 
         facts = {"id": f"{shape.prefix}-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.model_name}
         if body.stream:

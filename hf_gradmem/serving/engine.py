@@ -76,10 +76,12 @@ class Job:
     Attributes:
         tell: called from the engine's thread with each piece.
         cancelled: set by whoever no longer waits.
+        begun: whether something was told already, so that it cannot be run anew.
     """
 
     tell: Callable[[Piece], None]
     cancelled: threading.Event = field(default_factory=threading.Event, init=False)
+    begun: bool = field(default=False, init=False)
 
 
 @dataclass(eq=False)
@@ -132,8 +134,11 @@ class Read(Job):
 
     @property
     def kind(self) -> Hashable:
-        """Rows of one length need no padding, which a memory in the cache would not bear."""
-        return "read", self.sampling, len(self.prompt)
+        """Rows of one length need no padding, which a memory in the cache would not bear.
+
+        A job with a seed runs alone: what is drawn for a row depends on the rows beside it.
+        """
+        return "read", self.sampling, len(self.prompt) if self.sampling.seed is None else id(self)
 
 
 class Engine:
@@ -190,11 +195,18 @@ class Engine:
 
     def _run(self) -> None:
         while batch := self._next_batch():
-            try:
-                self._do[type(batch[0])](batch)
-            except Exception as error:  # whatever it is, the requests are told, and the next ones are served
-                for job in batch:
+            self._attempt(batch)
+
+    def _attempt(self, batch: list[Any]) -> None:
+        """Run a batch. One job that fails fails alone: those beside it that were told nothing are run once more."""
+        try:
+            self._do[type(batch[0])](batch)
+        except Exception as error:  # whatever it is, the requests are told, and the next ones are served
+            for job in batch:
+                if job.begun or len(batch) == 1:
                     job.tell(Piece(error=error))
+                else:
+                    self._attempt([job])
 
     def _next_batch(self) -> list[Any]:
         """The first job that waits and those of its kind; nothing when the engine closes."""
@@ -332,6 +344,7 @@ class _Answer:
 
     def _tell(self, piece: Piece) -> None:
         # A client that has gone takes its event loop with it, which is no fault of this answer.
+        self.job.begun = True
         with suppress(RuntimeError):
             self.job.tell(piece)
 

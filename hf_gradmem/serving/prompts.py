@@ -1,5 +1,6 @@
 """The tokens of a request's prompt: a plain text, or a chat in the words that the adapter was trained with."""
 
+import math
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -57,10 +58,15 @@ def _chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
 def _checked(model: GradMemForCausalLM, tokens: list[int]) -> list[int]:
     if not tokens:
         raise ValueError("The prompt is empty.")
-    window = getattr(model.base_model.config, "max_position_embeddings", None)
-    if window is not None and len(tokens) + model.config.num_memory_tokens >= window:
+    if room_for_answer(model, tokens) < 1:
         raise ValueError(
-            f"The prompt has {len(tokens)} tokens, and the base takes {window} with the memory's "
-            f"{model.config.num_memory_tokens} and the answer."
+            f"The prompt has {len(tokens)} tokens, and the base takes {model.decoder.window} with the memory's "
+            f"{model.read_phase.prefix_length} and the answer."
         )
     return tokens
+
+
+def room_for_answer(model: GradMemForCausalLM, prompt: Sequence[int]) -> float:
+    """How many tokens the base can take behind a memory and a prompt."""
+    window = model.decoder.window
+    return math.inf if window is None else window - model.read_phase.prefix_length - len(prompt)

@@ -63,16 +63,8 @@ class Shelf:
         Raises:
             ValueError: it is no id, it is taken, or there is no room.
         """
-        if not _ID.fullmatch(name):
-            raise ValueError(
-                f"An id has 1 to 100 letters, digits, blanks and . _ : / -, and begins with a letter or digit, got "
-                f"{name!r}."
-            )
         with self._lock:
-            if name in self._written or (self._store is not None and name in self._store):
-                raise ValueError(f"There is a memory {name!r} already. Delete it first, or take another id.")
-            if len(self._written) >= self._max:
-                raise ValueError(f"There is no room: {self._max} memories were written. Delete some.")
+            self._check(name)
 
     def add(self, name: str, memory: GradMemMemory) -> None:
         """Keep what was written.
@@ -81,8 +73,8 @@ class Shelf:
             OSError: it cannot be written to disk.
             ValueError: as [`check_new`].
         """
-        self.check_new(name)
         with self._lock:
+            self._check(name)  # anew: another one may have been as fast
             if self._folder is None:
                 self._here[name] = memory
             else:
@@ -105,6 +97,17 @@ class Shelf:
             self._here.pop(name, None)
             if self._folder is not None:
                 shutil.rmtree(self._place(name))
+
+    def _check(self, name: str) -> None:
+        if not _ID.fullmatch(name):
+            raise ValueError(
+                f"An id has 1 to 100 letters, digits, blanks and . _ : / -, and begins with a letter or digit, got "
+                f"{name!r}."
+            )
+        if name in self._written or (self._store is not None and name in self._store):
+            raise ValueError(f"There is a memory {name!r} already. Delete it first, or take another id.")
+        if len(self._written) >= self._max:
+            raise ValueError(f"There is no room: {self._max} memories were written. Delete some.")
 
     def _place(self, name: str) -> Path:
         assert self._folder is not None

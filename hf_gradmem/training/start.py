@@ -5,9 +5,10 @@ Where the base is frozen, this costs no more than the writing itself, which no s
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -121,8 +122,14 @@ def learn_start(
             tried.append({"write_learning_rate": rate} | measured)
     if tried:
         best = min(tried, key=lambda measured: measured["final_write_loss"])
-        model.config.write_learning_rate = best["write_learning_rate"]
+        _set_step_size(model, best["write_learning_rate"])
     return report + tried
+
+
+def _set_step_size(model: GradMemForCausalLM, rate: float) -> None:
+    model.config.write_learning_rate = rate
+    if model.write_log_learning_rate is not None:  # those that are learned begin there
+        torch.nn.init.constant_(model.write_log_learning_rate, math.log(rate))
 
 
 def _written(
@@ -148,16 +155,30 @@ def begin_with_start(
         start: how.
         directory: of the run, where the start is kept, with what was measured on the way (`start.json`).
         options: of [`learn_start`].
+
+    Raises:
+        ValueError: the directory holds a start that was learned otherwise, or by another model; and as of
+            [`learn_start`].
     """
     path = Path(directory) / START_FILE
     parameters = model.form.start_parameters()
+    # What is in no tensor of the start, and decides over it; the rows are the recipe's.
+    origin = {"start": json.dumps(asdict(start), default=list), "fingerprint": model.fingerprint()}
     if not path.is_file():
         order = np.random.default_rng(0).permutation(len(rows))
         report = learn_start(model, [rows[int(number)]["context"] for number in order], start, **options)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        save_tensors(dict(parameters), path, {"write_learning_rate": str(model.config.write_learning_rate)})
+        save_tensors(dict(parameters), path, origin | {"write_learning_rate": str(model.config.write_learning_rate)})
     with safe_open(path, "pt") as kept, torch.no_grad():
-        model.config.write_learning_rate = float((kept.metadata() or {})["write_learning_rate"])
+        facts = kept.metadata() or {}
+        if any(facts.get(name) != value for name, value in origin.items()):
+            raise ValueError(
+                f"{path} holds a start that was learned otherwise, or by another model: {facts.get('start')} by "
+                f"{facts.get('fingerprint')}, not {origin['start']} by {origin['fingerprint']}. Remove it, or give "
+                "another output_dir."
+            )
+        if start.write_learning_rates:
+            _set_step_size(model, float(facts["write_learning_rate"]))
         for name, parameter in parameters.items():
             parameter.copy_(kept.get_tensor(name))

@@ -4,9 +4,11 @@ import sys
 
 import pexpect
 import pytest
+import torch
 
 from hf_gradmem import GradMemForCausalLM, GradMemMemory
 from hf_gradmem.commands.chat import COMMANDS, Chat
+from hf_gradmem.commands.packaged import FORWARD_ADAPTER
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
 from tests.support.command_line import run
 
@@ -60,6 +62,21 @@ def test_what_cannot_be_done_is_told_and_the_conversation_goes_on(line, message,
     assert message in told
     assert told.endswith("b!\n")
     assert not chat.ended
+
+
+def test_a_writer_without_losses_writes_as_well():
+    told, _ = talk(GradMemForCausalLM.from_pretrained(FORWARD_ADAPTER), "/write !a:b!")
+    assert "Written as" in told
+    assert "loss" not in told
+
+
+def test_running_out_of_memory_is_told_and_the_conversation_goes_on(model, monkeypatch):
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("WRITE ran out of memory.")
+
+    monkeypatch.setattr(model, "write", fail)
+    told, _ = talk(model, "/write !a:b!", "/memories")
+    assert told == "WRITE ran out of memory.\nThere is no memory yet: /write FILE or TEXT makes one.\n"
 
 
 def test_forget_drops_the_memory_in_use(model):

@@ -370,3 +370,5 @@ def test_another_rows_memory_is_read_by_the_same_reader(model):
         evaluate_rows(model, rows[:1], [2], baselines=["other"])
     with pytest.raises(ValueError, match="write_steps"):
         evaluate_rows(model, rows, [], baselines=["other"])
+    with pytest.raises(ValueError, match="a batch_size of 2"):
+        evaluate_rows(model, rows, [2], baselines=["other"], batch_size=1)

@@ -41,6 +41,20 @@ def test_each_question_is_answered_from_its_memory_and_named(model, memory):
     assert model.answer(["?!a:", "?!f:"], memory, batch_size=1)[1].text == "6!"
 
 
+def test_answers_are_greedy_whatever_the_base_would_do(model, memory):
+    questions, about = ["?!a:", "?!f:"], [0, 1]
+    plain = model.answer(questions, memory, context_index=about)
+    model.generation_config.update(repetition_penalty=5.0, num_return_sequences=2, do_sample=True, min_new_tokens=6)
+    assert model.answer(questions, memory, context_index=about) == plain
+
+
+def test_a_template_that_has_the_memory_elsewhere_is_refused(model, memory):
+    words = {"context": "{context}", "query": "!a:{memory}{query}"}
+    for ask in (model.answer, lambda *given, **how: answer_log_probs(model, given[0], ["1!"], given[1], **how)):
+        with pytest.raises(ValueError, match="has the memory at another place"):
+            ask(["?!a:"], memory[0], template=words)
+
+
 def test_the_features_are_log_probability_gain_and_write_loss(model, memory):
     generated = generate_answers(model, ["?!a:", "?!b:"], memory, [0, 1], max_new_tokens=8)
     for number, question in enumerate(["?!a:", "?!b:"]):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import pipeline
 
-from hf_gradmem import DataCollatorForGradMem
+from hf_gradmem import DataCollatorForGradMem, GradMemConfig, get_gradmem_model
 from hf_gradmem.commands.chat import Chat
 from hf_gradmem.evaluation import evaluate_rows, measure
 from hf_gradmem.evaluation.answers import answer_queries
@@ -14,7 +14,7 @@ from hf_gradmem.memory.written import GradMemMemory
 from hf_gradmem.reading.answering import answer_log_probs
 from hf_gradmem.reading.reciting import recite
 from hf_gradmem.tasks import kv_retrieval
-from tests.support.small_models import templated
+from tests.support.small_models import small_llama, templated
 from tests.support.writing import build
 
 RECITING = {"context": "{context}|", "query": "{context}?{query}:"}
@@ -119,12 +119,25 @@ def test_a_text_is_recited_once_for_all_its_questions(model, learned, monkeypatc
     assert decoded == [1, 1]
 
 
+def test_segments_of_any_length_are_recited_within_the_window():
+    base = small_llama(60, kv_retrieval.build_tokenizer(), max_position_embeddings=40)
+    model = get_gradmem_model(base, GradMemConfig(num_memory_tokens=4), tokenizer=kv_retrieval.build_tokenizer())
+    segments = ["abcdefghij" * 2, "k", "l"]
+    assert len(recite(model, model.write([segments]))[0]) == 22
+
+
 def test_a_model_that_changed_recites_anew(model, learned):
     memory = learned[0].relabelled(None)
     assert recite(model, memory) == ["abc"]
     with torch.no_grad():
         model.get_output_embeddings().weight.neg_()
     assert recite(model, memory) != ["abc"]
+
+
+def test_a_model_that_writes_behind_other_words_recites_anew(model, learned):
+    assert recite(model, learned[0]) == ["abc"]
+    model.config.write_prompt = "zzzz"
+    assert recite(model, learned[0]) == [model.tokenizer.decode(model.reconstruct(learned[0])[0])] != ["abc"]
 
 
 def test_scores_are_those_of_the_recited_text(model, learned):

@@ -13,7 +13,9 @@ import torch
 
 from hf_gradmem import GradMemForCausalLM
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
+from hf_gradmem.serving.engine import Engine, Piece, Read, Sampling, Write
 from hf_gradmem.serving.serve import make_server, token_for
+from hf_gradmem.serving.shelf import Shelf
 from hf_gradmem.tasks import load_task
 from hf_gradmem.tasks.kv_retrieval import build_tokenizer
 from tests.reading.test_confidence import WHOLE
@@ -378,3 +380,58 @@ def test_a_memory_is_recited_in_the_thread_that_owns_the_model(monkeypatch):
     (answer,) = model.answer("k", model.write("abc"), max_new_tokens=2)
     assert [chat.choices[0].message.content.strip() for chat in chats] == [answer.text] * 2
     assert chats[0].usage.prompt_tokens == 3 + len("|?k:")
+
+
+def told_by(jobs: list[Any], model: GradMemForCausalLM) -> list[list[Piece]]:
+    """What an engine tells jobs that wait while it writes: those of one kind run as one batch."""
+    pieces: list[list[Piece]] = [[] for _ in jobs]
+    entered, leave = threading.Event(), threading.Event()
+    engine = Engine(model)
+    try:
+        engine.submit(Write(lambda _: entered.set() or leave.wait(20), "ab"))
+        assert entered.wait(20)
+        for job, told in zip(jobs, pieces, strict=True):
+            engine.submit(job(told.append))
+        leave.set()
+        while not all(told and (told[-1].finish_reason or told[-1].error or told[-1].memory) for told in pieces):
+            assert engine._thread.is_alive()
+            time.sleep(0.01)
+    finally:
+        engine.close()
+    return pieces
+
+
+def test_a_request_that_fails_fails_alone(model, rows):
+    bad, good = told_by([lambda tell: Write(tell, ""), lambda tell: Write(tell, rows[0]["context"])], model)
+    assert "has no tokens" in str(bad[0].error)
+    torch.testing.assert_close(good[0].memory.embeddings, model.write([rows[0]["context"]]).embeddings)
+
+
+def test_requests_with_a_seed_are_drawn_as_if_each_were_alone(model):
+    memory, sampling = model.write("!a:b!"), Sampling(temperature=2.0, seed=3)
+    both = told_by([lambda tell: Read(tell, memory, [5, 6], 6, sampling)] * 2, model)
+    texts = ["".join(piece.text for piece in told) for told in both]
+    assert texts[0] == texts[1]
+
+
+def test_an_answer_ends_where_the_window_does(model):
+    window = model.decoder.window
+    prompt = "?" * (window - model.read_phase.prefix_length - 2)
+    with running(model) as address:
+        httpx.post(f"{address}/v1/memories", json={"context": "!a:b!", "id": "a"})
+        asked = {"model": "kv", "max_tokens": 500, "temperature": 2.0, "extra_body": {"memory": "a"}}
+        answer = client_of(address).completions.create(prompt=prompt, **asked)
+        with pytest.raises(openai.BadRequestError, match=f"takes {window} with the memory"):
+            client_of(address).completions.create(prompt=prompt + "??", **asked)
+    assert answer.usage.completion_tokens <= 2
+
+
+def test_an_id_is_given_once_though_two_ask_for_it_at_once(model):
+    shelf, memory = Shelf(None, None, max_memories=1), model.write("!a:b!")
+    shelf.check_new("a")
+    shelf.check_new("b")
+    shelf.add("a", memory)
+    with pytest.raises(ValueError, match="already"):
+        shelf.add("a", memory)
+    with pytest.raises(ValueError, match="no room"):
+        shelf.add("b", memory)

@@ -210,6 +210,22 @@ def test_the_step_size_that_writes_best_is_kept():
     assert model.writer.step_sizes(None, None) == [0.2, 0.2]
 
 
+def test_step_sizes_that_are_learned_begin_at_the_one_that_writes_best(tmp_path):
+    changes = {"start": {"method": "reptile", "contexts": 3, "write_learning_rates": [1e-4, 0.2]}}
+    changes["gradmem"] = GRADMEM | {"learn_write_learning_rate": "per_step"}
+    for model in (build_trainer(recipe(tmp_path, **changes)).model, build_trainer(recipe(tmp_path, **changes)).model):
+        assert model.config.write_learning_rate == 0.2
+        assert model.write_log_learning_rate.exp().tolist() == pytest.approx([0.2] * model.config.write_steps)
+
+
+@pytest.mark.parametrize("change", [{"start": {"method": "reptile", "contexts": 5}}, {"seed": 7}])
+def test_a_start_that_was_learned_otherwise_is_refused(change, tmp_path):
+    values = {"start": {"method": "reptile", "contexts": 4}}
+    build_trainer(recipe(tmp_path, **values))
+    with pytest.raises(ValueError, match="learned otherwise, or by another model"):
+        build_trainer(recipe(tmp_path, **values | change))
+
+
 def test_a_run_that_goes_on_takes_the_start_it_learned(tmp_path):
     changes = {"start": {"method": "reptile", "contexts": 4, "write_learning_rates": [0.05, 0.2]}}
     learned = build_trainer(recipe(tmp_path, **changes)).model
