@@ -36,6 +36,7 @@ _LABELS = {
     "write_loss": "reconstruction loss (nats per token)",
     "bits_over_start": "bits of context recovered, over the memory's start",
     "bits_over_base": "bits of context recovered, over the base alone",
+    "bits_over_start_per_float": "bits recovered per number in the memory",
 }
 _WIDE = 8  # axes on which the largest value is so many times the smallest are logarithmic
 
@@ -218,14 +219,14 @@ def _collect(
     """Values by line and x, and those of the baselines that have no x."""
     curves: dict[Line, dict[float, list[float]]] = {}
     levels: dict[Line, list[float]] = {}
-    for record in records:
+    for record, line in zip(records, _lines(records, x), strict=True):
         place, value = _place(record, x), record.get(y)
         if not _is_number(value):
             continue
         if _is_number(place):
-            curves.setdefault(_line(record, x), {}).setdefault(place, []).append(value)
+            curves.setdefault(line, {}).setdefault(place, []).append(value)
         elif place is None and record.get("context") in _CONTEXTS:
-            levels.setdefault(_line(record, x), []).append(value)
+            levels.setdefault(line, []).append(value)
     if not curves:
         measured = [record for record in records if _is_number(record.get(y))]
         found = {name for record in measured for name in (*_CONDITIONS, *record.get("arguments", {}))}
@@ -240,6 +241,16 @@ def _collect(
 
 def _place(record: Record, name: str) -> Any:
     return record.get(name) if name in _CONDITIONS else record.get("arguments", {}).get(name)
+
+
+def _lines(records: Sequence[Record], x: str) -> list[Line]:
+    """The line of each record: how much was measured parts lines only where it differs at one place."""
+    whole = [_line(record, x) for record in records]
+    lean = [tuple((name, value) for name, value in line if name not in _HOW_MUCH) for line in whole]
+    at_place: dict[Any, set[Line]] = {}
+    for record, line, shorter in zip(records, whole, lean, strict=True):
+        at_place.setdefault((shorter, json.dumps(_place(record, x))), set()).add(line)
+    return lean if all(len(lines) == 1 for lines in at_place.values()) else whole
 
 
 def _line(record: Record, x: str) -> Line:

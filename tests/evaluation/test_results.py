@@ -160,6 +160,17 @@ def test_how_much_was_measured_is_said_only_where_nothing_else_tells_lines_apart
     assert set(drawn_lines(plot_results(alone))) == {"num contexts=16", "num contexts=64"}
 
 
+def test_how_much_was_measured_parts_a_curve_only_where_it_differs_at_one_place() -> None:
+    few, many = {"num_contexts": 16, "seed": 0}, {"num_contexts": 64, "seed": 1}
+    told = [record(0.5, arguments=many | {"num_pairs": 4}), record(0.3, arguments=few | {"num_pairs": 8})]
+    assert drawn_lines(plot_results(told, x="num_pairs")) == {"_child0": ([4, 8], [0.5, 0.3])}
+    told.append(record(0.4, arguments=few | {"num_pairs": 4}))
+    assert set(drawn_lines(plot_results(told, x="num_pairs"))) == {
+        "num contexts=16, seed=0",
+        "num contexts=64, seed=1",
+    }
+
+
 def test_curves_over_pairs_have_a_line_for_each_number_of_steps_and_for_a_baseline() -> None:
     records = [
         entry
