@@ -1,8 +1,9 @@
 """Files that appear whole or not at all, and places that are looked at before anything is written to them."""
 
+import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: str | os.PathLike, meta
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file(path) as unfinished:
         save_file(on_cpu, unfinished, metadata=metadata)
+
+
+def literal_paths(paths: Iterable[str | os.PathLike]) -> list[str]:
+    """Paths for a library that takes them for patterns: brackets and stars in a name are themselves."""
+    return [glob.escape(os.fspath(path)) for path in paths]
 
 
 @contextmanager

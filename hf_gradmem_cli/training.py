@@ -83,7 +83,7 @@ def evaluate(
     baseline: Baselines = None,
     eval_set: EvalSets = None,
     sweep: Sweeps = None,
-    split: Annotated[str, typer.Option(help="Which part of the task: validation or test.")] = "test",
+    split: Annotated[str, typer.Option(help="Part of the task: validation, or test: all rows of a file.")] = "test",
     metric: Metric = None,
     template: Template = None,
     override: Overrides = None,
@@ -106,7 +106,7 @@ def evaluate(
     from hf_gradmem.evaluation import results
     from hf_gradmem.training.recipe import load_recipe
 
-    _check_evaluation(models, revision, baseline or (), template, [output, answers])
+    _check_evaluation(models, revision, baseline or (), template, override or (), [output, answers], trust_remote_code)
     arguments = load_recipe(recipe, override or ()).arguments
     sets = results.evaluation_sets(arguments.eval_sets, arguments.task_arguments, eval_set or (), sweep or ())
     rows = results.load_sets(arguments.task, sets, split)
@@ -148,9 +148,12 @@ def _check_evaluation(
     revision: str | None,
     baselines: Sequence[str],
     template: str | None,
+    override: Sequence[str],
     files: Sequence[Path | None],
+    trusted: bool,
 ) -> None:
-    """Refuse what would otherwise fail after minutes."""
+    """Refuse what would otherwise fail after minutes, or do nothing."""
+    from hf_gradmem.commands.opening import is_adapter
     from hf_gradmem.evaluation.readers import check_baselines
     from hf_gradmem.template import check_template
 
@@ -160,6 +163,13 @@ def _check_evaluation(
     check_baselines(baselines)
     if template is not None:
         check_template(template)
+    for of_memory in (change for change in override if change.startswith("gradmem.")):
+        for model in models:
+            if is_adapter(model, revision=revision, trust_remote_code=trusted):
+                raise ValueError(
+                    f"--override {of_memory} would do nothing: the adapter {model} has its own options. --steps and "
+                    "--template are given to the command; other options to an adapter that is trained with them."
+                )
 
 
 @command(
@@ -203,7 +213,7 @@ def calibrate(
     if contexts is not None:
         rows = {name: part.select(range(min(contexts, len(part)))) for name, part in rows.items()}
     result = run_calibration(
-        load_model(model, device=device, trust_remote_code=trust_remote_code),
+        load_model(model, device=device, dtype=arguments.base_dtype, trust_remote_code=trust_remote_code),
         rows,
         task_metric(arguments.task) if metric is None else None if metric == "none" else metric,
         f"{arguments.task} {split}: {', '.join(f'{len(part)} contexts of {name}' for name, part in rows.items())}",

@@ -152,10 +152,12 @@ def write(
 
 
 def _plain_base_options(is_adapter: bool, **given: Any) -> dict[str, Any]:
+    from hf_gradmem.commands.opening import PLAIN_BASE_OPTIONS
+
     options = {name: value for name, value in given.items() if value is not None}
     if is_adapter and options:
         raise ValueError("--memory-tokens and --optimizer are for a base without an adapter; an adapter has its own.")
-    return options
+    return PLAIN_BASE_OPTIONS | options
 
 
 def _print_written(facts: dict[str, Any], as_json: bool, strict: bool, model: str) -> None:

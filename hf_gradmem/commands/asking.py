@@ -15,6 +15,7 @@ from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.answering import Answer
 from ..reading.confidence import MEASURED
 from ..tasks.facts import NOT_TOLD
+from ..texts.reading import read_text
 
 SHORTLIST = 20
 """How many memories words alone choose, where the store keeps the texts."""
@@ -67,10 +68,7 @@ def read_questions(path: Path) -> list[str]:
         OSError: it cannot be read.
         ValueError: it holds no question, or a line without one.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}).") from error
+    lines = read_text(path).split("\n")  # not `splitlines`, which parts JSON at what may stand in a text
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise ValueError(f"{path} holds no question.")

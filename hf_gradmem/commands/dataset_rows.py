@@ -1,11 +1,13 @@
 """The rows that `hf-gradmem write-dataset` writes: read from files or the Hub, each with an id and a context."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, Features, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
+from ..files import literal_paths
 from ..memory.silence import silent_errors
 from .rows import Rows
 from .text_folder import TextFolder
@@ -36,7 +38,8 @@ def load_source(name: str, split: str = "train") -> Dataset | TextFolder:
             raise FileNotFoundError(f"There is no file {name!r}.")
         try:
             with silent_errors():
-                return load_dataset(_BUILDERS[path.suffix], data_files=str(path), split="train")
+                files = literal_paths([path])
+                return load_dataset(_BUILDERS[path.suffix], data_files=files, split="train", **_as_text(path))
         except (DatasetGenerationError, ValueError) as error:
             raise ValueError(
                 f"{name} cannot be read as {_BUILDERS[path.suffix]}: {error.__cause__ or error}"
@@ -47,6 +50,15 @@ def load_source(name: str, split: str = "train") -> Dataset | TextFolder:
             "text is written by `hf-gradmem write --file`."
         )
     return load_dataset(name, split=split)
+
+
+def _as_text(path: Path) -> dict[str, Any]:
+    """What has a CSV file read as it stands: 007 is no number, and NA is a text."""
+    if path.suffix != ".csv":
+        return {}
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        columns = next(csv.reader(file), [])
+    return {"features": Features({name: Value("string") for name in columns}), "keep_default_na": False}
 
 
 class DatasetRows(Rows):
@@ -73,6 +85,12 @@ class DatasetRows(Rows):
             raise ValueError("There is nothing to write: the source has no rows.")
         if id_column is None and "id" in dataset.column_names:
             id_column = "id"
+        kind = None if id_column is None else getattr(dataset.features[id_column], "dtype", None)
+        if kind is not None and kind.startswith(("timestamp", "date", "time")):
+            raise ValueError(
+                f"The ids in the column {id_column!r} were read as dates ({kind}): as texts they would not be what the "
+                "file says. Give ids of another form, such as with a letter before."
+            )
         self.context_column, self.id_column = context_column, id_column
         columns = [*self._contexts, *([] if id_column is None else [id_column])]
         self._dataset = dataset.with_format(None).select_columns(list(dict.fromkeys(columns)))

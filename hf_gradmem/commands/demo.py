@@ -113,7 +113,7 @@ def run_demo(
         ValueError: an empty text, or options out of range.
     """
     name = model_name or find_demo_model(console)
-    options = {"num_memory_tokens": num_memory_tokens, "write_steps": steps}
+    options = PLAIN_BASE_OPTIONS | {"num_memory_tokens": num_memory_tokens, "write_steps": steps}
     model = load_model(name, options, seed=seed, device=device, trust_remote_code=trust_remote_code)
     num_tokens = len(model.tokenizer(text, add_special_tokens=False).input_ids)
     unwritten = model.write(text, write_steps=0)

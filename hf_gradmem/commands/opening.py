@@ -70,8 +70,8 @@ def load_model(
 
     Args:
         name: directory or Hub repository of an adapter or of any decoder, or the name of an adapter of this package.
-        plain_base_options: options of [`GradMemConfig`] for a base alone, over [`PLAIN_BASE_OPTIONS`]; an adapter has
-            its own.
+        plain_base_options: options of [`GradMemConfig`] for a base alone, [`PLAIN_BASE_OPTIONS`] when `None`; an
+            adapter has its own.
         revision: branch, tag or commit of the repository.
         seed: of the random start that the memory of a base alone is written from.
         device: `"auto"` is a CUDA device where there is one.
@@ -92,7 +92,7 @@ def load_model(
         return model.to(place)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
     precision = _precision(dtype, config, place)
     base_model, tokenizer = _from_cache_or_hub(name, revision, lambda: _load_base(name, precision, **code))
-    options = PLAIN_BASE_OPTIONS | (plain_base_options or {})
+    options = PLAIN_BASE_OPTIONS if plain_base_options is None else plain_base_options
     torch.manual_seed(seed)
     config = GradMemConfig(base_model_revision=revision, **options)
     model = get_gradmem_model(base_model, config, tokenizer=tokenizer)
@@ -158,7 +158,7 @@ def load_reader(
         seed: that the base alone wrote the memory with.
         name, revision, device, trust_remote_code: as in [`load_model`].
     """
-    options = {"num_memory_tokens": memory.embeddings.shape[1]}
+    options = PLAIN_BASE_OPTIONS | {"num_memory_tokens": memory.embeddings.shape[1]}
     return load_model(name, options, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -327,7 +328,10 @@ def _write_share(job: _Job, state: PartialState) -> dict[str, Any]:
     state.wait_for_everyone()
     if state.is_main_process:
         for left_behind in (job.directory / "data").glob(".*"):  # by a run that was killed
-            left_behind.unlink(missing_ok=True)
+            if left_behind.is_dir():  # of an append
+                shutil.rmtree(left_behind, ignore_errors=True)
+            else:
+                left_behind.unlink(missing_ok=True)
     counts = {"written": sum(len(numbers) for _, numbers in own), "skipped": dict(job.rows.skipped)}
     return facts | counts | {"segments": count_segments(job.directory, facts["num_shards"])}
 

@@ -78,7 +78,7 @@ def evaluate_rows(
     }
     words = template_in_use(template, model.config.template, model.tokenizer)
     collator = DataCollatorForGradMem(
-        model.tokenizer, add_end_token=metric is not None, template=words, cut=model.writer.segments
+        model.tokenizer, add_end_token=metric is not None, template=words, **model.writer.cutting
     )
     contexts: _Contexts | None = None
     with tqdm(total=len(batches) * len(totals), desc="Evaluating", disable=not show_progress) as bar, evaluating():

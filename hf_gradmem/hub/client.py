@@ -26,12 +26,18 @@ CARD_FILE = constants.REPOCARD_NAME
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 # Trainer's checkpoints and whatever is pickled stay at home.
 _NOT_PUSHED = ["checkpoint-*", "*.bin", "*.pt", "*.pth", ".*", "*/.*"]
+_STORE_FACTS = "memories.json"  # which every store has
 _HUB_TIMEOUT = 3.0  # seconds
 
 
 def folder_files(folder: Path) -> dict[str, Path]:
-    """What a push takes from a directory, by its path in the repository."""
-    paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    """What a push takes from a directory, by its path in the repository.
+
+    Stores of memories within it stay at home, too: they decode to the texts that an adapter was trained on.
+    """
+    stores = {path.parent for path in folder.rglob(_STORE_FACTS)} - {folder}
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and stores.isdisjoint(path.parents))
+    paths = {path.relative_to(folder).as_posix(): path for path in found}
     return {name: paths[name] for name in filter_repo_objects(paths, ignore_patterns=_NOT_PUSHED)}
 
 

@@ -18,6 +18,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import filter_repo_objects
 from tqdm.auto import tqdm
 
+from ..files import literal_paths
 from ..hub.cards import address_card
 from ..hub.client import CARD_FILE, folder_files, prepare_repository, push_files
 from ..hub.errors import one_line_errors
@@ -388,7 +389,7 @@ class MemoryStore:
 def _load(files: list[Path], facts: dict[str, Any]) -> Dataset:
     with silent_errors():
         try:
-            return load_dataset("parquet", data_files=list(map(str, files)), split="train", features=features_of(facts))
+            return load_dataset("parquet", data_files=literal_paths(files), split="train", features=features_of(facts))
         except DatasetGenerationError as error:
             raise ValueError(
                 f"{files[0].parent} cannot be read as Parquet files of memories: {error.__cause__ or error}. Copy them "

@@ -39,7 +39,9 @@ class DataCollatorForGradMem:
             batches have one shape, `"queries"` to those of the queries alone, so that answers have one shape.
         add_end_token: whether an answer that does not end in the tokenizer's end token gets one.
         template: the words around each query, as in [`~hf_gradmem.GradMemConfig`]: the adapter's.
-        cut: makes other segments of a context's, as `model.writer.segments` does; they stay as they are by default.
+        cut: makes other segments of a context's, as the model's writer does; they stay as they are by default.
+        segment_length: by which a context of one text is cut beside others in segments, as the model's writer does.
+            `**model.writer.cutting` gives both.
 
     What is cut is counted in `truncated` and said in a warning when it first happens.
 
@@ -56,6 +58,7 @@ class DataCollatorForGradMem:
     add_end_token: bool = True
     template: str | Mapping[str, str] = "plain"
     cut: Callable[[list[str]], list[str]] | None = None
+    segment_length: int | None = None
     truncated: dict[str, int] = field(default_factory=lambda: {"contexts": 0, "queries": 0, "left out": 0}, init=False)
 
     def __post_init__(self) -> None:
@@ -100,7 +103,7 @@ class DataCollatorForGradMem:
         tokens = iter(self._encode([segment for segments in segmented for segment in segments]))
         encoded = [[next(tokens) for _ in segments] for segments in segmented]
         ids = [[token for segment in segments for token in segment] for segments in encoded]
-        segment_ids = [[index for index, segment in enumerate(segments) for _ in segment] for segments in encoded]
+        segment_ids = list(map(self._segment_numbers, encoded))
         for index, (row, text) in enumerate(zip(ids, contexts, strict=True)):
             if not row:
                 raise ValueError(f"The context of row {index} of the batch has no tokens: {text!r}.")
@@ -112,9 +115,15 @@ class DataCollatorForGradMem:
             "context_input_ids": _padded([row[:limit] for row in ids], width, self._pad_id),
             "context_attention_mask": _padded([[1] * len(row[:limit]) for row in ids], width, 0),
         }
-        if not all(isinstance(context, str) for context in contexts):
+        if any(len(segments) > 1 for segments in segmented):  # otherwise the model cuts them as it is set to
             batch["context_segment_ids"] = _padded([row[:limit] for row in segment_ids], width, 0)
         return batch
+
+    def _segment_numbers(self, segments: list[list[int]]) -> list[int]:
+        """The segment of each token; one text is cut as the model would, where others come in segments."""
+        if len(segments) == 1 and self.segment_length is not None:
+            return [place // self.segment_length for place in range(len(segments[0]))]
+        return [number for number, segment in enumerate(segments) for _ in segment]
 
     def _queries(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         limit = self.queries_per_context

@@ -173,6 +173,11 @@ class KVRetrieval:
         if length == 0:
             return [""] * count
         base = self.num_symbols
+        if base**length >= 2**63:  # more words than NumPy counts, of which no two would be the same
+            found: dict[str, None] = {}
+            while len(found) < count:
+                found["".join(SYMBOLS[place] for place in rng.integers(base, size=length))] = None
+            return list(found)
         numbers = rng.choice(base**length, size=count, replace=not distinct)
         return ["".join(SYMBOLS[int(number) // base**place % base] for place in range(length)) for number in numbers]
 

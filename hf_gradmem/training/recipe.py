@@ -168,7 +168,8 @@ class RecipeArguments:
             )
         if self.base_config is not None and "model_type" not in self.base_config:
             raise ValueError(f"base_config needs a model_type, got {self.base_config}.")
-        GradMemConfig(**self.gradmem)  # which checks its options
+        if self.adapter is None:  # whose own options count as well, and are looked at with them
+            GradMemConfig(**self.gradmem)  # which checks its options
 
     def _check_base_dtype(self) -> None:
         """Refuse what is no precision, and one that is left to the machine for weights that train."""

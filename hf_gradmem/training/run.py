@@ -60,6 +60,7 @@ def run_training(recipe: Recipe, *, trust_remote_code: bool = False) -> dict[str
     """
     output = Path(str(recipe.training.output_dir))
     check_directory(output)
+    _check_pushed(recipe, output)
     trainer = build_trainer(recipe, trust_remote_code=trust_remote_code)
     _keep_recipe(recipe, output)
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
@@ -75,6 +76,20 @@ def run_training(recipe: Recipe, *, trust_remote_code: bool = False) -> dict[str
     else:
         trainer.create_model_card()
     return results
+
+
+def _check_pushed(recipe: Recipe, output: Path) -> None:
+    memories = recipe.arguments.memories
+    if (
+        recipe.training.push_to_hub
+        and memories is not None
+        and Path(memories).resolve().is_relative_to(output.resolve())
+    ):
+        raise ValueError(
+            f"push_to_hub uploads all of {output}, and with it the memories in {memories}, which decode to the texts "
+            "that they were written from. Give memories another folder, or push by `hf-gradmem push`, which leaves "
+            "them out."
+        )
 
 
 def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer:
@@ -96,7 +111,7 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
             padding=_padding(arguments, training.world_size),
             add_end_token=get_task(arguments.task).add_end_token,
             template=model.config.template,
-            cut=model.writer.segments,
+            **model.writer.cutting,
         ),
         train_dataset=train_rows,
         eval_dataset=eval_sets or None,

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset
 
 from hf_gradmem import GradMemForCausalLM, MemoryStore
-from hf_gradmem.commands.asking import ask_store
+from hf_gradmem.commands.asking import ask_store, read_questions
 from hf_gradmem.commands.calibrate import save_confidence
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.commands.write_dataset import write_dataset
@@ -102,6 +102,14 @@ def test_an_answer_that_is_not_sure_enough_is_not_given(store, calibrated):
     bare = ["--memories", store, "--id", "first", "--model", RETRIEVAL_ADAPTER]
     assert "hf-gradmem calibrate" in mistake(run("ask", "?!a:", *bare, "--abstain-below", 0.5))
     assert "must lie in 0..1, got 2" in mistake(run("ask", "?!a:", *options[:-1], 2))
+
+
+def test_a_file_of_questions_may_begin_with_a_mark_and_hold_any_text(tmp_path):
+    question, path = "Who\u2028built\x85it?", tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"question": question}, ensure_ascii=False), encoding="utf-8-sig")
+    assert read_questions(path) == [question]
+    (tmp_path / "questions.txt").write_text("Who?\r\nWhere?\n", encoding="utf-8-sig")
+    assert read_questions(tmp_path / "questions.txt") == ["Who?", "Where?"]
 
 
 @pytest.mark.parametrize("form", ["txt", "jsonl"])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.evaluation import results
 from tests.support.command_line import run
 
@@ -50,6 +51,18 @@ def test_an_adapter_is_evaluated_in_the_precision_of_the_recipe(
         evaluated = run("evaluate", adapter, "--recipe", recipe, "--override", f"base_dtype={dtype}")
         assert evaluated.exit_code == 0, evaluated.stderr
     assert seen == [torch.float32, torch.bfloat16]
+
+
+def test_options_of_the_memory_are_an_adapters_own_and_those_of_a_plain_base(base: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    refused = run("evaluate", RETRIEVAL_ADAPTER, "--recipe", recipe, "--override", "gradmem.write_steps=7")
+    assert refused.exit_code == 2
+    assert "gradmem.write_steps=7 would do nothing" in refused.stderr
+    plain = run("evaluate", base, "--recipe", recipe, "--override", "gradmem.writer=forward", "--json")
+    assert plain.exit_code == 0, plain.stderr
+    (record,) = json.loads(plain.stdout)["results"]
+    assert (record["writer"], record["num_memory_tokens"], record["write_steps"]) == ("forward", 2, 1)
 
 
 @pytest.mark.parametrize(

@@ -134,6 +134,33 @@ def test_ids_and_contexts_come_from_any_column_of_any_kind_of_file(model, tmp_pa
 # ------------------------------------------------------------------------------------------------ interruptions
 
 
+def test_a_csv_file_is_read_as_it_stands_and_ids_that_are_taken_for_dates_are_refused(model, tmp_path):
+    path, store = tmp_path / "rows.csv", tmp_path / "store"
+    path.write_text("id,context\n007,NA\n1.10,abc\n2024-01-01,None\n", encoding="utf-8-sig")
+    write_dataset(model, load_source(str(path)), store)
+    assert MemoryStore.from_pretrained(store).ids == ["007", "1.10", "2024-01-01"]
+    (tmp_path / "rows.jsonl").write_text('{"id": "2024-01-01", "context": "abc"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="'id' were read as dates"):
+        write_dataset(model, load_source(str(tmp_path / "rows.jsonl")), tmp_path / "other")
+
+
+def test_brackets_in_a_path_are_no_pattern(model, tmp_path):
+    for name, context in (("n1", "abc"), ("n[12]", "def")):
+        source = tmp_path / f"{name}.jsonl"
+        source.write_text(json.dumps({"id": name, "context": context}), encoding="utf-8")
+        write_dataset(model, load_source(str(source)), tmp_path / name)
+    assert MemoryStore.from_pretrained(tmp_path / "n[12]").ids == ["n[12]"]
+
+
+def test_what_a_killed_append_left_does_not_stop_the_next_run(model, source, tmp_path):
+    write_dataset(model, load_source(source), tmp_path / "store")
+    left = tmp_path / "store" / "data" / ".append-9"
+    left.mkdir()
+    (left / "part.parquet").touch()
+    write_dataset(model, load_source(source), tmp_path / "store")
+    assert not left.exists()
+
+
 def test_an_interrupted_run_goes_on_where_it_stopped(model, source, tmp_path, monkeypatch):
     write, calls = GradientWriter.write, []
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hf_gradmem import GradMemConfig, get_gradmem_model
+from hf_gradmem.evaluation import evaluate_rows
 from hf_gradmem.tasks import load_task
 from hf_gradmem.tasks.collator import DataCollatorForGradMem
 from hf_gradmem.tasks.kv_retrieval import build_tokenizer
@@ -55,6 +56,24 @@ def test_answer_gets_an_end_token_unless_it_has_one():
 def test_context_that_is_one_text_has_no_segments():
     row = {"context": "!a:1!!b:2!|", "queries": ["?!a:"], "targets": ["1!|"]}
     assert "context_segment_ids" not in DataCollatorForGradMem(TOKENIZER)([row])
+
+
+def test_one_text_is_cut_as_write_cuts_it():
+    model = small_model(write_segment_length=3)
+    collate = DataCollatorForGradMem(TOKENIZER, segment_length=model.writer.segment_length)
+    assert "context_segment_ids" not in collate([ROWS[1]])
+    assert collate(ROWS)["context_segment_ids"][1, :7].tolist() == [0, 0, 0, 1, 1, 1, 2]
+    model.tokenizer = TOKENIZER
+    (record,) = evaluate_rows(model, [ROWS[1]], [2])
+    memory = model.write([ROWS[1]["context"]], write_steps=2, measure_final_loss=True)
+    assert memory.segment_lengths.tolist() == [[3, 3, 1]]
+    assert record["write_loss"] == pytest.approx(float(memory.final_write_loss), rel=1e-9)
+
+
+def test_sentences_of_a_context_that_is_one_text_are_segments():
+    collate = DataCollatorForGradMem(TOKENIZER, cut=lambda _: ["!a:1!", "!b:2!|"])
+    row = ROWS[0] | {"context": "!a:1!!b:2!|"}
+    assert collate([row])["context_segment_ids"].tolist() == [[0] * 5 + [1] * 6]
 
 
 def test_query_may_be_empty():

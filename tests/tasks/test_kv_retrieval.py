@@ -202,3 +202,9 @@ def test_kv_tokenizer_has_a_token_for_each_character_and_ends_answers_at_the_bar
     assert tokenizer.decode(ids) == "!aZ:09!|"
     assert tokenizer.decode(ids, skip_special_tokens=True) == "!aZ:09!"
     assert tokenizer.unk_token_id not in tokenizer(SYMBOLS + "!:?|", add_special_tokens=False).input_ids
+
+
+def test_words_may_be_longer_than_numpy_counts():
+    row = load_task("kv_retrieval", num_contexts=1, num_pairs=3, key_length=12, value_length=11, noise_length=20)[0]
+    assert len(set(row["queries"])) == 3
+    assert all(len(target.strip("! |")) == 11 for target in row["targets"])

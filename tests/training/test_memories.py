@@ -7,6 +7,7 @@ import torch
 from datasets import Dataset
 
 from hf_gradmem import GradMemForCausalLM
+from hf_gradmem.hub.client import folder_files
 from hf_gradmem.memory.store import MemoryStore
 from hf_gradmem.tasks import load_task
 from hf_gradmem.training.memories import train_reading_alone, written_rows
@@ -208,6 +209,26 @@ def test_the_step_size_that_writes_best_is_kept():
     assert model.config.write_learning_rate == 0.2
     assert finals[0.2] == min(finals[rate] for rate in start.write_learning_rates)
     assert model.writer.step_sizes(None, None) == [0.2, 0.2]
+
+
+def test_memories_within_what_is_pushed_are_refused_and_left_at_home(tmp_path):
+    inside = {"memories": str(tmp_path / "run" / "memories"), "push_to_hub": True}
+    with pytest.raises(ValueError, match="push_to_hub uploads all of"):
+        run_training(recipe(tmp_path, **inside))
+    run_training(recipe(tmp_path, **inside | {"push_to_hub": False}))
+    pushed = set(folder_files(tmp_path / "run"))
+    assert {"config.json", "model.safetensors", "recipe.yaml"} <= pushed
+    assert not [name for name in pushed if name.startswith("memories")]
+    store = tmp_path / "run" / "memories" / "train"
+    assert {"memories.json", "data/train-00000-of-00001.parquet"} <= set(folder_files(store))
+
+
+def test_options_given_anew_to_an_adapter_are_looked_at_with_its_own(tmp_path):
+    """Drawn words go with segments that follow none, which is an option of the adapter here."""
+    model = tiny_model(**GRADMEM, write_prefix_segments=0, learn_write_learning_rate="none", write_head=False)
+    model.save_pretrained(tmp_path / "adapter")
+    changes = {"adapter": str(tmp_path / "adapter"), "base_config": None, "gradmem": {"write_prompt": "{words}?"}}
+    assert recipe(tmp_path, **changes).arguments.gradmem == {"write_prompt": "{words}?"}
 
 
 def test_step_sizes_that_are_learned_begin_at_the_one_that_writes_best(tmp_path):

@@ -98,6 +98,11 @@ class Writer(ABC):
         return sentences(texts[0]) if self.cuts_sentences and len(texts) == 1 else list(texts)
 
     @property
+    def cutting(self) -> dict[str, Any]:
+        """How a context comes to its segments, as [`~hf_gradmem.DataCollatorForGradMem`] takes it."""
+        return {"cut": self.segments, "segment_length": self.segment_length}
+
+    @property
     def positions_behind(self) -> int:
         """Positions of a row behind the context's tokens."""
         return 0
