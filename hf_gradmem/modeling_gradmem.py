@@ -163,7 +163,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         Raises:
             TypeError: something in there is not a text.
         """
-        return tokenize_contexts(context, self.tokenizer, self.writer.segment_length, self.writer.segments)
+        return tokenize_contexts(context, self.tokenizer, **self.writer.cutting)
 
     def _memory_to_continue(self, memory: GradMemMemory, batch_size: int) -> GradMemMemory:
         self.check_memory(memory)

@@ -178,8 +178,7 @@ class GradMemTextGenerationPipeline(Pipeline):
         else:
             contexts: list[Any] = [request.source for request in requests]
             # By the pipeline's own tokenizer, which need not be the model's.
-            writer = self.model.writer
-            source = {"contexts": tokenize_contexts(contexts, self.tokenizer, writer.segment_length, writer.segments)}
+            source = {"contexts": tokenize_contexts(contexts, self.tokenizer, **self.model.writer.cutting)}
         index = torch.arange(len(requests)).repeat_interleave(torch.tensor(counts))
         prompts = {"input_ids": input_ids, "attention_mask": attention_mask, "context_index": index}
         return source | prompts | {"requests": requests, "texts": texts, "template": setting}

@@ -163,13 +163,13 @@ def _check_evaluation(
     check_baselines(baselines)
     if template is not None:
         check_template(template)
-    for of_memory in (change for change in override if change.startswith("gradmem.")):
-        for model in models:
-            if is_adapter(model, revision=revision, trust_remote_code=trusted):
-                raise ValueError(
-                    f"--override {of_memory} would do nothing: the adapter {model} has its own options. --steps and "
-                    "--template are given to the command; other options to an adapter that is trained with them."
-                )
+    of_memory = [change for change in override if change.startswith("gradmem.")]
+    adapters = (model for model in models if is_adapter(model, revision=revision, trust_remote_code=trusted))
+    if of_memory and (adapter := next(adapters, None)) is not None:
+        raise ValueError(
+            f"--override {of_memory[0]} would do nothing: the adapter {adapter} has its own options. --steps and "
+            "--template are given to the command; other options to an adapter that is trained with them."
+        )
 
 
 @command(

@@ -4,6 +4,7 @@ import inspect
 import os
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub.errors import RevisionNotFoundError
 from transformers import (
@@ -239,6 +240,11 @@ def _check_no_adapter(name: str, arguments: dict[str, Any]) -> None:
             f"base_model_name_or_path={name!r} is an adapter itself, not a base. Put the base's name into config.json, "
             "or give it as base_model_name_or_path=."
         )
+
+
+def adapter_dtype(config: GradMemConfig, device: torch.device | None = None) -> torch.dtype | str:
+    """The precision to load an adapter's base in: the fastest on a device; of weights that were trained, their own."""
+    return "auto" if config.includes_base else fastest_dtype(config.get_text_config(), device)
 
 
 def load_base_tokenizer(config: GradMemConfig, hub_arguments: dict[str, Any]) -> PreTrainedTokenizerBase:

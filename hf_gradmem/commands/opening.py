@@ -19,9 +19,10 @@ from transformers import (
 )
 
 from ..base.precision import FASTEST, fastest_dtype
+from ..checkpoint.base_model import adapter_dtype
 from ..checkpoint.tokenizer import open_tokenizer
 from ..configuration_gradmem import GradMemConfig
-from ..hub.client import hub_is_reachable
+from ..hub.client import FACTS_FILE, hub_is_reachable
 from ..hub.errors import one_line_errors
 from ..memory.written import MEMORY_FILE, GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
@@ -100,7 +101,9 @@ def load_model(
 
 
 def _precision(asked: str | None, config: PreTrainedConfig, place: torch.device) -> torch.dtype | str:
-    return fastest_dtype(config, place) if asked in (None, FASTEST) else getattr(torch, asked)
+    if asked not in (None, FASTEST):
+        return getattr(torch, asked)
+    return adapter_dtype(config, place) if isinstance(config, GradMemConfig) else fastest_dtype(config, place)
 
 
 def _load_adapter(
@@ -110,8 +113,7 @@ def _load_adapter(
     here = _is_here(name)
     fetched = config.base_model_name_or_path if here else name
     at = config.base_model_revision if here else code["revision"]
-    own = config.includes_base and dtype in (None, FASTEST)
-    precision = "auto" if own else _precision(dtype, config.get_text_config(), place)
+    precision = _precision(dtype, config, place)
 
     def load() -> GradMemForCausalLM:
         model = GradMemForCausalLM.from_pretrained(_expanded(name), dtype=precision, **code)
@@ -180,7 +182,6 @@ def load_store(name: str, *, revision: str | None = None) -> "MemoryStore":
         OSError: there is none.
         ValueError: it is not finished, or holds something else.
     """
-    from ..memory.shards import FACTS_FILE
     from ..memory.store import MemoryStore
 
     _check_name(name, FACTS_FILE, "memories by id")

@@ -15,8 +15,7 @@ from ..checkpoint.adapter import Adapter
 from ..checkpoint.model_card import model_card
 from ..checkpoint.run_facts import RECIPE_FILE, facts_of_directory, published_recipe
 from ..hub.cards import address_card, is_own_card
-from ..hub.client import CARD_FILE, folder_files, prepare_repository, push_files, remote_card
-from ..memory.shards import FACTS_FILE
+from ..hub.client import CARD_FILE, FACTS_FILE, folder_files, prepare_repository, push_files, remote_card
 from ..memory.store import MemoryStore
 from ..memory.written import MEMORY_FILE, GradMemMemory
 

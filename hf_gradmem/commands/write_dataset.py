@@ -20,11 +20,10 @@ from tqdm.auto import tqdm
 from ..base.weights import hash_tensors
 from ..files import check_directory, only_writer, whole_file
 from ..hub.cards import local_id
-from ..hub.client import CARD_FILE
+from ..hub.client import CARD_FILE, FACTS_FILE
 from ..memory.card import store_card
 from ..memory.fingerprint import Identity
 from ..memory.shards import (
-    FACTS_FILE,
     FORMAT,
     FORMAT_VERSION,
     KEEPS_TEXT,

@@ -22,11 +22,12 @@ from huggingface_hub.utils import filter_repo_objects
 from .errors import HubError, one_line_errors
 
 CARD_FILE = constants.REPOCARD_NAME
+FACTS_FILE = "memories.json"
+"""What every store of memories has."""
 # Those of an earlier push or save would be preferred by a loader to newer ones of another name.
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
 # Trainer's checkpoints and whatever is pickled stay at home.
 _NOT_PUSHED = ["checkpoint-*", "*.bin", "*.pt", "*.pth", ".*", "*/.*"]
-_STORE_FACTS = "memories.json"  # which every store has
 _HUB_TIMEOUT = 3.0  # seconds
 
 
@@ -35,7 +36,7 @@ def folder_files(folder: Path) -> dict[str, Path]:
 
     Stores of memories within it stay at home, too: they decode to the texts that an adapter was trained on.
     """
-    stores = {path.parent for path in folder.rglob(_STORE_FACTS)} - {folder}
+    stores = {path.parent for path in folder.rglob(FACTS_FILE)} - {folder}
     found = (path for path in sorted(folder.rglob("*")) if path.is_file() and stores.isdisjoint(path.parents))
     paths = {path.relative_to(folder).as_posix(): path for path in found}
     return {name: paths[name] for name in filter_repo_objects(paths, ignore_patterns=_NOT_PUSHED)}

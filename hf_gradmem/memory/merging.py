@@ -17,9 +17,9 @@ from datasets import Dataset, concatenate_datasets
 
 from ..files import check_directory, only_writer, whole_file
 from ..hub.cards import local_id
-from ..hub.client import CARD_FILE
+from ..hub.client import CARD_FILE, FACTS_FILE
 from .card import store_card
-from .shards import FACTS_FILE, KEEPS_TEXT, TEXT, features_of, read_facts, shard_name
+from .shards import KEEPS_TEXT, TEXT, features_of, read_facts, shard_name
 from .silence import without_progress_bars
 
 _SAME = ("fingerprint", "num_memory_tokens", "hidden_size", "dtype")

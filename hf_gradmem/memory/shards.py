@@ -15,10 +15,10 @@ import torch
 from datasets import Array2D, Features, List, Value
 from pyarrow import compute, parquet
 
+from ..hub.client import FACTS_FILE
 from .checks import broken, check_tensors
 from .written import GradMemMemory
 
-FACTS_FILE = "memories.json"
 # The column of source texts, and the fact that there is one: without it a store has no such column.
 TEXT, KEEPS_TEXT = "text", "keeps_text"
 FORMAT = "gradmem-memories"

@@ -20,13 +20,13 @@ from tqdm.auto import tqdm
 
 from ..files import literal_paths
 from ..hub.cards import address_card
-from ..hub.client import CARD_FILE, folder_files, prepare_repository, push_files
+from ..hub.client import CARD_FILE, FACTS_FILE, folder_files, prepare_repository, push_files
 from ..hub.errors import one_line_errors
 from ..modeling_gradmem import GradMemForCausalLM
 from .bm25 import WordIndex
 from .merging import check_joinable, finish_append, merged_facts, write_appended, write_merged
 from .search import GENERIC_QUESTIONS, LikelihoodSearch, SearchResult, best_results, check_search, joined
-from .shards import FACTS_FILE, KEEPS_TEXT, TEXT, checked_shards, features_of, read_facts, read_row, rows_by_id
+from .shards import KEEPS_TEXT, TEXT, checked_shards, features_of, read_facts, read_row, rows_by_id
 from .silence import silent_errors, without_progress_bars
 from .written import GradMemMemory
 

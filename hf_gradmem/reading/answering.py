@@ -12,8 +12,8 @@ from ..memory.written import GradMemMemory, Memories
 from ..template import get_template, template_in_use
 from .confidence import Calibration
 from .generation import ending_tokens, new_tokens
-from .queries import Queries, tokenize_queries
-from .reciting import recited, tokenize_asked
+from .queries import Queries
+from .reciting import tokenize_asked
 from .scoring import mean_log_probs
 
 Tensor = torch.Tensor
@@ -141,11 +141,10 @@ def generate_answers(
     ends = ending_tokens(model.tokenizer, model.generation_config)
     texts, every = list[str](), list[list[int]]()
     reading = get_template(words, model.tokenizer)
-    before = recited(model, memory, context_index, words)
     features = [torch.empty((0, 3), dtype=torch.float64)]
     for start in range(0, len(questions), batch_size):
         part, index = questions[start : start + batch_size], context_index[start : start + batch_size]
-        input_ids, mask = tokenize_queries(part, model.tokenizer, words, before[start : start + batch_size])
+        input_ids, mask = tokenize_asked(model, memory, part, index, words)
         with plain_generation():
             new = new_tokens(model, memory, input_ids, mask, index, max_new_tokens=max_new_tokens, **ends)
         tokens = [up_to_end(row, ends.get("eos_token_id")) for row in new]

@@ -34,7 +34,12 @@ def recite(model: Any, memory: GradMemMemory) -> list[str]:
     """
     known = _known.setdefault(model, {})
     config = model.config
-    writer = (model.fingerprint(), model.dtype, config.write_prompt, config.write_prefix_segments)
+    writer = (
+        model.identity(thorough=False).fingerprint,
+        model.dtype,
+        config.write_prompt,
+        config.write_prefix_segments,
+    )
     lengths = [tuple(length for length in row if length) for row in memory.segment_lengths.tolist()]
     keys = [
         hash_tensors({"memory": one}, [writer, length]) for one, length in zip(memory.embeddings, lengths, strict=True)

@@ -25,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..base.lora import train_beside_base
 from ..base.precision import FASTEST, fastest_dtype
 from ..checkpoint.adapter import Adapter
-from ..checkpoint.base_model import check_attachable
+from ..checkpoint.base_model import adapter_dtype, check_attachable
 from ..checkpoint.run_facts import RECIPE_FILE, RESULTS_FILE, arguments_of_set, published_recipe, set_arguments
 from ..checkpoint.tokenizer import open_tokenizer
 from ..files import check_directory
@@ -216,8 +216,7 @@ def _base_dtype(arguments: RecipeArguments, trust_remote_code: bool, device: tor
         return getattr(torch, arguments.base_dtype)
     name = arguments.base_model
     if name is None and arguments.adapter is not None:
-        config = Adapter.open(arguments.adapter, trust_remote_code=trust_remote_code).config
-        return "auto" if config.includes_base else fastest_dtype(config.get_text_config(), device)
+        return adapter_dtype(Adapter.open(arguments.adapter, trust_remote_code=trust_remote_code).config, device)
     if name is None:  # built from nothing
         return "auto"
     return fastest_dtype(AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code), device)

@@ -99,7 +99,7 @@ class Writer(ABC):
 
     @property
     def cutting(self) -> dict[str, Any]:
-        """How a context comes to its segments, as [`~hf_gradmem.DataCollatorForGradMem`] takes it."""
+        """How a context comes to its segments, as the collator and `tokenize_contexts` take it."""
         return {"cut": self.segments, "segment_length": self.segment_length}
 
     @property
