@@ -60,6 +60,10 @@ class GradMemConfig(PreTrainedConfig):
         learn_write_learning_rate (`str`, defaults to `"none"`):
             `"per_step"` or `"per_token"` meta-learns one positive step size for each step, or for each step and
             memory token, from `write_learning_rate`. Beyond the trained steps the last is used.
+        write_relative_step_size (`bool`, defaults to `False`):
+            Whether α is a share of what is there: in each tensor of the base that a memory fills (the values of one
+            layer, say) a step is α times the root mean square of the start's numbers, as the relative step size of
+            Adafactor (arXiv 1804.04235). For `"adam"`, whose steps know no scale of their own.
         write_optimizer (`str`, defaults to `"sgd"`):
             `"sgd"` (the paper's), `"momentum"` or `"adam"`; each is differentiated through.
         write_betas (`tuple[float, float]`, defaults to `(0.9, 0.9)`):
@@ -163,6 +167,7 @@ class GradMemConfig(PreTrainedConfig):
     write_steps: int = 2
     write_learning_rate: float | int = 0.4
     learn_write_learning_rate: Literal["none", "per_step", "per_token"] = "none"
+    write_relative_step_size: bool = False
     write_optimizer: str = "sgd"
     write_betas: list | tuple = (0.9, 0.9)
     write_max_grad_norm: float | int | None = None

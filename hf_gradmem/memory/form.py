@@ -89,6 +89,17 @@ class MemoryForm(ABC):
     def start(self, batch_size: int) -> Tensor:
         """M_0, `(batch, num_memory_tokens, width)`, differentiable in the parameters that it is made from."""
 
+    @property
+    def blocks(self) -> list[int]:
+        """How the numbers of a position fall into tensors of the base, in order: they add up to [`width`]."""
+        return [self.width]
+
+    @torch.no_grad()
+    def start_scale(self) -> Tensor:
+        """Root mean square of M_0 over each of [`blocks`], `(width,)`, without a gradient."""
+        blocks = self.start(1)[0].split(self.blocks, dim=-1)
+        return torch.cat([block.square().mean().sqrt().expand(block.shape[-1]) for block in blocks])
+
     @abstractmethod
     def prefix(self, memory: Tensor, start: Tensor | None, end: Tensor | None) -> DecoderInputs:
         """What the decoder is given before tokens: a row for each memory, with at least one position to predict from.

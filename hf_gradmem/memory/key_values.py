@@ -77,8 +77,12 @@ class KeyValues(MemoryForm):
         return self._shapes
 
     @property
+    def blocks(self) -> list[int]:
+        return [heads * size for heads, size in self.shapes]
+
+    @property
     def width(self) -> int:
-        return sum(heads * size for heads, size in self.shapes)
+        return sum(self.blocks)
 
     def start(self, batch_size: int) -> Tensor:
         own = self.module.memory_start
@@ -100,7 +104,7 @@ class KeyValues(MemoryForm):
 
     def prefix(self, memory: Tensor, start: Tensor | None, end: Tensor | None) -> DecoderInputs:
         dtype = self.decoder.base_model.dtype
-        parts = memory.to(dtype).split([heads * size for heads, size in self.shapes], dim=-1)
+        parts = memory.to(dtype).split(self.blocks, dim=-1)
         written = [part.unflatten(-1, shape).transpose(1, 2) for part, shape in zip(parts, self.shapes, strict=True)]
         if self.values_alone:
             times = memory.shape[1] // self.num_memory_tokens

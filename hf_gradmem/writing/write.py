@@ -193,8 +193,8 @@ def _check_finite(trace: WriteTrace, batch: Tensor, step_sizes: list[Tensor | fl
     if len(broken):
         raise FloatingPointError(
             f"The reconstruction of context {int(batch[broken].min())} became NaN or infinite within "
-            f"{len(step_sizes)} write steps. Lower write_learning_rate (now "
-            f"{float(torch.as_tensor(step_sizes[0]).detach().max()):g}), or set write_max_grad_norm in the "
+            f"{len(step_sizes)} write steps. Lower write_learning_rate (the first step is "
+            f"{float(torch.as_tensor(step_sizes[0]).detach().max()):g} at most), or set write_max_grad_norm in the "
             "configuration."
         )
 

@@ -57,6 +57,20 @@ def test_writing_lowers_the_loss_whatever_the_batch_and_the_padding(model_type, 
     assert (together.final_write_loss < together.write_losses[:, 0]).all()
 
 
+@BOTH
+@pytest.mark.parametrize("learned", ["none", "per_token"])
+def test_a_relative_step_is_a_share_of_the_starts_size_in_each_tensor(form, learned):
+    """Adam's first step is α in every number; relative, it is α times the RMS of what the start has there."""
+    settings = {"write_optimizer": "adam", "write_relative_step_size": True, "write_learning_rate": 0.25}
+    model = with_memory(form=form, learn_write_learning_rate=learned, **settings)
+    memory = model.write(input_ids=tiny_tokens(2, 6), write_steps=1).embeddings
+    start = model.form.start(2)
+    assert len(model.form.blocks) == (2 if form == VALUES else 4)  # of two layers
+    for before, after in zip(start.split(model.form.blocks, -1), memory.split(model.form.blocks, -1), strict=True):
+        size = 0.25 * before[0].square().mean().sqrt()
+        torch.testing.assert_close((after - before).abs(), size.expand_as(before), rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("model_type", ["mamba", "rwkv", "recurrent_gemma", "jamba"])
 def test_a_base_that_keeps_something_else_is_refused_by_name(model_type):
     with pytest.raises(ValueError, match=r"memory_form='key_values' needs a base .*, which \w+ does not"):

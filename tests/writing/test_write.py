@@ -64,6 +64,23 @@ def test_a_memory_in_segments_equals_plain_autograd(prefix_segments):
         torch.testing.assert_close(memory.embeddings[row], expected, rtol=1e-6, atol=1e-7)
 
 
+def test_relative_steps_are_steps_of_the_starts_size():
+    """Of the learned start, whatever the memory that is written on, and without a gradient of their own."""
+    plain, relative = build(), build(write_relative_step_size=True)
+    rate = plain.config.write_learning_rate
+    scale = float(plain.memory_init.detach().square().mean().sqrt())
+    memory = plain.write(input_ids=tiny_tokens(1, 4, seed=1))
+    for begin in (None, memory):
+        expected = plain.write(input_ids=tiny_tokens(1, 6), write_learning_rate=rate * scale, memory=begin)
+        actual = relative.write(input_ids=tiny_tokens(1, 6), memory=begin)
+        torch.testing.assert_close(actual.embeddings, expected.embeddings, rtol=1e-6, atol=1e-7)
+    relative = build(write_relative_step_size=True, write_learning_rate=rate / scale).train()
+    tokens = {"context_input_ids": tiny_tokens(1, 6), "input_ids": tiny_tokens(1, 3), "labels": tiny_tokens(1, 3)}
+    for model in (relative, plain.train()):
+        model(**tokens).loss.backward()
+    torch.testing.assert_close(relative.memory_init.grad, plain.memory_init.grad, rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_segments_in_turn_are_appended_one_by_one(optimizer):
     """Each has its own steps, and a fresh state of the optimiser."""

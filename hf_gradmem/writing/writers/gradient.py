@@ -38,6 +38,7 @@ class GradientWriter(Writer):
         write_steps: int,
         write_learning_rate: float,
         learn_write_learning_rate: str,
+        write_relative_step_size: bool,
         write_objective: type[Objective],
         write_optimizer: UpdateRule,
         write_max_grad_norm: float | None,
@@ -53,6 +54,7 @@ class GradientWriter(Writer):
         self.drawn = DrawnPrompts(write_prompt, phase) if WORDS in write_prompt else None
         super().__init__(phase, write_steps, "" if self.drawn else write_prompt)
         self.write_learning_rate, self.learns_step_sizes = write_learning_rate, learn_write_learning_rate
+        self.relative_steps = write_relative_step_size
         self.segment_length, self.prefix_segments = write_segment_length, write_prefix_segments
         self.cuts_sentences = write_sentence_segments
         self.in_turn, self.has_head = write_segments_in_turn, write_head
@@ -79,17 +81,18 @@ class GradientWriter(Writer):
             init.constant_(rates, torch.tensor(float(self.write_learning_rate), dtype=torch.float64).log().item())
 
     def step_sizes(self, write_steps: int | None, write_learning_rate: float | None) -> list[Tensor | float]:
-        """α of each step: a number, or a learned scalar or `(num_memory_tokens, 1)` column."""
+        """α of each step: a number, a learned scalar or `(num_memory_tokens, 1)` column, or that times the start's scale."""
         steps = self.num_steps(write_steps)
         if write_learning_rate is not None and not write_learning_rate > 0:
             raise ValueError(f"write_learning_rate must be greater than 0, got {write_learning_rate}.")
+        scale = self.phase.form.start_scale() if self.relative_steps else 1.0
         rates = self.phase.module.write_log_learning_rate
         if write_learning_rate is not None or rates is None:
-            return [write_learning_rate or self.write_learning_rate] * steps
+            return [scale * (write_learning_rate or self.write_learning_rate)] * steps
         learned = rates.exp()
         if learned.dim() == 2:
             learned = learned[..., None]
-        return [learned[min(step, len(learned) - 1)] for step in range(steps)]
+        return [scale * learned[min(step, len(learned) - 1)] for step in range(steps)]
 
     # ------------------------------------------------------------------------------------------------ writing
 
