@@ -81,7 +81,7 @@ class GradientWriter(Writer):
             init.constant_(rates, torch.tensor(float(self.write_learning_rate), dtype=torch.float64).log().item())
 
     def step_sizes(self, write_steps: int | None, write_learning_rate: float | None) -> list[Tensor | float]:
-        """α of each step: a number, a learned scalar or `(num_memory_tokens, 1)` column, or that times the start's scale."""
+        """α of each step: a number, or a learned scalar or `(num_memory_tokens, 1)` column; times the start's scale."""
         steps = self.num_steps(write_steps)
         if write_learning_rate is not None and not write_learning_rate > 0:
             raise ValueError(f"write_learning_rate must be greater than 0, got {write_learning_rate}.")
