@@ -59,11 +59,14 @@ class GradMemConfig(PreTrainedConfig):
             Step size α, on the *mean* loss over a sample's tokens. 0.4 is the paper's choice for pretrained bases.
         learn_write_learning_rate (`str`, defaults to `"none"`):
             `"per_step"` or `"per_token"` meta-learns one positive step size for each step, or for each step and
-            memory token, from `write_learning_rate`. Beyond the trained steps the last is used.
+            memory token, from `write_learning_rate`. Beyond the trained steps the last goes on, with `write_step_decay`.
         write_relative_step_size (`bool`, defaults to `False`):
             Whether α is a share of what is there: in each tensor of the base that a memory fills (the values of one
             layer, say) a step is α times the root mean square of the start's numbers, as the relative step size of
             Adafactor (arXiv 1804.04235). For `"adam"`, whose steps know no scale of their own.
+        write_step_decay (`float`, defaults to 1.0):
+            What the size of a step is multiplied by from one to the next: step k, from 0, is α·dᵏ. Below 1 the memory
+            comes to rest, and steps beyond the usual number change little.
         write_optimizer (`str`, defaults to `"sgd"`):
             `"sgd"` (the paper's), `"momentum"` or `"adam"`; each is differentiated through.
         write_betas (`tuple[float, float]`, defaults to `(0.9, 0.9)`):
@@ -168,6 +171,7 @@ class GradMemConfig(PreTrainedConfig):
     write_learning_rate: float | int = 0.4
     learn_write_learning_rate: Literal["none", "per_step", "per_token"] = "none"
     write_relative_step_size: bool = False
+    write_step_decay: float | int = 1.0
     write_optimizer: str = "sgd"
     write_betas: list | tuple = (0.9, 0.9)
     write_max_grad_norm: float | int | None = None
@@ -230,6 +234,8 @@ class GradMemConfig(PreTrainedConfig):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be greater than 0, got {value}.")
+        if not 0 < self.write_step_decay <= 1:
+            raise ValueError(f"write_step_decay must be above 0 and at most 1, got {self.write_step_decay}.")
         if len(self.write_betas) != 2 or not all(0 <= beta < 1 for beta in self.write_betas):
             raise ValueError(f"write_betas must be two numbers in [0, 1), got {self.write_betas}.")
         check_template(self.template)

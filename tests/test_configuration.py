@@ -26,6 +26,8 @@ def test_unknown_option_names_the_nearest(option, nearest):
         ({"write_max_grad_norm": -1.0}, ("write_max_grad_norm must be greater than 0, got -1.0",)),
         ({"write_betas": (0.9, 1.0)}, ("write_betas must be two numbers in [0, 1), got (0.9, 1.0)",)),
         ({"meta_gradient": "second"}, ("meta_gradient must be one of", "'exact'", "'first_order'", "got 'second'")),
+        ({"write_step_decay": 0.0}, ("write_step_decay must be above 0 and at most 1, got 0.0",)),
+        ({"write_step_decay": 1.5}, ("write_step_decay must be above 0 and at most 1, got 1.5",)),
         ({"meta_gradient_radius": 0.0}, ("meta_gradient_radius must be greater than 0, got 0.0",)),
         ({"write_optimizer": "rmsprop"}, ("write_optimizer must be one of", "'sgd'", "got 'rmsprop'")),
         ({"writer": "rmt"}, ("writer must be one of", "'forward'", "got 'rmt'")),

@@ -165,6 +165,7 @@ ALWAYS_SET = {"write_learning_rate", "checkpoint_write_steps"}  # which stay wit
 OTHER_VALUES = {
     "learn_write_learning_rate": "per_step",
     "write_betas": (0.5, 0.5),
+    "write_step_decay": 0.5,
     "template": "question",
     "write_prompt": "Note:",
 }

@@ -66,9 +66,12 @@ _KINDS: dict[str, Any] = {
 _CHANGEABLE = {
     "write_steps",
     "write_learning_rate",
+    "write_betas",
     "write_prefix_segments",
     "write_sentence_segments",
     "write_prompt",
+    "write_relative_step_size",
+    "write_step_decay",
     "meta_gradient",
     "meta_gradient_steps",
     "meta_gradient_radius",

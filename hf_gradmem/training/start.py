@@ -5,7 +5,6 @@ Where the base is frozen, this costs no more than the writing itself, which no s
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -129,7 +128,8 @@ def learn_start(
 def _set_step_size(model: GradMemForCausalLM, rate: float) -> None:
     model.config.write_learning_rate = rate
     if model.write_log_learning_rate is not None:  # those that are learned begin there
-        torch.nn.init.constant_(model.write_log_learning_rate, math.log(rate))
+        with torch.no_grad():
+            model.write_log_learning_rate.copy_(model.writer.log_step_sizes(rate))
 
 
 def _written(

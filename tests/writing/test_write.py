@@ -360,6 +360,19 @@ def test_learned_step_sizes_start_at_the_configured_one_and_repeat_the_last(lear
     torch.testing.assert_close(model.write(input_ids=tokens, write_steps=4).embeddings, expected.embeddings)
 
 
+@pytest.mark.parametrize("learned", ["none", "per_step", "per_token"])
+def test_steps_shrink_by_the_decay_also_beyond_those_that_are_learned(learned):
+    model = build(write_steps=2, write_step_decay=0.5, learn_write_learning_rate=learned)
+    plain, tokens, memory = build(), tiny_tokens(1, 9), None
+    for step in range(4):
+        begin = None if memory is None else expected_for(plain, memory)
+        rate = 0.3 * 0.5**step
+        memory = plain.write(input_ids=tokens, memory=begin, write_steps=1, write_learning_rate=rate)
+    for given in (None, 0.3):
+        actual = model.write(input_ids=tokens, write_steps=4, write_learning_rate=given)
+        torch.testing.assert_close(actual.embeddings, memory.embeddings, rtol=1e-6, atol=1e-7)
+
+
 def expected_for(model: GradMemForCausalLM, memory: GradMemMemory) -> GradMemMemory:
     """The memory as if `model` had written it."""
     return GradMemMemory(memory.embeddings, memory.write_losses, memory.segment_lengths, None, model.fingerprint())

@@ -39,6 +39,7 @@ class GradientWriter(Writer):
         write_learning_rate: float,
         learn_write_learning_rate: str,
         write_relative_step_size: bool,
+        write_step_decay: float,
         write_objective: type[Objective],
         write_optimizer: UpdateRule,
         write_max_grad_norm: float | None,
@@ -54,7 +55,7 @@ class GradientWriter(Writer):
         self.drawn = DrawnPrompts(write_prompt, phase) if WORDS in write_prompt else None
         super().__init__(phase, write_steps, "" if self.drawn else write_prompt)
         self.write_learning_rate, self.learns_step_sizes = write_learning_rate, learn_write_learning_rate
-        self.relative_steps = write_relative_step_size
+        self.relative_steps, self.decay = write_relative_step_size, write_step_decay
         self.segment_length, self.prefix_segments = write_segment_length, write_prefix_segments
         self.cuts_sentences = write_sentence_segments
         self.in_turn, self.has_head = write_segments_in_turn, write_head
@@ -78,7 +79,13 @@ class GradientWriter(Writer):
     def init_parameters(self) -> None:
         rates = self.phase.module.write_log_learning_rate
         if rates is not None:
-            init.constant_(rates, torch.tensor(float(self.write_learning_rate), dtype=torch.float64).log().item())
+            init.copy_(rates, self.log_step_sizes(self.write_learning_rate))
+
+    def log_step_sizes(self, write_learning_rate: float) -> Tensor:
+        """What learned step sizes begin at, in their shape: log α·dᵏ."""
+        rates = self.phase.module.write_log_learning_rate
+        sizes = [write_learning_rate * self.decay**step for step in range(len(rates))]
+        return torch.tensor(sizes, dtype=torch.float64).log().view(-1, *[1] * (rates.dim() - 1)).expand_as(rates)
 
     def step_sizes(self, write_steps: int | None, write_learning_rate: float | None) -> list[Tensor | float]:
         """α of each step: a number, or a learned scalar or `(num_memory_tokens, 1)` column; times the start's scale."""
@@ -88,11 +95,12 @@ class GradientWriter(Writer):
         scale = self.phase.form.start_scale() if self.relative_steps else 1.0
         rates = self.phase.module.write_log_learning_rate
         if write_learning_rate is not None or rates is None:
-            return [scale * (write_learning_rate or self.write_learning_rate)] * steps
-        learned = rates.exp()
-        if learned.dim() == 2:
-            learned = learned[..., None]
-        return [scale * learned[min(step, len(learned) - 1)] for step in range(steps)]
+            sizes: list[Tensor | float] = [write_learning_rate or self.write_learning_rate]
+        else:
+            sizes = list(rates.exp()[..., None] if rates.dim() == 2 else rates.exp())
+        # Each step beyond the last size is `decay` times the one before.
+        last = len(sizes) - 1
+        return [scale * sizes[min(step, last)] * self.decay ** max(step - last, 0) for step in range(steps)]
 
     # ------------------------------------------------------------------------------------------------ writing
 
