@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -17,6 +17,17 @@ from .asked import ASKED, asking
 
 PHASES = ("write", "read")
 """Names of the adapters of our own."""
+
+# Arguments by which PEFT changes, trains or adds to what is no LoRA: that is in the base in every phase.
+_OUTSIDE_PHASES = (
+    "modules_to_save",
+    "bias",
+    "trainable_token_indices",
+    "layer_replication",
+    "kasa_config",
+    "ensure_weight_tying",
+)
+_INITIALISATIONS = (True, False, "gaussian", "orthogonal")  # the others of PEFT alter the base's weights, or need data
 
 
 def inject_lora(base_model: PreTrainedModel, arguments: dict[str, Any], phase: str, dtype: torch.dtype) -> None:
@@ -36,7 +47,10 @@ def inject_lora(base_model: PreTrainedModel, arguments: dict[str, Any], phase: s
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # two phases, two adapters
-            inject_adapter_in_model(LoraConfig(**arguments), base_model, adapter_name=phase)
+            _check_stays_in_phase(arguments)
+            config = LoraConfig(**arguments)
+            _check_leaves_embedding(config, base_model)
+            inject_adapter_in_model(config, base_model, adapter_name=phase)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{phase}_lora={arguments} does not fit {type(base_model).__name__}: {error}") from error
     for parameter in trainable:
@@ -54,6 +68,31 @@ def inject_lora(base_model: PreTrainedModel, arguments: dict[str, Any], phase: s
             # By PEFT: B = 0. The type of `nn.Module` knows no attributes but tensors and modules.
             part._is_hf_initialized = True  # type: ignore[assignment]
         module.to(dtype).requires_grad_(True)
+
+
+def _check_stays_in_phase(arguments: dict[str, Any]) -> None:
+    plain = vars(LoraConfig())
+    for name in _OUTSIDE_PHASES:
+        value = arguments.get(name)
+        if value and value != plain.get(name):
+            raise ValueError(f"{name} changes what is in the base in every phase. Leave it at {plain.get(name)!r}.")
+    initialisation = arguments.get("init_lora_weights", True)
+    if initialisation not in _INITIALISATIONS:
+        raise ValueError(
+            f"init_lora_weights={initialisation!r} is none of those that leave the base's own weights as they are, "
+            f"which are there in every phase. Use one of {', '.join(map(repr, _INITIALISATIONS))}."
+        )
+
+
+def _check_leaves_embedding(config: LoraConfig, base_model: PreTrainedModel) -> None:
+    embedding = base_model.get_input_embeddings()
+    name = next((name for name, module in base_model.named_modules() if module is embedding), "")
+    in_modules = config.target_modules and check_target_module_exists(config, name)
+    if in_modules or any(f".{name}.weight".endswith(f".{target}") for target in config.target_parameters or ()):
+        raise ValueError(
+            f"{name} is the base's token embedding, and tokens are looked up there outside the phases. Leave it out of "
+            "the targets."
+        )
 
 
 class _ByPhase:

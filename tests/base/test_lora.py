@@ -6,10 +6,12 @@ import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from tests.support.tiny_models import tiny_tokens
+from hf_gradmem import GradMemConfig, get_gradmem_model
+from tests.support.messages import says
+from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
 from tests.support.writing import build
 
-LORA = {"r": 2, "target_modules": ["q_proj", "up_proj", "embed_tokens"]}
+LORA = {"r": 2, "target_modules": ["q_proj", "up_proj", "lm_head"]}
 
 
 def moved(**settings):
@@ -83,3 +85,41 @@ def test_lora_of_a_base_in_half_precision_multiplies_in_it_and_trains_in_float32
         results.append([logits.double(), torch.cat([gradient.double().flatten() for gradient in gradients])])
     for half, exact in zip(*results, strict=True):
         assert (half - exact).norm() / exact.norm() < 0.06
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"modules_to_save": ["lm_head"]},
+        {"bias": "lora_only"},
+        {"trainable_token_indices": [4, 5]},
+        {"layer_replication": [(0, 1)]},
+        *({"init_lora_weights": name} for name in ("pissa", "pissa_niter_2", "olora", "OLoRA", "corda", "loftq")),
+    ],
+    ids=str,
+)
+def test_what_would_reach_out_of_the_phase_is_refused_and_the_base_stays_as_it_was(arguments):
+    assert_refused({"target_modules": ["q_proj"]} | arguments, next(iter(arguments)))
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        {"target_modules": ["q_proj", "embed_tokens"]},
+        {"target_modules": r"model\.(embed_tokens|layers.*q_proj)"},
+        {"target_modules": [], "target_parameters": ["embed_tokens.weight"]},
+    ],
+    ids=str,
+)
+def test_the_token_embedding_has_no_lora_since_tokens_are_looked_up_outside_the_phases(targets):
+    assert_refused(targets, "model.embed_tokens is the base's token embedding")
+
+
+def assert_refused(arguments, message):
+    base = tiny_causal_lm("llama")
+    before = copy.deepcopy(base.state_dict())
+    with pytest.raises(ValueError, match=says("write_lora=", "does not fit LlamaForCausalLM", message)):
+        get_gradmem_model(base, GradMemConfig(write_lora={"r": 2, **arguments}))
+    after = base.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
