@@ -204,6 +204,7 @@ class GradMemConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         self._refuse_unknown(kwargs)
         self.write_betas = tuple(self.write_betas)
+        self.write_lora, self.read_lora = _without_sets(self.write_lora), _without_sets(self.read_lora)
         super().__post_init__(**kwargs)
         self._check_values()
 
@@ -309,6 +310,13 @@ class GradMemConfig(PreTrainedConfig):
         self.base_model_name_or_path = name
         if name is None:
             self.includes_base = True
+
+
+def _without_sets(arguments: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Arguments with lists for sets, which `peft.LoraConfig.to_dict` has and no config.json can."""
+    if arguments is None:
+        return None
+    return {name: sorted(value) if isinstance(value, set) else value for name, value in arguments.items()}
 
 
 __all__ = ["GradMemConfig"]

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForCausalLM
 
@@ -46,6 +47,16 @@ def test_adapter_directory_holds_what_is_beside_the_base_and_nothing_else(base, 
     config = json.loads((tmp_path / "adapter" / "config.json").read_text())
     assert (config["model_type"], config["includes_base"]) == ("gradmem", False)
     assert config["base_model_name_or_path"] == str(tmp_path / "base")
+
+
+def test_the_arguments_of_a_lora_may_be_a_peft_configuration_as_a_dict(base, tmp_path):
+    """In which the targets are sets."""
+    arguments = LoraConfig(r=2, target_modules=["v_proj", "q_proj"]).to_dict()
+    model = with_memory(base, **PLAIN, write_lora=arguments, read_lora={"r": 2, "target_modules": {"o_proj"}})
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = GradMemForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert loaded.config.write_lora["target_modules"] == ["q_proj", "v_proj"]
+    assert_same_results(model, loaded)
 
 
 def test_tokenizer_is_saved_with_the_adapter(base, tmp_path):
