@@ -23,6 +23,7 @@ class Decoder:
 
     def __init__(self, base_model: PreTrainedModel) -> None:
         self.base_model = base_model
+        self._kept_in_cache: dict[int, bool] = {}
         self._kept_apart: dict[tuple[int, int, str | None], bool] = {}
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -117,6 +118,14 @@ class Decoder:
         """Whether the base's own `generate`, given a cache and no padding behind it, follows its forward pass."""
         usable = self.generates_from_embeddings and self.goes_on_from_cache
         return usable and probes.generates(self.base_model, from_cache=True)
+
+    def keeps_in_cache(self, positions: int) -> bool:
+        """Whether cached keys and values can stand for so many positions; a base with sliding windows cuts them."""
+        if positions not in self._kept_in_cache:
+            self._kept_in_cache[positions] = self.goes_on_from_cache and probes.keeps_in_cache(
+                self.base_model, self.embeddings_suffice, positions
+            )
+        return self._kept_in_cache[positions]
 
     def keeps_segments_apart(self, prefix_length: int, longest: int) -> bool:
         """Whether segments side by side in one row come out as in rows of their own.

@@ -225,6 +225,17 @@ def goes_on_from_cache(base_model: PreTrainedModel, on_embeddings: bool) -> bool
             return False
 
 
+def keeps_in_cache(base_model: PreTrainedModel, on_embeddings: bool, positions: int) -> bool:
+    """Whether the base's cache holds keys and values of so many positions in every layer; sliding windows cut it."""
+    with probing(base_model) as (like, _):
+        ids = like.new_tensor(ordinary_tokens(base_model, positions))
+        try:
+            cached(base_model, _tokens(base_model, ids[None]), on_embeddings)
+        except ValueError:
+            return False
+        return True
+
+
 def keeps_segments_apart(base_model: PreTrainedModel, on_embeddings: bool, prefix_length: int, longest: int) -> bool:
     """Whether one long segment and one short one come out of one row as out of two.
 

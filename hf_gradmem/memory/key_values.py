@@ -115,10 +115,12 @@ class KeyValues(MemoryForm):
         return self.decoder.vectors(behind, past=tuple(zip(keys, written, strict=True)))
 
     def check(self) -> None:
-        if not self.decoder.goes_on_from_cache:
+        decoder, count = self.decoder, self.num_memory_tokens
+        if not decoder.keeps_in_cache(count):
+            fewer = ", or a smaller num_memory_tokens" if decoder.goes_on_from_cache else ""
             raise ValueError(
-                f"memory_form='key_values' needs a base that keeps keys and values of every position in every layer "
-                f"and goes on from them, which {self.decoder.name} does not. Use memory_form='input_vectors'."
+                f"memory_form='key_values' needs a base that keeps keys and values of all {count} positions in every "
+                f"layer and goes on from them, which {decoder.name} does not. Use memory_form='input_vectors'{fewer}."
             )
 
     def _pairs_of_start(self) -> LayerPairs:

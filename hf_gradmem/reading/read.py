@@ -45,8 +45,8 @@ def _prefixes(phase: Phase, memory: Tensor, queries: Queries, padding_side: str)
     if torch.is_grad_enabled() or prefix.past is not None or not cached or spared < _WORTH_A_RUN:
         return prefix.take(queries.memory_index)
     decoder, unpadded = phase.decoder, bool(queries.attention_mask.all())
-    goes_on = decoder.goes_on_from_cache if padding_side == "right" else unpadded and decoder.generates_from_cache
-    if not goes_on:
+    goes_on = padding_side == "right" or (unpadded and decoder.generates_from_cache)
+    if not goes_on or not decoder.keeps_in_cache(cached):
         return prefix.take(queries.memory_index)
     prefix = prefix.take(used)
     first, last = _cut(prefix, slice(cached)), _cut(prefix, slice(cached, None))

@@ -77,6 +77,12 @@ def test_a_base_that_keeps_something_else_is_refused_by_name(model_type):
         with_memory(model_type)
 
 
+def test_more_positions_than_a_sliding_window_keeps_are_refused():
+    assert with_memory("mistral", num_memory_tokens=7).decoder.keeps_in_cache(7)
+    with pytest.raises(ValueError, match=r"of all 12 positions .* MistralForCausalLM .* smaller num_memory_tokens"):
+        with_memory("mistral", num_memory_tokens=12)
+
+
 @BOTH
 @pytest.mark.parametrize("checkpointed", [True, False], ids=["checkpointed", "unrolled"])
 def test_the_exact_gradient_is_the_slope(form, checkpointed):

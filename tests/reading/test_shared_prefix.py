@@ -90,6 +90,18 @@ def test_prompts_that_are_padded_have_their_memory_beside_them(model, shared):
     shared(lambda: model.generate(memory=memory, **queries_on(3), **arguments), [])
 
 
+@pytest.mark.parametrize("num_memory_tokens", [7, 12])
+def test_behind_a_sliding_window_the_prefix_is_run_once_where_it_is_kept_whole(num_memory_tokens, monkeypatch):
+    torch.manual_seed(0)
+    model = get_gradmem_model(tiny_causal_lm("mistral"), GradMemConfig(num_memory_tokens=num_memory_tokens))
+    memory, queries = model.write(input_ids=tiny_tokens(1, 9, seed=1)), tiny_tokens(ROWS, LENGTH)
+    with torch.no_grad():
+        together = model(input_ids=queries, memory=memory).logits
+        assert model.decoder.keeps_in_cache(num_memory_tokens - 1) == (num_memory_tokens == 7)
+        monkeypatch.setattr(read, "_WORTH_A_RUN", 10**9)
+        torch.testing.assert_close(model(input_ids=queries, memory=memory).logits, together, rtol=1e-6, atol=1e-6)
+
+
 def test_training_and_few_queries_take_one_run(model, monkeypatch):
     def fail(inputs):
         raise AssertionError("a run that spares nothing")
