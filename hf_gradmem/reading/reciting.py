@@ -75,7 +75,7 @@ def _segments(model: Any, memory: GradMemMemory) -> list[int]:
             "for a query."
         )
     segments: list[list[int]] = []
-    for length in memory.segment_lengths[0, : int((memory.segment_lengths[0] > 0).sum())].tolist():
+    for length in filter(None, memory.segment_lengths[0].tolist()):  # 0 may stand between: where it was written on
         prefix = torch.tensor([_joined(segments[-before:])], dtype=torch.long)
         one = replace(memory, segment_lengths=torch.tensor([[length]]))
         segments.append(model.reconstruct(one, prefix)[0].tolist())

@@ -74,6 +74,16 @@ def test_a_text_is_recited_whole_and_in_segments(model, learned):
     assert recite(model, learned[1]) == ["defghi"]
 
 
+def test_a_memory_that_was_written_on_beside_one_of_more_segments_is_recited_as_alone(model):
+    first = model.write([["ab", "cd"], ["ef"]])
+    written = model.write([["gh"], ["ij", "k"]], memory=first)[1]
+    alone = model.write([["ij", "k"]], memory=model.write("ef"))
+    assert written.segment_lengths.tolist() == [[2, 0, 2, 1]]
+    torch.testing.assert_close(written.embeddings, alone.embeddings)
+    assert recite(model, written) == recite(model, alone)
+    assert len(model.tokenizer(recite(model, written)[0]).input_ids) == 5
+
+
 def test_segments_of_which_none_follows_another_cannot_be_recited(model):
     model.config.write_prefix_segments = 0
     with pytest.raises(ValueError, match="none follows another"):
