@@ -13,6 +13,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -179,7 +180,9 @@ def _identity(model: GradMemForCausalLM, calibration: Sequence[str]) -> str:
     tokens = [
         _tokens(model, question).tolist() for question in calibration
     ]  # the template and the tokenizer are in them
-    facts = [model.fingerprint(), own, lora, str(model.dtype), tokens]
+    facts: list[Any] = [model.fingerprint(), own, lora, str(model.dtype), tokens]
+    if header := model.read_phase.header_ids:  # where there is none, means that lie beside a store already still count
+        facts.append(header)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -62,7 +62,7 @@ class MemoryStore:
         self.directory = directory
         self.name = name or str(directory or "The store")
         self._search_folder = None if directory is None else directory / _SEARCH_FOLDER
-        self._searches: tuple[Any, LikelihoodSearch] | None = None
+        self._search: LikelihoodSearch | None = None
         # Ids alone are kept in working memory.
         self._row_of = rows_by_id(dataset.with_format(None).select_columns("id")[:]["id"], self.name, facts)
 
@@ -340,10 +340,10 @@ class MemoryStore:
     def _likelihood(self, model: GradMemForCausalLM, calibration: tuple[str, ...]) -> LikelihoodSearch:
         """A search whose means are kept for the next one."""
         search = LikelihoodSearch(model, calibration, self._search_folder)
-        if self._searches is not None and self._searches[0] == search.identity:
-            return self._searches[1]
-        self._searches = search.identity, search
-        return search
+        kept = self._search
+        if kept is None or kept.model is not model or kept.identity != search.identity:
+            kept = self._search = search
+        return kept
 
     def push_to_hub(
         self,

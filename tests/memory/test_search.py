@@ -119,11 +119,23 @@ def test_means_of_another_reader_or_in_a_broken_file_are_not_used(model, store, 
     expected = runs_of(model, store, monkeypatch)
     (path,) = (tmp_path / "store" / "search").iterdir()
     changed = GradMemForCausalLM.from_pretrained(RETRIEVAL_ADAPTER)
-    changed.config.template = "question"
-    assert LikelihoodSearch(changed, GENERIC).identity != LikelihoodSearch(model, GENERIC).identity
+    identities = {LikelihoodSearch(model, GENERIC).identity}
+    for words in ("{query}", "Q{query}", "!a:{memory}{query}", "!b:{memory}{query}"):
+        changed.config.template = {"context": "{context}", "query": words}
+        identities.add(LikelihoodSearch(changed, GENERIC).identity)
+    assert len(identities) == 4  # the first words are none
     assert LikelihoodSearch(model, GENERIC[1:]).identity != LikelihoodSearch(model, GENERIC).identity
     path.write_bytes(path.read_bytes()[:40])
     assert runs_of(model, MemoryStore.from_pretrained(tmp_path / "store"), monkeypatch) == expected
+
+
+def test_a_search_is_by_the_model_that_it_is_asked_with(model, store):
+    expected = store.filter(list(store)).search(model, "?!a:", calibration=GENERIC)
+    other = GradMemForCausalLM.from_pretrained(RETRIEVAL_ADAPTER)
+    assert store.search(other, "?!a:", calibration=GENERIC) == expected
+    with torch.no_grad():
+        other.get_output_embeddings().weight.neg_()
+    assert store.search(model, "?!a:", calibration=GENERIC) == expected
 
 
 def test_a_store_of_another_writer_is_refused(model, tmp_path):
