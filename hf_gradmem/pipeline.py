@@ -211,20 +211,21 @@ class GradMemTextGenerationPipeline(Pipeline):
         for part in rows.split(1 if kwargs.get("streamer") is not None else rows_at_a_time):
             generated += self._generate(model_inputs, memory, part, kwargs)
             if return_confidence:
-                sure += self._confidences(model_inputs, memory, part, generated[-len(part) :])
+                in_force = self._get_set_generation_params(kwargs)
+                ending = in_force.get("eos_token_id"), in_force.get("pad_token_id")
+                answers = [[up_to_end(tokens, *ending) for tokens in each] for each in generated[-len(part) :]]
+                sure += self._confidences(model_inputs, memory, part, answers)
         return {"generated": generated, "sure": sure} | {name: model_inputs[name] for name in ("requests", "template")}
 
     def _confidences(
-        self, inputs: dict[str, Any], memory: GradMemMemory, part: Tensor, generated: list[list[list[int]]]
+        self, inputs: dict[str, Any], memory: GradMemMemory, part: Tensor, answers: list[list[list[int]]]
     ) -> list[list[dict[str, Any]]]:
         """What the answers to some of the questions are worth, for each returned sequence."""
-        per_question = len(generated[0])
+        per_question = len(answers[0])
         rows = part.repeat_interleave(per_question)
-        ends = ending_tokens(self.tokenizer, self.model.generation_config).get("eos_token_id")
-        answers = [up_to_end(tokens, ends) for sequences in generated for tokens in sequences]
         index = inputs["context_index"][rows].tolist()
         ids, mask = inputs["input_ids"][rows].cpu(), inputs["attention_mask"][rows].cpu()
-        features = answer_features(self.model, memory, ids, mask, answers, index)
+        features = answer_features(self.model, memory, ids, mask, list(chain(*answers)), index)
         known = zip(features[:, 0].tolist(), confidences(self.model, features), strict=True)
         told = [{"log_prob": log_prob, "confidence": confidence} for log_prob, confidence in known]
         return [told[first : first + per_question] for first in range(0, len(told), per_question)]

@@ -12,6 +12,7 @@ from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 from hf_gradmem.reading.generation import ending_tokens
 from hf_gradmem.reading.queries import tokenize_queries
 from hf_gradmem.tasks.collator import DataCollatorForGradMem
+from tests.reading.test_confidence import WHOLE
 from tests.support.small_models import cutting_adapter, named_base, small_tokenizer
 from tests.support.tiny_models import tiny_causal_lm
 
@@ -180,6 +181,26 @@ def test_what_follows_an_empty_question_comes_from_the_memory_alone(model, pipe,
     alone, between = pipe(memory=memory, questions=["", "fox"], return_tensors=True, batch_size=batch_size)
     assert alone == [{"generated_token_ids": tokens[0].tolist()}]
     assert between == pipe(memory=memory, question="fox", return_tensors=True)
+
+
+@pytest.mark.parametrize("way", ["eos_token_id", "generation_config", "stopping_criteria"])
+def test_an_answer_is_scored_up_to_what_ends_it_and_its_padding_is_not(model, pipe, way):
+    model.config.confidence = WHOLE
+    memory = model.write("thequickbrownfox")
+    answers = pipe(memory=memory, questions=QUESTIONS, return_tensors=True)
+    each = [answer["generated_token_ids"] for (answer,) in answers]
+    end = next(token for tokens in each for token in tokens[:3] if any(token not in other for other in each))
+    options = {
+        "eos_token_id": {"eos_token_id": end},
+        "generation_config": {"generation_config": GenerationConfig(eos_token_id=[end], **NEW)},
+        "stopping_criteria": {"stopping_criteria": [lambda ids, scores, **_: ids[:, -1] == end]},
+    }[way]
+    together, alone = (
+        pipe(memory=memory, questions=QUESTIONS, return_confidence=True, batch_size=size, **options) for size in (3, 1)
+    )
+    for (one,), (other,) in zip(together, alone, strict=True):
+        assert one["generated_text"] == other["generated_text"]
+        assert one["log_prob"] == pytest.approx(other["log_prob"], abs=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------ questions

@@ -155,10 +155,14 @@ def generate_answers(
     return Generated(list(answers), list(quotes), torch.cat(features), every)
 
 
-def up_to_end(tokens: list[int], ends: Sequence[int] | None) -> list[int]:
-    """A row of new tokens up to the one that ended it, and with it."""
-    found = [place for place, token in enumerate(tokens) if token in (ends or ())]
-    return tokens[: found[0] + 1] if found else tokens
+def up_to_end(tokens: list[int], ends: int | Sequence[int] | None, padding: int | None = None) -> list[int]:
+    """A row of new tokens up to the one that ended it, and with it; without the padding of one that a text ended."""
+    ends = [ends] if isinstance(ends, int) else ends or ()
+    found = [place for place, token in enumerate(tokens) if token in ends]
+    if found:
+        return tokens[: found[0] + 1]
+    last = max((place for place, token in enumerate(tokens) if token != padding), default=0)
+    return tokens[: last + 1]
 
 
 def answer_features(
