@@ -174,7 +174,7 @@ class GradMemTextGenerationPipeline(Pipeline):
         input_ids, attention_mask = tokenize_queries(texts, self.tokenizer, setting)
         if isinstance(requests[0].source, GradMemMemory):
             memories: list[Any] = [request.source for request in requests]
-            source: dict[str, Any] = {"memory": GradMemMemory.cat(memories)}
+            source: dict[str, Any] = {"memory": GradMemMemory.cat(memories, keep_measured=True)}
         else:
             contexts: list[Any] = [request.source for request in requests]
             # By the pipeline's own tokenizer, which need not be the model's.

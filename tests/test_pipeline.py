@@ -203,6 +203,17 @@ def test_an_answer_is_scored_up_to_what_ends_it_and_its_padding_is_not(model, pi
         assert one["log_prob"] == pytest.approx(other["log_prob"], abs=1e-5)
 
 
+def test_a_confidence_does_not_depend_on_the_memories_beside(model, pipe):
+    model.config.confidence = WHOLE | {"features": ["write_loss"]}
+    memories = [model.write("thequickbrownfox", measure_final_loss=True), model.write("lazydog")]
+    together, alone = (
+        [record["confidence"] for (record,) in pipe(memory=memories, question="who", return_confidence=True, **size)]
+        for size in ({"batch_size": 2}, {"batch_size": 1})
+    )
+    assert together == pytest.approx(alone)
+    assert alone[0] != alone[1] == 0.5  # as the mean, of which nothing is known
+
+
 # ------------------------------------------------------------------------------------------------ questions
 
 

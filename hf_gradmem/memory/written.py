@@ -145,8 +145,13 @@ class GradMemMemory:
         return {name: tensor for name, tensor in values.items() if tensor is not None}
 
     @classmethod
-    def cat(cls, memories: Sequence["GradMemMemory"]) -> "GradMemMemory":
+    def cat(cls, memories: Sequence["GradMemMemory"], *, keep_measured: bool = False) -> "GradMemMemory":
         """Join memories along the batch.
+
+        Args:
+            memories: of one model.
+            keep_measured: where the loss after the last step was measured for some of them alone, keep it for these,
+                with NaN for the others. Such a memory cannot be saved. Otherwise there is none for any of them.
 
         Raises:
             ValueError: none are given, or they belong to different models or differ in shape.
@@ -160,7 +165,11 @@ class GradMemMemory:
         ):
             if len(facts) > 1:
                 raise ValueError(f"Memories with different {name} cannot be joined: {sorted(map(str, facts))}.")
-        measured = [memory.final_write_loss for memory in memories if memory.final_write_loss is not None]
+        final = [memory.final_write_loss for memory in memories]
+        if keep_measured and any(loss is not None for loss in final):
+            unknown = [memory.embeddings.new_full((len(memory),), torch.nan) for memory in memories]
+            final = [none if loss is None else loss for loss, none in zip(final, unknown, strict=True)]
+        measured = [loss for loss in final if loss is not None]
         return cls(
             embeddings=torch.cat([memory.embeddings for memory in memories]),
             write_losses=_cat_ragged([memory.write_losses for memory in memories], torch.nan),

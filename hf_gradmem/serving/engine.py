@@ -264,7 +264,7 @@ def _tell_ends(model: GradMemForCausalLM, answers: list["_Answer"]) -> None:
         return
     jobs = [answer.job for answer in held]
     input_ids, mask = pad_left([job.prompt for job in jobs])
-    memory = GradMemMemory.cat([job.memory for job in jobs])
+    memory = GradMemMemory.cat([job.memory for job in jobs], keep_measured=True)
     features = answer_features(model, memory, input_ids, mask, [answer.read for answer in held], range(len(held)))
     for answer, sure in zip(held, confidences(model, features), strict=True):
         answer.end(sure)

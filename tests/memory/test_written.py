@@ -183,7 +183,18 @@ def test_joined_memories_pad_what_is_ragged():
     assert joined.num_context_tokens.tolist() == [*one.num_context_tokens.tolist(), *two.num_context_tokens.tolist()]
     assert joined.is_segmented.tolist() == [False, True, True]
     assert torch.equal(joined.final_write_loss, torch.cat([one.final_write_loss, two.final_write_loss]))
-    assert GradMemMemory.cat([one, memory_of(measured=False)]).final_write_loss is None
+    unmeasured = memory_of(measured=False)
+    assert GradMemMemory.cat([one, unmeasured]).final_write_loss is None
+    assert GradMemMemory.cat([unmeasured, unmeasured], keep_measured=True).final_write_loss is None
+
+
+def test_a_loss_that_was_measured_is_kept_beside_one_that_was_not_where_that_is_asked_for(tmp_path):
+    one = memory_of(1)
+    kept = GradMemMemory.cat([one, memory_of(measured=False)], keep_measured=True)
+    assert torch.equal(kept.final_write_loss[:1], one.final_write_loss)
+    assert kept.final_write_loss[1:].isnan().all()
+    with pytest.raises(ValueError, match="final_write_loss is nan"):
+        kept.save_pretrained(tmp_path)
 
 
 def test_joined_memories_answer_as_each_alone(tmp_path):

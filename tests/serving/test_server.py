@@ -414,6 +414,18 @@ def test_requests_with_a_seed_are_drawn_as_if_each_were_alone(model):
     assert texts[0] == texts[1]
 
 
+def test_a_confidence_does_not_depend_on_the_requests_beside(model, monkeypatch):
+    monkeypatch.setattr(model.config, "confidence", WHOLE | {"features": ["write_loss"]})
+    memories = [model.write("!a:b!", measure_final_loss=True), model.write("!c:d!")]
+    reads = [
+        lambda tell, memory=memory: Read(tell, memory, model.tokenizer("?!a:").input_ids, 3, Sampling())
+        for memory in memories
+    ]
+    together = [told[-1].confidence for told in told_by(reads, model)]
+    assert together == [told_by([read], model)[0][-1].confidence for read in reads]
+    assert together[0] != together[1] == 0.5  # as the mean, of which nothing is known
+
+
 def test_an_answer_ends_where_the_window_does(model):
     window = model.decoder.window
     prompt = "?" * (window - model.read_phase.prefix_length - 2)
