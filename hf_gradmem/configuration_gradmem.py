@@ -273,6 +273,11 @@ class GradMemConfig(PreTrainedConfig):
         defaults = {entry.name: entry.default for entry in fields(GradMemConfig) if entry.name not in _NEVER_REFUSED}
         for name, readers in unread(self, defaults):
             raise ValueError(f"{name}={getattr(self, name)!r} belongs to {readers}. Leave it at {defaults[name]!r}.")
+        if self.write_lora is not None and not WRITERS[self.writer].runs_base:
+            raise ValueError(
+                f'write_lora={self.write_lora} is on where WRITE runs the base, and writer="{self.writer}" does not '
+                "run it. Leave it at None."
+            )
 
     def _check_losses(self) -> None:
         """Refuse a term of the training loss that the writer leaves nothing for."""

@@ -46,7 +46,7 @@ def write_contexts(
         The memories, in the order of `contexts`.
 
     Raises:
-        ValueError: a context is empty or too long, or an option is out of range.
+        ValueError: a context is empty or too long, an option is out of range, or the writer goes on from no memory.
         FloatingPointError: a loss became NaN or infinite; names the context.
     """
     if batch_size is not None and batch_size < 1:
@@ -159,6 +159,11 @@ def _start(
     writer: Writer, rows: ContextRows, begin: GradMemMemory | None = None, differentiate: bool = False
 ) -> Tensor:
     if begin is not None:
+        if not writer.runs_base:
+            raise ValueError(
+                f'writer="{writer.phase.module.config.writer}" makes a memory of the context alone and cannot go on '
+                "from another. Leave memory out, and write both texts as one context."
+            )
         return begin.embeddings
     with torch.set_grad_enabled(differentiate):
         return writer.phase.form.start(len(rows.segment_lengths))

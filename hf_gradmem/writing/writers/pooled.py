@@ -17,6 +17,8 @@ _NO_STEP = 'writer="pooled" takes no step: it has no write_steps, write_learning
 class PooledWriter(Writer):
     """Each memory vector is the mean embedding of its share of the context, in order. Nothing is learned."""
 
+    runs_base = False
+
     def __init__(self, phase: Phase) -> None:
         super().__init__(phase, write_steps=0)
         if not phase.form.holds_vectors:

@@ -68,6 +68,7 @@ class Writer(ABC):
         write_steps: steps that are taken unless another number is asked for.
         keeps_graph: whether the graphs of all steps are alive until the backward pass.
         leaves: what of [`WriteTrace`] a write can leave where it is asked for.
+        runs_base: whether it runs the base, from the memory that it is given and under WRITE's LoRA.
         takes_segments: whether a context may come in segments, of which a row holds one and those before it.
         segment_length: tokens that a context of one text is cut into by itself, if it is.
         cuts_sentences: whether a context of one text is cut into its sentences by itself.
@@ -76,6 +77,7 @@ class Writer(ABC):
 
     keeps_graph = False
     leaves: tuple[Kept, ...] = ()
+    runs_base = True
     takes_segments = False
     segment_length: int | None = None
     cuts_sentences = False

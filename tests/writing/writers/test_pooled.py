@@ -35,6 +35,14 @@ def test_a_context_shorter_than_the_memory_fills_it(model):
     torch.testing.assert_close(memory.embeddings[0], model.get_input_embeddings()(IDS[:1, :1]).expand(1, 3, -1)[0])
 
 
+def test_what_it_would_not_look_at_is_refused(model):
+    with pytest.raises(ValueError, match='writer="pooled" makes a memory of the context alone'):
+        model.write(input_ids=IDS, memory=model.write(input_ids=IDS))
+    with pytest.raises(ValueError, match=r'write_lora=.* writer="pooled" does not run it'):
+        build(write_lora={"r": 2, "target_modules": ["q_proj"]})
+    assert build(read_lora={"r": 2, "target_modules": ["q_proj"]}).config.writer == "pooled"
+
+
 def test_it_is_read_and_takes_no_step(model):
     out = model(context_input_ids=IDS, context_attention_mask=MASK, input_ids=IDS, labels=IDS)
     assert out.loss.isfinite()
