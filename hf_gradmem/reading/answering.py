@@ -145,7 +145,7 @@ def generate_answers(
     for start in range(0, len(questions), batch_size):
         part, index = questions[start : start + batch_size], context_index[start : start + batch_size]
         input_ids, mask = tokenize_asked(model, memory, part, index, words)
-        with plain_generation():
+        with plain_generation(), evaluating():
             new = new_tokens(model, memory, input_ids, mask, index, max_new_tokens=max_new_tokens, **ends)
         tokens = [up_to_end(row, ends.get("eos_token_id")) for row in new]
         texts += model.tokenizer.batch_decode(tokens, skip_special_tokens=True)

@@ -10,6 +10,7 @@ from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.pipeline import GradMemTextGenerationPipeline
 from hf_gradmem.reading.answering import answer_log_probs, generate_answers
 from tests.reading.test_confidence import WHOLE
+from tests.support.small_models import PLAIN, nameless_base, small_tokenizer, with_memory
 
 CONTEXTS = [["!a:1!", "!b:2!", "!c:3!", "!d:4!"], ["!e:5!", "!f:6!", "!g:7!", "!h:8!"]]
 
@@ -46,6 +47,18 @@ def test_answers_are_greedy_whatever_the_base_would_do(model, memory):
     plain = model.answer(questions, memory, context_index=about)
     model.generation_config.update(repetition_penalty=5.0, num_return_sequences=2, do_sample=True, min_new_tokens=6)
     assert model.answer(questions, memory, context_index=about) == plain
+
+
+def test_answers_in_training_are_those_in_evaluation():
+    """As between the steps of a training, with a dropout that is on there."""
+    lora = {"r": 4, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, "lora_dropout": 0.5}
+    model = with_memory(nameless_base(), **PLAIN, read_lora=lora)
+    model.tokenizer = small_tokenizer()
+    memory = model.write("abcdef")
+    expected = model.answer(["ab", "cd"], memory, max_new_tokens=6)
+    model.train()
+    assert model.answer(["ab", "cd"], memory, max_new_tokens=6) == expected
+    assert model.training
 
 
 def test_a_template_that_has_the_memory_elsewhere_is_refused(model, memory):
