@@ -138,5 +138,10 @@ def test_the_drawn_words_are_the_text_s_own_and_never_more_than_it_has():
 def test_the_drawn_words_take_their_room_and_no_segments_stand_before_them():
     plain, drawn = build("", write_prefix_segments=0), build(DRAWN, write_prefix_segments=0)
     assert drawn.writer.room == (plain.writer.room - 2) // 2
+    longest, window = drawn.writer.room, drawn.decoder.window
+    drawn.write("a" * longest, write_steps=0)
+    with pytest.raises(ValueError, match=rf"needs {drawn.writer.positions_of(longest + 1)} positions .* is {window}"):
+        drawn.write("a" * (longest + 1), write_steps=0)
+    assert drawn.writer.positions_of(longest) <= window < drawn.writer.positions_of(longest + 1)
     with pytest.raises(ValueError, match=r"q\{words\}z.*write_prefix_segments=0"):
         GradMemConfig(write_prompt=DRAWN)

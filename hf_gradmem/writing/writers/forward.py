@@ -38,10 +38,8 @@ class ForwardWriter(Writer):
     def rows(self, contexts: Contexts) -> ContextRows:
         return self._split(replace(contexts, segment_ids=None), "Shorten it.")
 
-    @property
-    def positions_behind(self) -> int:
-        """Those of the memory's copy."""
-        return self.phase.form.num_memory_tokens
+    def positions_of(self, length: int) -> int:
+        return super().positions_of(length) + self.phase.form.num_memory_tokens  # its copy
 
     def step_sizes(self, write_steps: int | None, write_learning_rate: float | None) -> list[Tensor | float]:
         if write_learning_rate is not None:

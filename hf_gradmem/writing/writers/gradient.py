@@ -119,12 +119,14 @@ class GradientWriter(Writer):
         objective.drawn = self.drawn
         return objective
 
+    def positions_of(self, length: int) -> int:
+        drawn = 0 if self.drawn is None else self.drawn.num_own_tokens + length  # at most as many words as there are
+        return super().positions_of(length) + drawn
+
     @property
     def room(self) -> int | None:
         room = super().room
-        if room is None or self.drawn is None:
-            return room
-        return (room - self.drawn.num_own_tokens) // 2  # a segment, and at most as many of its words before it
+        return room if room is None or self.drawn is None else room // 2  # of which the drawn words take the other half
 
     def turns(self, rows: ContextRows) -> int:
         return rows.num_turns if self.in_turn else 1

@@ -104,19 +104,18 @@ class Writer(ABC):
         """How a context comes to its segments, as the collator and `tokenize_contexts` take it."""
         return {"cut": self.segments, "segment_length": self.segment_length}
 
-    @property
-    def positions_behind(self) -> int:
-        """Positions of a row behind the context's tokens."""
-        return 0
+    def positions_of(self, length: int) -> int:
+        """Positions that a row with so many tokens of a context takes at most, with all that stands beside them."""
+        return self.phase.prefix_length + length
 
     @property
     def room(self) -> int | None:
-        """Most tokens of a context in one row: the base's window without memory, control tokens and prompt.
+        """Most tokens of a context in one row: those for which the base's window has room beside memory and prompt.
 
         `None` where the base sets no limit.
         """
         window = self.phase.decoder.window
-        return None if window is None else window - self.phase.prefix_length - self.positions_behind
+        return None if window is None else window - self.positions_of(0)
 
     @property
     def longest_segment(self) -> int | None:
@@ -179,9 +178,9 @@ class Writer(ABC):
         rows = split_context(contexts.input_ids, contexts.mask, contexts.segment_ids, **cut)
         decoder = self.phase.decoder
         if self.room is not None and rows.input_ids.shape[1] > self.room:
-            needed = rows.input_ids.shape[1] + self.phase.prefix_length + self.positions_behind
+            needed = self.positions_of(rows.input_ids.shape[1])
             raise ValueError(
-                f"The longest context row needs {needed} positions (memory and control tokens included), but the "
-                f"window of {decoder.name} is {decoder.window}. {remedy}"
+                f"The longest context row needs {needed} positions (memory, control tokens and prompt included), but "
+                f"the window of {decoder.name} is {decoder.window}. {remedy}"
             )
         return rows
