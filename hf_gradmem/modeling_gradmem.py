@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 from . import variants
 from .base.decoder import Decoder
 from .base.lora import PHASES
+from .base.token_ids import checked_tokens
 from .checkpoint.adapter import Adapter
 from .checkpoint.base_model import base_to_wrap, check_attachable, check_base, record_base
 from .configuration_gradmem import GradMemConfig
@@ -362,7 +363,8 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             segment; 0 beyond.
 
         Raises:
-            ValueError: a memory written in segments, without prefixes; of another model; longer than the base's window.
+            ValueError: a memory written in segments, without prefixes; of another model; longer than the base's window;
+                prefixes that are not one for each memory, or of tokens that the base does not have.
         """
         self.check_memory(memory)
         memory = memory.to(self.device)
@@ -373,7 +375,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             )
         before = torch.empty((len(memory), 0), dtype=torch.long, device=self.device)
         if prefix_input_ids is not None:
-            before = checked_queries(prefix_input_ids, None, None, None, len(memory), self.device).input_ids
+            before = checked_tokens("prefix_input_ids", prefix_input_ids, self.device, dims=(2,))
         lengths = memory.segment_lengths.max(dim=1).values
         return reconstruct(self.writer.phase, memory.embeddings, before, lengths)
 

@@ -457,6 +457,21 @@ def test_a_memory_in_segments_is_reconstructed_after_prefixes_alone():
     assert torch.equal(model.reconstruct(memory, prefix_input_ids=tokens[:, :4]), tokens[:, 4:])
 
 
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        (tiny_tokens(3, 2), "3 rows of prefix_input_ids for 1 memories"),
+        (tiny_tokens(1, 2)[0], r"prefix_input_ids must be .* with 2 dimensions, got shape \(2,\)"),
+        (torch.tensor([[5, 9999]]), "prefix_input_ids must lie in .*, got 5..9999"),
+    ],
+    ids=["rows", "shape", "vocabulary"],
+)
+def test_prefixes_that_no_memory_can_be_decoded_behind_are_refused(prefix, message):
+    model = build()
+    with pytest.raises(ValueError, match=message):
+        model.reconstruct(model.write(input_ids=tiny_tokens(1, 4)), prefix_input_ids=prefix)
+
+
 @pytest.mark.parametrize("settings", [{"write_segments_in_turn": True, "write_prefix_segments": 0}, {"write_steps": 0}])
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_neither_turns_nor_a_write_without_steps_hand_back_a_graph(settings, condition):

@@ -14,6 +14,7 @@ from ...base.layout import packed_layout
 from ...base.modes import evaluating, generator, plain_generation
 from ...base.output_head import cross_entropy, head_cross_entropy
 from ...base.running import DecoderInputs, generation_arguments, side_by_side
+from ...base.token_ids import check_vocabulary
 from ...memory.phase import Phase
 from ..rows import ContextRows, whole_rows
 from .objective import Objective
@@ -77,8 +78,15 @@ def reconstruct(phase: Phase, memory: Tensor, before: Tensor, lengths: Tensor) -
         `(batch, longest)` tokens, 0 beyond a memory's length.
 
     Raises:
-        ValueError: they and what stands before them are longer than the base's window.
+        ValueError: they and what stands before them are longer than the base's window, or what stands before them is
+            not one row of the base's tokens for each memory.
     """
+    if len(before) != len(memory):
+        raise ValueError(
+            f"There are {len(before)} rows of prefix_input_ids for {len(memory)} memories. Give one for each: index a "
+            "memory by [0, 0] to decode it twice."
+        )
+    check_vocabulary("prefix_input_ids", before, phase.decoder.vocab_size)
     window, needed = phase.decoder.window, phase.prefix_length + before.shape[1] + int(lengths.max())
     if window is not None and needed > window:
         raise ValueError(
