@@ -130,12 +130,13 @@ def generate_answers(
     """Greedy answers, and how likely they are, so many questions at a time.
 
     Raises:
+        TypeError: a question is not a text.
         ValueError: a question is empty, a number is below 1, or a memory is of another model.
     """
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
-    if not all(questions):
+    if "" in questions:
         raise ValueError(f"Question {list(questions).index('')} is empty: there is nothing to answer.")
     words = template_in_use(template, model.config.template, model.tokenizer)
     ends = ending_tokens(model.tokenizer, model.generation_config)

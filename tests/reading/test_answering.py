@@ -116,3 +116,8 @@ def test_a_calibrated_model_says_how_sure_it_is_here_and_in_the_pipeline(model, 
 def test_what_cannot_be_answered_is_refused(model, memory, questions, options, message):
     with pytest.raises(ValueError, match=message):
         model.answer(questions, memory, **options)
+
+
+def test_a_question_that_is_no_text_is_said(model, memory):
+    with pytest.raises(TypeError, match="a question is a text, got None"):
+        model.answer(["?!a:", None], memory)
