@@ -166,7 +166,7 @@ def _start(
             )
         return begin.embeddings
     with torch.set_grad_enabled(differentiate):
-        return writer.phase.form.start(len(rows.segment_lengths))
+        return writer.phase.form.start(len(rows.segment_lengths)).clone()  # a memory without steps is its own as well
 
 
 def _as_memory(

@@ -132,6 +132,14 @@ def test_evaluation_gives_the_training_loss_without_a_graph(model, mode):
     assert evaluated.memory.fingerprint == model.fingerprint()
 
 
+def test_a_memory_of_no_steps_stays_as_it_is_when_the_start_moves(model):
+    start = model.memory_init.detach().clone()
+    with torch.no_grad():
+        memory = model(context_input_ids=tiny_tokens(2, 9), input_ids=tiny_tokens(2, 5), write_steps=0).memory
+        model.memory_init.add_(1)
+    assert torch.equal(memory.embeddings, start.expand(2, -1, -1))
+
+
 def test_a_batch_without_labels_to_score_has_a_loss_of_zero(model):
     memory = model.write(input_ids=tiny_tokens(1, 9))
     labels = torch.full((1, 5), -100)
