@@ -8,8 +8,11 @@ whatever opens it moves them into their places, if that was stopped.
 import json
 import math
 import shutil
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +158,15 @@ def merged_facts(facts: Sequence[Mapping[str, Any]], sizes: Sequence[int], shard
     for name in told:
         whole.pop(name, None)
     return whole | {"parts": parts}
+
+
+def facts_of_part(facts: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
+    """The facts of some rows of a store; of one that was put together, with how many are of each of its parts."""
+    if not facts.get("parts"):
+        return facts
+    ends = list(accumulate(part["num_rows"] for part in facts["parts"]))
+    kept = Counter(bisect_right(ends, row) for row in rows)
+    return facts | {"parts": [of | {"num_rows": kept[each]} for each, of in enumerate(facts["parts"]) if kept[each]]}
 
 
 def _staged(directory: Path, facts: Mapping[str, Any]) -> Path:

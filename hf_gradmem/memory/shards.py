@@ -124,6 +124,10 @@ def _check_facts(facts: dict[str, Any], path: Path) -> None:
         refuse("base_name", "a text or null")
     if not isinstance(facts.get(KEEPS_TEXT), bool | None):
         refuse(KEEPS_TEXT, "true or false")
+    parts = facts.get("parts") or []
+    counted = isinstance(parts, list) and all(isinstance(of, dict) and type(of.get("num_rows")) is int for of in parts)
+    if not counted:
+        refuse("parts", "a list of objects that have num_rows")
     num_shards = math.ceil(facts["num_rows"] / facts["shard_size"])
     if facts["num_shards"] != num_shards:
         refuse("num_shards", f"{num_shards}, for {facts['num_rows']} rows at {facts['shard_size']} in a shard,")

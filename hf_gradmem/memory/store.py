@@ -24,7 +24,7 @@ from ..hub.client import CARD_FILE, FACTS_FILE, folder_files, prepare_repository
 from ..hub.errors import one_line_errors
 from ..modeling_gradmem import GradMemForCausalLM
 from .bm25 import WordIndex
-from .merging import check_joinable, finish_append, merged_facts, write_appended, write_merged
+from .merging import check_joinable, facts_of_part, finish_append, merged_facts, write_appended, write_merged
 from .search import GENERIC_QUESTIONS, LikelihoodSearch, SearchResult, best_results, check_search, joined
 from .shards import KEEPS_TEXT, TEXT, checked_shards, features_of, read_facts, read_row, rows_by_id
 from .silence import silent_errors, without_progress_bars
@@ -201,7 +201,8 @@ class MemoryStore:
             rows = sorted({self._row_of[name] for name in keep})
         if not rows:
             raise ValueError(f"No memory of {self.name} is left: none of {len(self)} was to be kept.")
-        part = type(self)(self.dataset.select(rows), self.facts, None, f"A part of {self.name}")
+        own = facts_of_part(self.facts, rows)
+        part = type(self)(self.dataset.select(rows), own, None, f"A part of {self.name}")
         part._search_folder = self._search_folder
         return part
 

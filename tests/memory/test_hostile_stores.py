@@ -74,6 +74,7 @@ FACTS = [
     *[("dtype", value) for value in (NOTHING, None, "int8", "__class__", ["float32"])],
     *[("fingerprint", value) for value in (NOTHING, None, 7, ["a"])],
     *[("base_name", value) for value in (7, {"a": "b"})],
+    *[("parts", value) for value in (7, "ab", [3], [{"source": "x"}])],
 ]  # fmt: skip
 
 

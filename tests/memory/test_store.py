@@ -84,6 +84,18 @@ def test_a_merge_holds_the_memories_of_all(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
 
 
+def test_a_part_of_a_merged_store_says_how_much_is_of_each_of_its_parts(tmp_path):
+    stores = [opened(tmp_path / name, [*name]) for name in ("abc", "de", "fg")]
+    for store, source in zip(stores, ("one", "two", "three"), strict=True):
+        store.facts["source"] = source
+    merged = MemoryStore.merge(stores, tmp_path / "all")
+    part = merged.filter(["a", "b", "f", "g"]).filter(["b", "f", "g"])
+    again = MemoryStore.merge([part, opened(tmp_path / "h", ["h"])], tmp_path / "again")
+    parts = [(each.get("source"), each["num_rows"]) for each in again.facts["parts"]]
+    assert parts == [("one", 1), ("three", 2), (None, 1)]
+    assert [each["num_rows"] for each in merged.facts["parts"]] == [3, 2, 2]
+
+
 def test_stores_that_do_not_go_together_are_refused(tmp_path):
     first, second = opened(tmp_path / "first"), opened(tmp_path / "second", ["c"])
     with pytest.raises(ValueError, match=r"The id 'c' is in .*first and in .*second"):
