@@ -104,7 +104,8 @@ class GradMemConfig(PreTrainedConfig):
         write_objective (`str`, defaults to `"reconstruction"`):
             What WRITE descends on.
         write_lora, read_lora (`dict`, *optional*):
-            Arguments of a `peft.LoraConfig` that is active in WRITE, or in READ, only.
+            Arguments of a `peft.LoraConfig` that is active in WRITE, or in READ, only: on other layers than the token
+            embedding, and without what changes or trains anything else in the base.
         writer (`str`, defaults to `"gradient"`):
             How a context becomes a memory: `"gradient"`, or `"forward"`, the forward-only baseline (RMT): memory
             vectors read back from behind the context, which is read `write_steps` times, whole; or `"pooled"`, the mean
