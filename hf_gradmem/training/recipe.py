@@ -13,11 +13,15 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from ..base.precision import FASTEST
 from ..checkpoint.adapter import ADDABLE
+from ..checkpoint.run_facts import file_name
 from ..configuration_gradmem import GradMemConfig
 from ..losses import LOSSES, weight_name
 from ..tasks import get_task
 from .loss import check_loss_is_the_models
 from .start import Start
+
+TRAINING_SET = "train"
+"""The folder, in that of a recipe's memories, of those that it trains on."""
 
 
 @dataclass
@@ -203,6 +207,17 @@ class RecipeArguments:
                 "With memories, which are written once, a stage has steps alone: task_arguments and write_steps of a "
                 f"stage would do nothing, got {self.stages}."
             )
+        if self.max_context_length is not None:
+            raise ValueError(
+                "With memories, contexts are written whole: max_context_length would do nothing, got "
+                f"{self.max_context_length}. Leave it out, or shorten the contexts."
+            )
+        for name in map(str, self.eval_sets):
+            if name in ("", ".", "..", TRAINING_SET) or name != file_name(name):
+                raise ValueError(
+                    f"With memories, an evaluation set has a folder of its name beside that of the training data, "
+                    f"{TRAINING_SET!r}: {name!r} cannot be one. Give the set another name, without a slash."
+                )
 
     @property
     def curriculum(self) -> list[Stage]:

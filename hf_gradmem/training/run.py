@@ -37,7 +37,7 @@ from .card import fill_model_card
 from .memories import train_reading_alone, written_rows
 from .metrics import TeacherForcedExactMatch, most_likely_tokens
 from .optimizer import build_optimizer
-from .recipe import Recipe, RecipeArguments, Stage
+from .recipe import TRAINING_SET, Recipe, RecipeArguments, Stage
 from .start import Start, begin_with_start
 
 # What a recipe says of where it runs and where it goes, and not of the training.
@@ -172,10 +172,10 @@ def training_data(
     folder = Path(arguments.memories)
     options |= {"source_name": arguments.task, "distractors": arguments.distractors}
     written = {
-        name: written_rows(model, of_set, folder / name, redraw=name == "train", **options)
-        for name, of_set in {"train": rows, **eval_sets}.items()
+        name: written_rows(model, of_set, folder / str(name), redraw=name == TRAINING_SET, **options)
+        for name, of_set in {TRAINING_SET: rows, **eval_sets}.items()
     }
-    return written.pop("train"), written
+    return written.pop(TRAINING_SET), written
 
 
 def build_model(

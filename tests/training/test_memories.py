@@ -112,6 +112,10 @@ def test_memories_of_another_writer_or_of_other_rows_are_refused_before_training
     [
         ({"train_base": True}, "leave train_base at false"),
         ({"stages": [{"steps": 2, "write_steps": 3}]}, "a stage has steps alone"),
+        ({"max_context_length": 3}, "max_context_length would do nothing, got 3"),
+        ({"eval_sets": {"train": {}}}, "beside that of the training data.* 'train' cannot be one"),
+        ({"eval_sets": {"../escaped": {}}}, "'../escaped' cannot be one"),
+        ({"eval_sets": {"..": {}}}, "'..' cannot be one"),
         ({"gradmem": {"num_memory_tokens": 2}}, "READ has nothing of its own"),
         ({"base_dtype": "float23"}, "base_dtype"),
         ({"base_dtype": "nn"}, "base_dtype"),
