@@ -20,7 +20,7 @@ Answers = Annotated[
 Baselines = Annotated[
     list[str] | None,
     typer.Option(
-        help="prompt or none: the plain base, the context in its prompt or nowhere; other: another row's memory."
+        help="prompt or none: the plain base, the context in its prompt or nowhere; other: another context's memory."
     ),
 ]
 EvalSets = Annotated[

@@ -25,6 +25,7 @@ from ..template import Template, get_template, template_in_use
 from ..writing.contexts import Contexts
 from ..writing.write import write_at_steps
 from .metrics import ExactMatch, SquadMetric, auroc
+from .others import OtherMemories
 from .readers import OTHER, MemoryReader, PromptReader, ReadBatch, Reader, check_baselines
 from .tokens import base_token_losses, bits_recovered, memory_token_losses
 
@@ -55,7 +56,7 @@ def evaluate_rows(
             as for running text. An end token is part of an answer, but not of running text.
         baselines: `"prompt"`, the plain base with the context in front of the query, and `"none"`, the plain base with
             the query alone. Neither uses the memory or a LoRA. A base that was trained from scratch with its memory
-            has never seen such prompts. `"other"`, the memory of another row: what the reader guesses.
+            has never seen such prompts. `"other"`, the memory of another context: what the reader guesses.
         template: the words around queries and contexts; the adapter's by default.
         batch_size: contexts (and prompts of the baselines) at a time.
         keep_answers: give each record its `answers` as well: `row`, `query`, `answer` and `references` of each.
@@ -66,7 +67,7 @@ def evaluate_rows(
 
     Raises:
         ValueError: there are no rows, a row without text, an unknown metric or baseline, a negative number of steps,
-            an empty query to generate from, or prompts beyond the base's window.
+            an empty query to generate from, no other context to read from, or prompts beyond the base's window.
     """
     rows, write_steps = list(rows), list(dict.fromkeys(write_steps))
     _check(rows, write_steps, metric, baselines, batch_size)
@@ -80,16 +81,16 @@ def evaluate_rows(
     collator = DataCollatorForGradMem(
         model.tokenizer, add_end_token=metric is not None, template=words, **model.writer.cutting
     )
-    contexts: _Contexts | None = None
+    others = {steps: OtherMemories(rows, batch_size) for steps in write_steps if OTHER in baselines}
     with tqdm(total=len(batches) * len(totals), desc="Evaluating", disable=not show_progress) as bar, evaluating():
         for part in batches:
             batch = ReadBatch(part, partial(_tensors, collator, model.device), words)
-            contexts = _Contexts(model, batch, write_steps, contexts) if write_steps else None
+            contexts = _Contexts(model, batch, write_steps, others) if write_steps else None
             for (context, steps), total in totals.items():
                 if contexts is None or steps is None:
                     reader: Reader = PromptReader(model, with_context=context == "prompt", batch_size=batch_size)
                 else:
-                    reader = contexts.others(steps) if context == OTHER else contexts.memory(steps, total)
+                    reader = contexts.other(steps) if context == OTHER else contexts.memory(steps, total)
                 _read(reader, batch, model.tokenizer, total)
                 bar.update()
     return [_record(condition, total, keep_answers) for condition, total in totals.items()]
@@ -113,11 +114,8 @@ def _check(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     if not rows:
         raise ValueError("There is nothing to evaluate: no row was given.")
-    if OTHER in baselines and (min(len(rows), batch_size) < 2 or not write_steps):
-        raise ValueError(
-            "The baseline 'other' reads from the memory of another row: give two rows, write_steps, and a batch_size "
-            "of 2 or more."
-        )
+    if OTHER in baselines and not write_steps:
+        raise ValueError("The baseline 'other' reads from the memory of another context: give write_steps.")
     for index, row in enumerate(rows):
         check_row(row, f"row {index}")
         if metric is not None and not all(row["queries"]):
@@ -154,17 +152,15 @@ class _Contexts:
 
     @torch.no_grad()
     def __init__(
-        self, model: GradMemForCausalLM, batch: ReadBatch, write_steps: Sequence[int], before: "_Contexts | None"
+        self,
+        model: GradMemForCausalLM,
+        batch: ReadBatch,
+        write_steps: Sequence[int],
+        others: Mapping[int, OtherMemories],
     ) -> None:
-        tensors = batch.tensors
-        self.model, self.batch = model, batch
-        self.before = None if before is None else before.memories
-        contexts = Contexts(
-            tensors["context_input_ids"], tensors["context_attention_mask"], tensors.get("context_segment_ids")
-        ).checked(model.device)
-        self.memories: dict[int, GradMemMemory] = write_at_steps(
-            model.writer, contexts, write_steps, identity=model.identity()
-        )
+        self.model, self.batch, self.others = model, batch, others
+        contexts = self._contexts(batch.tensors)
+        self.memories = self._written(contexts, write_steps)
         self.rows = model.writer.rows(contexts)
         start = model.form.start(len(contexts))
         self.start_losses = memory_token_losses(model, self.rows, start)
@@ -184,10 +180,21 @@ class _Contexts:
             total.add_recited(texts, self.batch.rows)
         return reader
 
-    def others(self, steps: int) -> MemoryReader:
-        """Each row with the memory of the row before it; the first batch's first row has that of its last."""
-        before = self.memories if self.before is None else self.before
-        return MemoryReader(self.model, GradMemMemory.cat([before[steps][-1], self.memories[steps]])[:-1])
+    def other(self, steps: int) -> MemoryReader:
+        """Each row with the memory of another context, after so many steps."""
+
+        def write(row: Mapping[str, Any]) -> GradMemMemory:
+            return self._written(self._contexts(self.batch.collate([row])), [steps])[steps]
+
+        return MemoryReader(self.model, self.others[steps].of_next(self.memories[steps], write))
+
+    def _contexts(self, tensors: Mapping[str, Tensor]) -> Contexts:
+        return Contexts(
+            tensors["context_input_ids"], tensors["context_attention_mask"], tensors.get("context_segment_ids")
+        ).checked(self.model.device)
+
+    def _written(self, contexts: Contexts, write_steps: Sequence[int]) -> dict[int, GradMemMemory]:
+        return write_at_steps(self.model.writer, contexts, write_steps, identity=self.model.identity())
 
 
 @torch.no_grad()

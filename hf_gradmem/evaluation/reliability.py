@@ -4,7 +4,7 @@ Each question is asked twice: of the memory of its own context, and of another c
 answer. There, an answer is right only if it says that nothing is told, where the task knows such an answer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..tasks.facts import NOT_TOLD
 from ..template import get_template
 from .measure import METRICS, references_of
 from .metrics import auroc
+from .others import OtherMemories
 from .results import Record
 
 Tensor = torch.Tensor
@@ -64,22 +65,21 @@ def ask_rows(
     batch_size: int = 64,
     show_progress: bool = False,
 ) -> Asked:
-    """Ask the questions of each row of its own memory and of the memory of the row before it.
+    """Ask the questions of each row of its own memory and of that of another context: of the nearest row before it.
 
     Args:
         model: adapter and base, with a tokenizer.
-        rows: of a task: two at least.
+        rows: of a task, with two contexts at least.
         metric: which answers are right: its exact match with the target, or one of `answers`.
         batch_size: contexts at a time.
         show_progress: show a progress bar over the contexts.
 
     Raises:
-        ValueError: there are fewer than two rows, or there is no such metric.
+        ValueError: a row has no other context beside it, or there is no such metric.
     """
     if metric not in METRICS:
         raise ValueError(f"There is no metric {metric!r}. The metrics are {', '.join(METRICS)}.")
-    if len(rows) < 2:
-        raise ValueError(f"A question is also asked of another row's memory: give two rows at least, got {len(rows)}.")
+    others = OtherMemories(rows, len(rows))
     words = get_template(model.config.template, model.tokenizer)
     targets = [target for row in rows for target in targets_of(row, words)]
     longest = 1 + max(len(model.tokenizer(target, add_special_tokens=False).input_ids) for target in targets)
@@ -88,18 +88,18 @@ def ask_rows(
     def is_right(text: str, references: Sequence[str]) -> bool:
         return any(score(text, reference)["exact_match"] for reference in references)
 
+    def write(*written: Mapping[str, Any]) -> GradMemMemory:
+        return model.write([row["context"] for row in written], measure_final_loss=True)
+
     parts: list[Asked] = []
-    last = model.write([rows[-1]["context"]], measure_final_loss=True)  # for the first row
     with tqdm(total=len(rows), desc="Asking", unit="context", disable=not show_progress) as bar:
         for start in range(0, len(rows), batch_size):
             part = list(rows[start : start + batch_size])
-            memory = model.write([row["context"] for row in part], measure_final_loss=True)
-            others = GradMemMemory.cat([last, memory])[: len(part)]
-            last = memory[-1]
+            memory = write(*part)
             index = [number for number, row in enumerate(part) for _ in row["queries"]]
             queries = [query for row in part for query in row["queries"]]
             references = references_of(part, words, model.tokenizer)
-            for own, read in ((True, memory), (False, others)):
+            for own, read in ((True, memory), (False, others.of_next(memory, write))):
                 answers = generate_answers(model, queries, read, index, longest, batch_size=batch_size)
                 told = references if own else [[NOT_TOLD]] * len(queries)
                 right = [is_right(text, each) for text, each in zip(answers.texts, told, strict=True)]

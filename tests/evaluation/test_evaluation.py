@@ -359,16 +359,32 @@ def test_what_cannot_be_measured_is_said_before_anything_is_written(model, monke
 def test_another_rows_memory_is_read_by_the_same_reader(model):
     """Each row reads the memory of the row before it, in whatever batches; the first one that of its batch's last."""
     rows = list(load_task("kv_retrieval", num_contexts=5, num_pairs=2, key_length=1, value_length=1))
-    records = evaluate_rows(model, rows, [2], baselines=["other"], batch_size=2)
-    assert [(record["context"], record["write_steps"]) for record in records] == [("memory", 2), ("other", 2)]
-    shifted = [row | {"context": rows[before]["context"]} for row, before in zip(rows, [1, 0, 1, 2, 3], strict=True)]
-    expected = evaluate_rows(model, shifted, [2])[0]
-    assert records[1]["answer_loss"] == pytest.approx(expected["answer_loss"], rel=1e-5)
-    assert records[1]["exact_match"] == expected["exact_match"]
-    assert "write_loss" not in records[1]
+    for batch_size, first in ((1, 1), (2, 1), (3, 2), (9, 4)):
+        records = evaluate_rows(model, rows, [2], baselines=["other"], batch_size=batch_size)
+        assert [(record["context"], record["write_steps"]) for record in records] == [("memory", 2), ("other", 2)]
+        read = [rows[other]["context"] for other in (first, 0, 1, 2, 3)]
+        expected = evaluate_rows(model, [row | {"context": other} for row, other in zip(rows, read, strict=True)], [2])
+        assert records[1]["answer_loss"] == pytest.approx(expected[0]["answer_loss"], rel=1e-5)
+        assert records[1]["exact_match"] == expected[0]["exact_match"]
+        assert "write_loss" not in records[1]
     with pytest.raises(ValueError, match="two rows"):
         evaluate_rows(model, rows[:1], [2], baselines=["other"])
     with pytest.raises(ValueError, match="write_steps"):
         evaluate_rows(model, rows, [], baselines=["other"])
-    with pytest.raises(ValueError, match="a batch_size of 2"):
-        evaluate_rows(model, rows, [2], baselines=["other"], batch_size=1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
+def test_a_row_with_the_same_context_or_with_more_of_it_is_no_other(model, batch_size):
+    """Questions of one text that are rows of their own, and a story that is asked about as it goes on."""
+    contexts = [["!a:1!"], ["!a:1!"], ["!a:", "1!"], ["!b:2!"], ["!b:2!", "!c:3!"], ["!b:2!", "!c:3!"], ["!b:2!"]]
+    rows = [{"context": context, "queries": ["?!a:"], "targets": ["1!|"]} for context in contexts]
+    later = 3 if batch_size <= 4 else 6  # the first ones read from the end of the first batch, if it is there
+    others = [contexts[other] for other in (later, later, later, 2, 2, 2, 2)]
+    records = evaluate_rows(model, rows, [1, 3], baselines=["other"], batch_size=batch_size)
+    expected = evaluate_rows(
+        model, [row | {"context": other} for row, other in zip(rows, others, strict=True)], [1, 3], batch_size=16
+    )
+    for measured, by_hand in zip(records[2:], expected, strict=True):
+        assert measured["answer_loss"] == pytest.approx(by_hand["answer_loss"], rel=1e-5)
+    with pytest.raises(ValueError, match=r"of 4 rows none has another context than row 0 \('!b:2!'\)"):
+        evaluate_rows(model, rows[3:], [1], baselines=["other"])

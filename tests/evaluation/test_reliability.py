@@ -76,6 +76,21 @@ def test_each_question_is_asked_of_its_own_memory_and_of_the_one_before(model):
     torch.testing.assert_close(*by_context, rtol=1e-4, atol=1e-4)
 
 
+def test_the_memory_of_another_row_is_that_of_another_context(model):
+    """Where each question is a row of its own, the row before it mostly has the same context, and the answer."""
+    grouped = list(rows(3))
+    single = [
+        row | {"queries": [query], "targets": [target]}
+        for row in grouped
+        for query, target in zip(row["queries"], row["targets"], strict=True)
+    ]
+    expected = ask_rows(model, grouped, "exact_match")
+    for batch_size in (1, 3, 16):
+        asked = ask_rows(model, single, "exact_match", batch_size=batch_size)
+        assert not asked.right[~asked.own].any()
+        torch.testing.assert_close(asked.features[~asked.own], expected.features[~expected.own], rtol=1e-4, atol=1e-4)
+
+
 def test_a_calibration_tells_own_memories_from_others_on_contexts_that_it_did_not_see(model):
     result = run_calibration(model, {"four": rows()}, "exact_match", "fifteen contexts")
     measured = result["sets"]["all"]
@@ -93,7 +108,7 @@ def test_what_cannot_be_calibrated_is_refused(model):
         run_calibration(model, {"four": rows(2)}, "exact_match", "two", fit=False)
     with pytest.raises(ValueError, match="not compared with anything"):
         run_calibration(model, {"four": rows(2)}, None, "two")
-    with pytest.raises(ValueError, match="give two rows at least, got 1"):
+    with pytest.raises(ValueError, match="of 1 rows none has another context"):
         ask_rows(model, list(rows(1)), "exact_match")
     wrong = rows(2).map(lambda row: row | {"targets": ["??|"] * 4})
     with pytest.raises(ValueError, match="All of the 16 answers are wrong"):
