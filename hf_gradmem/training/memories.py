@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..commands.write_dataset import write_dataset
 from ..memory.silence import without_progress_bars
@@ -34,7 +35,9 @@ class WrittenRows(TorchDataset):
         rows: of a task.
         store: a memory for each row, by the row's number.
         distractors: how many memories of other rows stand beside each question's own, which has a random place.
-        redraw: whether they are drawn anew each time that a question is asked for.
+
+    Attributes:
+        epoch: they are drawn anew in each, and the same ones whenever a question is asked for in it.
 
     Raises:
         ValueError: there are not as many other rows.
@@ -43,14 +46,13 @@ class WrittenRows(TorchDataset):
     # What a data set of rows says of itself; the model card's example is made from it.
     column_names = ("context", "queries", "targets")
 
-    def __init__(self, rows: Dataset, store: MemoryStore, distractors: int = 0, redraw: bool = False) -> None:
+    def __init__(self, rows: Dataset, store: MemoryStore, distractors: int = 0) -> None:
         if distractors >= len(rows):
             raise ValueError(
                 f"distractors is {distractors}, and there are {len(rows) - 1} other rows beside each. Give fewer, or "
                 "more rows."
             )
-        self.rows, self.store, self.distractors = rows, store, distractors
-        self._drawing = np.random.default_rng(0) if redraw else None
+        self.rows, self.store, self.distractors, self.epoch = rows, store, distractors, 0
         self._places = [(number, query) for number, row in enumerate(rows) for query in range(len(row["queries"]))]
 
     def __len__(self) -> int:
@@ -74,11 +76,23 @@ class WrittenRows(TorchDataset):
 
     def _read_for(self, index: int, number: int) -> list[int]:
         """The rows whose memories a question reads, its own among them, in their order."""
-        rng = np.random.default_rng([1, index]) if self._drawing is None else self._drawing
+        rng = np.random.default_rng([1, index, self.epoch])
         others = rng.choice(len(self.rows) - 1, self.distractors, replace=False)
         numbers = [int(other) + (other >= number) for other in others]
         numbers.insert(int(rng.integers(1 + self.distractors)), number)
         return numbers
+
+
+class DrawnEachEpoch(TrainerCallback):
+    """Has rows draw anew in each epoch that they are trained on, so that a run that goes on draws as it would have."""
+
+    def __init__(self, rows: WrittenRows) -> None:
+        self._rows = rows
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._rows.epoch = int(state.epoch or 0)  # a fraction where a run goes on within one
 
 
 def written_rows(
@@ -89,7 +103,6 @@ def written_rows(
     batch_size: int,
     source_name: str,
     distractors: int = 0,
-    redraw: bool = False,
     show_progress: bool = False,
 ) -> WrittenRows:
     """The rows with their memories, which are written where they are missing.
@@ -100,7 +113,7 @@ def written_rows(
         directory: of the store.
         batch_size: contexts written at a time.
         source_name: how to call the rows in the facts of the store.
-        distractors, redraw: as in [`WrittenRows`].
+        distractors: as in [`WrittenRows`].
         show_progress: show a progress bar over the contexts.
 
     Raises:
@@ -124,7 +137,7 @@ def written_rows(
     )
     with without_progress_bars():
         store = MemoryStore.from_pretrained(Path(directory))
-    return WrittenRows(rows.select_columns(columns_of(rows)), store, distractors, redraw)
+    return WrittenRows(rows.select_columns(columns_of(rows)), store, distractors)
 
 
 def _check_questions(model: GradMemForCausalLM, rows: Dataset, beside: int) -> None:

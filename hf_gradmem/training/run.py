@@ -17,9 +17,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..base.lora import train_beside_base
@@ -34,7 +36,7 @@ from ..tasks import columns_of, get_task, load_set, load_task
 from ..tasks.collator import DataCollatorForGradMem
 from .callbacks import log_writes
 from .card import fill_model_card
-from .memories import train_reading_alone, written_rows
+from .memories import DrawnEachEpoch, WrittenRows, train_reading_alone, written_rows
 from .metrics import TeacherForcedExactMatch, most_likely_tokens
 from .optimizer import build_optimizer
 from .recipe import TRAINING_SET, Recipe, RecipeArguments, Stage
@@ -63,7 +65,7 @@ def run_training(recipe: Recipe, *, trust_remote_code: bool = False) -> dict[str
     _check_pushed(recipe, output)
     trainer = build_trainer(recipe, trust_remote_code=trust_remote_code)
     _keep_recipe(recipe, output)
-    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    _train(trainer, last_checkpoint(output))
     trainer.save_model()
     trainer.save_state()
     results: dict[str, Any] = {"steps": trainer.state.global_step, "seed": recipe.training.seed}
@@ -76,6 +78,25 @@ def run_training(recipe: Recipe, *, trust_remote_code: bool = False) -> dict[str
     else:
         trainer.create_model_card()
     return results
+
+
+def _train(trainer: Trainer, checkpoint: str | None) -> None:
+    """Train from a checkpoint on; one of the last step is what training would leave, and is taken as it is."""
+    state = TrainerState() if checkpoint is None else TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}")
+    if checkpoint is None or state.global_step < trainer.args.max_steps:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return
+    state.is_local_process_zero, state.is_world_process_zero = (
+        trainer.is_local_process_zero(),
+        trainer.is_world_process_zero(),
+    )
+    trainer.state, best = state, state.best_model_checkpoint
+    wanted = best if trainer.args.load_best_model_at_end and best is not None and Path(best).is_dir() else checkpoint
+    # What Trainer itself loads a checkpoint by: its `train` would take one step more before it sees that it is done.
+    trainer._load_from_checkpoint(wanted)
+    handler = trainer.callback_handler
+    trainer.control = handler.on_train_begin(trainer.args, state, trainer.control)
+    trainer.control = handler.on_train_end(trainer.args, state, trainer.control)
 
 
 def _check_pushed(recipe: Recipe, output: Path) -> None:
@@ -124,6 +145,8 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
         ),
     )
     log_writes(trainer)
+    if isinstance(train_rows, WrittenRows):
+        trainer.add_callback(DrawnEachEpoch(train_rows))
     published = {key: value for key, value in recipe.values.items() if key not in _OF_THIS_MACHINE}
     text = published_recipe(yaml.safe_dump(published, sort_keys=False).strip())
     fill_model_card(trainer, arguments.task, text, set_arguments(recipe.values))
@@ -172,7 +195,7 @@ def training_data(
     folder = Path(arguments.memories)
     options |= {"source_name": arguments.task, "distractors": arguments.distractors}
     written = {
-        name: written_rows(model, of_set, folder / str(name), redraw=name == TRAINING_SET, **options)
+        name: written_rows(model, of_set, folder / str(name), **options)
         for name, of_set in {TRAINING_SET: rows, **eval_sets}.items()
     }
     return written.pop(TRAINING_SET), written

@@ -1,6 +1,7 @@
 """READ trained on memories that were written once, and a start that is the mean of what was written from it."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from hf_gradmem.training.memories import train_reading_alone, written_rows
 from hf_gradmem.training.recipe import make_recipe
 from hf_gradmem.training.run import build_trainer, run_training
 from hf_gradmem.training.start import START_FILE, Start, learn_start
-from tests.support.tiny_training import TINY, tiny_model
+from tests.support.tiny_training import TINY, assert_same_weights, tiny_model, weights
 
 PARTS = [TINY["task_arguments"] | {"task": "kv_retrieval", "num_contexts": 12}]
 GRADMEM = {
@@ -161,10 +162,14 @@ def test_a_question_is_trained_on_its_memory_among_others_in_a_random_place(tmp_
 
     rows = trainer.train_dataset
     own = [number for number, row in enumerate(rows.rows) for _ in row["queries"]]
-    found = [(index, read_in(rows, index)) for index in range(len(rows)) for _ in range(2)]
+    drawn = []
+    for rows.epoch in (0, 1):
+        drawn.append([read_in(rows, index) for index in range(len(rows))])
+        assert drawn[-1] == [read_in(rows, index) for index in range(len(rows))]
+    assert drawn[0] != drawn[1]
+    found = [pair for epoch in drawn for pair in enumerate(epoch)]
     assert all(own[index] in numbers and len(set(numbers)) == 3 for index, numbers in found)
     assert {numbers.index(own[index]) for index, numbers in found} == {0, 1, 2}
-    assert any(read_in(rows, 0) != read_in(rows, 0) for _ in range(5))  # drawn anew
     held_out = trainer.eval_dataset["held_out"]
     assert torch.equal(held_out[1]["memory"].embeddings, held_out[1]["memory"].embeddings)
     before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
@@ -173,6 +178,16 @@ def test_a_question_is_trained_on_its_memory_among_others_in_a_random_place(tmp_
     assert changed
     assert all(".read." in name for name in changed)
     assert "eval_held_out_loss" in trainer.evaluate()
+
+
+def test_a_run_with_distractors_that_goes_on_equals_an_unbroken_one(tmp_path):
+    """An epoch of 24 questions takes six steps; the run goes on within the second one."""
+    settings = {"distractors": 2, "save_strategy": "steps", "save_steps": 8, "stages": [{"steps": 10}]}
+    for name in ("whole", "cut"):
+        run_training(recipe(tmp_path, output_dir=str(tmp_path / name), **settings))
+    shutil.rmtree(tmp_path / "cut" / "checkpoint-10")
+    run_training(recipe(tmp_path, output_dir=str(tmp_path / "cut"), **settings))
+    assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
 
 def test_distractors_that_there_cannot_be_are_refused(tmp_path):

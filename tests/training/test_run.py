@@ -216,6 +216,28 @@ def test_killed_and_resumed_run_equals_an_unbroken_one(tmp_path, monkeypatch, op
     assert losses[0] == losses[1]
 
 
+@pytest.mark.parametrize("best", [False, True], ids=["last", "best"])
+def test_a_run_that_has_taken_its_steps_takes_no_more_when_it_is_started_again(tmp_path, monkeypatch, best):
+    """Neither when it is whole, nor when it was killed after its last checkpoint."""
+    settings = {"save_strategy": "steps", "save_steps": 1, "learning_rate": 0.05, "stages": [{"steps": 4}]}
+    settings["eval_sets"] = {"v": {"num_contexts": 4}}
+    if best:  # the largest loss is that of the first step
+        settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_v_loss", "greater_is_better": True}
+        settings |= {"eval_strategy": "steps", "eval_steps": 1}
+    results = run_training(tiny_recipe(tmp_path, **settings))
+    trained, card = weights(tmp_path), (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert_same_weights(trained, weights(tmp_path / ("checkpoint-1" if best else "checkpoint-4")))
+    monkeypatch.setattr(Trainer, "training_step", lambda *_, **__: pytest.fail("a step was taken"))
+    for missing in ([], ["model.safetensors", "results.json", "trainer_state.json", "README.md"]):
+        for name in missing:
+            (tmp_path / name).unlink()
+        again = run_training(tiny_recipe(tmp_path, **settings))
+        assert again["steps"] == 4
+        assert again["metrics"]["eval_v_loss"] == results["metrics"]["eval_v_loss"]
+        assert_same_weights(weights(tmp_path), trained)
+        assert (tmp_path / "README.md").read_text(encoding="utf-8") == card
+
+
 def test_checkpoints_of_another_recipe_are_not_gone_on_from(tmp_path):
     run_training(tiny_recipe(tmp_path, save_strategy="steps", save_steps=2))
     with pytest.raises(ValueError, match="another recipe; learning_rate changed"):
