@@ -27,8 +27,8 @@ def load_source(name: str, split: str = "train") -> Dataset | TextFolder:
 
     Raises:
         OSError: there is no such file, folder or data set.
-        ValueError: the file cannot be read as what its extension says, the folder holds no text, or there is no such
-            split.
+        ValueError: the file cannot be read as what its extension says or has no rows, the folder holds no text, or
+            there is no such split.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -40,7 +40,9 @@ def load_source(name: str, split: str = "train") -> Dataset | TextFolder:
             with silent_errors():
                 files = literal_paths([path])
                 return load_dataset(_BUILDERS[path.suffix], data_files=files, split="train", **_as_text(path))
-        except (DatasetGenerationError, ValueError) as error:
+        except (DatasetGenerationError, ValueError, StopIteration, csv.Error) as error:
+            if isinstance(error, StopIteration) or "corresponds to no data" in str(error):  # which tell nobody more
+                raise ValueError(f"{name} has no rows: there is nothing to write.") from error
             raise ValueError(
                 f"{name} cannot be read as {_BUILDERS[path.suffix]}: {error.__cause__ or error}"
             ) from error
@@ -53,11 +55,27 @@ def load_source(name: str, split: str = "train") -> Dataset | TextFolder:
 
 
 def _as_text(path: Path) -> dict[str, Any]:
-    """What has a CSV file read as it stands: 007 is no number, and NA is a text."""
+    """What has a CSV file read as it stands: 007 is no number, and NA is a text.
+
+    Raises:
+        ValueError: a row has more fields than the header, of which the reader would make other columns.
+    """
     if path.suffix != ".csv":
         return {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        columns = next(csv.reader(file), [])
+    longest = csv.field_size_limit(2**31 - 1)  # a context may be a book
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file)
+            header = next(fields for fields in lines if fields)
+            for fields in lines:
+                if len(fields) > len(header):
+                    raise ValueError(
+                        f"line {lines.line_num} has {len(fields)} fields, and the header {len(header)}. Put a text "
+                        "with a comma in it into double quotes."
+                    )
+    finally:
+        csv.field_size_limit(longest)
+    columns = [name or f"Unnamed: {place}" for place, name in enumerate(header)]  # as the reader names them
     return {"features": Features({name: Value("string") for name in columns}), "keep_default_na": False}
 
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import pandas
 import pytest
 import torch
 from datasets import Dataset
@@ -142,6 +143,25 @@ def test_a_csv_file_is_read_as_it_stands_and_ids_that_are_taken_for_dates_are_re
     (tmp_path / "rows.jsonl").write_text('{"id": "2024-01-01", "context": "abc"}', encoding="utf-8")
     with pytest.raises(ValueError, match="'id' were read as dates"):
         write_dataset(model, load_source(str(tmp_path / "rows.jsonl")), tmp_path / "other")
+
+
+def test_a_csv_file_may_have_columns_without_a_name_and_long_texts_and_no_more_fields_than_its_header(tmp_path):
+    path, text = tmp_path / "rows.csv", "a, b\n" * 50_000
+    pandas.DataFrame({"context": ["first, second", text]}).to_csv(path)
+    assert load_source(str(path))[:] == {"Unnamed: 0": ["0", "1"], "context": ["first, second", text]}
+    path.write_text('\nid,context\n1,"first, second"\n\n2,first, second\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rows\.csv cannot be read as csv: line 5 has 3 fields, and the header 2"):
+        load_source(str(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.csv", ""), ("b.csv", "id,context\n"), ("a.jsonl", ""), ("b.jsonl", "\n\n"), ("a.json", "[]")],
+)
+def test_a_file_without_rows_is_said_to_have_none(tmp_path, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"{name} has no rows: there is nothing to write"):
+        load_source(str(tmp_path / name))
 
 
 def test_brackets_in_a_path_are_no_pattern(model, tmp_path):
