@@ -30,6 +30,9 @@ Metric = Annotated[
     Literal["exact_match", "squad", "none"] | None,
     typer.Option(help="How answers are compared; none measures losses alone. The task's own when absent."),
 ]
+Split = Annotated[
+    str, typer.Option(help="Part of the task, where a set names none: validation, or test: all rows of a file.")
+]
 Sweeps = Annotated[
     list[str] | None,
     typer.Option(help="argument=value,value,...: measure each set at each of these values of a task argument."),
@@ -83,7 +86,7 @@ def evaluate(
     baseline: Baselines = None,
     eval_set: EvalSets = None,
     sweep: Sweeps = None,
-    split: Annotated[str, typer.Option(help="Part of the task: validation, or test: all rows of a file.")] = "test",
+    split: Split = "test",
     metric: Metric = None,
     template: Template = None,
     override: Overrides = None,
@@ -181,7 +184,7 @@ def calibrate(
     model: Annotated[str, typer.Argument(help="Directory of the adapter, whose config.json gets the coefficients.")],
     recipe: Annotated[Path, typer.Option(help="The recipe whose evaluation sets are asked.")],
     eval_set: EvalSets = None,
-    split: Annotated[str, typer.Option(help="Which part of the task: validation or test.")] = "validation",
+    split: Split = "validation",
     check: Annotated[
         bool, typer.Option("--check", help="Measure the confidence that the adapter has, and write nothing into it.")
     ] = False,

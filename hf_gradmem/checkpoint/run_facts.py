@@ -147,7 +147,7 @@ def facts_of_directory(directory: str | os.PathLike) -> CardFacts:
             record.get("arguments", {}).get("task", task) or "unknown",
             record["set"],
             _shown(record),
-            results["split"],
+            record.get("arguments", {}).get("split", results["split"]),
             record["write_steps"],
             rows_source(task, record.get("arguments", {}), results["split"]),
         )
@@ -216,7 +216,8 @@ def trainer_results(
         if shown := _shown(of_set):
             arguments = {} if name is None else sets[name]
             source, of = rows_source(task, arguments), arguments.get("task", task)
-            results.append(Result(of or "unknown", name or "evaluation set", shown, source=source))
+            split = arguments.get("split", "validation")
+            results.append(Result(of or "unknown", name or "evaluation set", shown, split, source=source))
     return results
 
 

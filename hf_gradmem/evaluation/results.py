@@ -81,12 +81,12 @@ def _parse_sweep(sweep: str) -> list[tuple[str, Any]]:
 
 
 def load_sets(task: str, sets: dict[str, dict[str, Any]], split: str) -> dict[str, Dataset]:
-    """The rows of each set.
+    """The rows of each set, of this split unless the set names its own.
 
     Raises:
         OSError, ValueError: as of [`~hf_gradmem.tasks.load_set`].
     """
-    return {name: load_set(task, given | {"split": split}) for name, given in sets.items()}
+    return {name: load_set(task, {"split": split} | given) for name, given in sets.items()}
 
 
 def evaluate_model(

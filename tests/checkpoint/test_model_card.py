@@ -161,19 +161,24 @@ def test_a_token_in_a_recipe_is_refused_since_recipes_are_pushed(tmp_path):
 def test_facts_are_read_from_the_files_of_a_run_or_an_evaluation(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
-    recipe = {"task": "babi", "seed": 1, "stages": [{"steps": 3}, {"steps": 4}], "eval_sets": {"qa1": {}}}
+    recipe = {"task": "babi", "seed": 1, "stages": [{"steps": 3}, {"steps": 4}]}
+    recipe["eval_sets"] = {"qa1": {"split": "train"}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     (folder / "results.json").write_text(json.dumps({"steps": 5, "metrics": {"eval_qa1_exact_match": 0.25}}))
     facts = facts_of_directory(folder)
     assert facts.training == {"task": "babi", "outer steps": 5, "seed": 1}
-    assert facts.results == [Result("babi", "qa1", {"exact_match": 0.25})]
+    assert facts.results == [Result("babi", "qa1", {"exact_match": 0.25}, "train")]
     record = {"model": "adapters/mine", "set": "qa2", "context": "memory", "write_steps": 4, "exact_match": 0.5}
     others = [record | {"context": "prompt"}, record | {"model": "adapters/another"}]
+    others.append(record | {"set": "qa1", "arguments": {"split": "train"}})
     report = {"task": "babi", "split": "test", "results": [record | {"num_answers": 8, "f1": None}, *others]}
     (folder / "results.json").write_text(json.dumps(report))
     facts = facts_of_directory(folder)
     assert facts.training["outer steps"] == 7
-    assert facts.results == [Result("babi", "qa2", {"exact_match": 0.5}, "test", 4)]
+    assert facts.results == [
+        Result("babi", "qa2", {"exact_match": 0.5}, "test", 4),
+        Result("babi", "qa1", {"exact_match": 0.5}, "train", 4),
+    ]
     (folder / "results.json").write_text("{")
     with pytest.raises(ValueError, match=r"mine has an unreadable recipe.yaml or results.json"):
         facts_of_directory(folder)

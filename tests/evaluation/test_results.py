@@ -132,6 +132,14 @@ def test_a_set_with_a_task_of_its_own_has_the_rows_of_that_task() -> None:
     assert list(rows["a seed=5"]) == list(load_task("kv_retrieval", "test", num_pairs=4, num_contexts=2, seed=5))
 
 
+def test_a_set_keeps_a_split_of_its_own() -> None:
+    """As in training: `--split` is of the sets that name none."""
+    sets = evaluation_sets({"seen": {"split": "train"}, "held_out": {}}, {"num_contexts": 2, "num_pairs": 4})
+    rows = load_sets("kv_retrieval", sets, "test")
+    for name, split in (("seen", "train"), ("held_out", "test")):
+        assert list(rows[name]) == list(load_task("kv_retrieval", split, num_contexts=2, num_pairs=4))
+
+
 # ------------------------------------------------------------------------------------------------ pictures
 
 
