@@ -363,7 +363,7 @@ def load(split: str = "train", *, num_contexts: int = 1000, **arguments: Any) ->
 
 
 def stream(
-    split: str = "train", *, num_contexts: int | None = None, num_shards: int = 1, **arguments: Any
+    split: str = "train", *, num_contexts: int | None = None, num_shards: int = 1, first: int = 0, **arguments: Any
 ) -> IterableDataset:
     """The same contexts, generated as they are needed.
 
@@ -371,9 +371,10 @@ def stream(
         split: `"train"`, `"validation"` or `"test"`.
         num_contexts: how many contexts; endless when `None`.
         num_shards: how many readers can share the stream.
+        first: index of the first of them.
         arguments: those of [`BabiStories`].
     """
-    return generated.stream(BabiStories(split=split, **arguments), num_contexts, num_shards)
+    return generated.stream(BabiStories(split=split, **arguments), num_contexts, num_shards, first)
 
 
 def build_tokenizer(**arguments: Any) -> PreTrainedTokenizerFast:

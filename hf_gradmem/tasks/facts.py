@@ -260,9 +260,12 @@ def load(split: str = "train", *, num_contexts: int = 1000, **arguments: Any) ->
     return generated.table(Facts(split=split, **arguments), num_contexts, FEATURES_WITH_QUOTES)
 
 
-def stream(split: str = "train", *, num_contexts: int | None = None, **arguments: Any) -> IterableDataset:
-    """The same contexts, generated as they are needed: `num_contexts` of them, or without end when `None`."""
-    return generated.stream(Facts(split=split, **arguments), num_contexts, features=FEATURES_WITH_QUOTES)
+def stream(
+    split: str = "train", *, num_contexts: int | None = None, first: int = 0, **arguments: Any
+) -> IterableDataset:
+    """The same contexts from the index `first` on, generated as they are needed; without end for `None` of them."""
+    task = Facts(split=split, **arguments)
+    return generated.stream(task, num_contexts, first=first, features=FEATURES_WITH_QUOTES)
 
 
 TASK = Task(load, stream)

@@ -1,5 +1,6 @@
 """Rows of the tasks that draw their contexts: a table of the first ones, and a stream of them."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -26,31 +27,34 @@ def table(task: Distribution, num_contexts: int, features: Features = FEATURES) 
 
 
 def stream(
-    task: Distribution, num_contexts: int | None, num_shards: int = 1, features: Features = FEATURES
+    task: Distribution,
+    num_contexts: int | None,
+    num_shards: int = 1,
+    first: int = 0,
+    features: Features = FEATURES,
 ) -> IterableDataset:
-    """The same contexts, generated as they are needed; without end when `num_contexts` is `None`.
+    """The contexts from the index `first` on, generated as they are needed; without end for `num_contexts` of `None`.
 
-    Shard s holds the contexts s, s + `num_shards`, ….
+    Shard s holds the contexts `first` + s, `first` + s + `num_shards`, ….
 
     Raises:
-        ValueError: that is no context, or no shard.
+        ValueError: that is no context, no shard or no index.
     """
     if num_contexts is not None:
         _check_count(num_contexts)
     if num_shards < 1:
         raise ValueError(f"num_shards must be at least 1, got {num_shards}.")
-    shards = [(shard, num_shards) for shard in range(num_shards)]
-    return IterableDataset.from_generator(
-        _generate, features=features, gen_kwargs={"task": task, "num_contexts": num_contexts, "shards": shards}
-    )
+    if first < 0:
+        raise ValueError(f"first is the index of a context and must be at least 0, got {first}.")
+    end = None if num_contexts is None else first + num_contexts
+    shards = [(first + shard, end, num_shards) for shard in range(num_shards)]
+    return IterableDataset.from_generator(_generate, features=features, gen_kwargs={"task": task, "shards": shards})
 
 
-def _generate(task: Distribution, num_contexts: int | None, shards: list[tuple[int, int]]) -> Iterator[dict[str, Any]]:
-    for shard, num_shards in shards:
-        index = shard
-        while num_contexts is None or index < num_contexts:
+def _generate(task: Distribution, shards: list[tuple[int, int | None, int]]) -> Iterator[dict[str, Any]]:
+    for start, end, step in shards:
+        for index in itertools.count(start, step) if end is None else range(start, end, step):
             yield task.row(index)
-            index += num_shards
 
 
 def _check_count(num_contexts: int) -> None:

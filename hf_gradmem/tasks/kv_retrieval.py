@@ -194,21 +194,22 @@ def load(split: str = "train", *, num_contexts: int = 1000, **arguments: Any) ->
 
 
 def stream(
-    split: str = "train", *, num_contexts: int | None = None, num_shards: int = 1, **arguments: Any
+    split: str = "train", *, num_contexts: int | None = None, num_shards: int = 1, first: int = 0, **arguments: Any
 ) -> IterableDataset:
     """The same contexts, generated as they are needed.
 
-    Shard s holds the contexts s, s + `num_shards`, …; processes and workers share the shards between them, so that each
-    context is drawn once. With one shard it is the processes that share each batch, and the order does not depend on
-    their number.
+    Shard s holds the contexts `first` + s, `first` + s + `num_shards`, …; processes and workers share the shards
+    between them, so that each context is drawn once. With one shard it is the processes that share each batch, and the
+    order does not depend on their number.
 
     Args:
         split: `"train"`, `"validation"` or `"test"`.
         num_contexts: how many contexts; endless when `None`, which needs as many shards as there are readers.
         num_shards: how many readers can share the stream.
+        first: index of the first of them.
         arguments: those of [`KVRetrieval`].
     """
-    return generated.stream(KVRetrieval(split=split, **arguments), num_contexts, num_shards)
+    return generated.stream(KVRetrieval(split=split, **arguments), num_contexts, num_shards, first)
 
 
 def build_tokenizer(**arguments: Any) -> PreTrainedTokenizerFast:

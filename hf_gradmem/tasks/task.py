@@ -14,7 +14,8 @@ class Task:
     Attributes:
         load: `load(split, **arguments)` → the rows of `"train"`, `"validation"` or, where there is one, `"test"`, in
             the form of [`~hf_gradmem.tasks.rows`].
-        stream: the same rows generated as they are read, for a task that generates them. It also takes `num_contexts`.
+        stream: the same rows generated as they are read, for a task that generates them. It also takes `num_contexts`,
+            and `first`, the index of the first one.
         build_tokenizer: `build_tokenizer(**arguments)` → a tokenizer with the task's own vocabulary, for a base that is
             trained from scratch. It takes the arguments of `load`.
         add_end_token: whether a target ends in an end token. Running text goes on after its target.

@@ -271,13 +271,11 @@ def training_stream(arguments: RecipeArguments, training: TrainingArguments, wri
     depend on the number of processes.
     """
     per_step = training.train_batch_size * training.world_size * training.gradient_accumulation_steps
+    curriculum = arguments.curriculum
+    ends = list(itertools.accumulate(stage.steps * per_step for stage in curriculum))
     stages = tuple(
-        (
-            load_stage(arguments, stage, stage.steps * per_step),
-            stage.steps,
-            stage.drawn_write_steps(write_steps),
-        )
-        for stage in arguments.curriculum
+        (load_stage(arguments, stage, range(*part)), stage.steps, stage.drawn_write_steps(write_steps))
+        for stage, part in zip(curriculum, itertools.pairwise([0, *ends]), strict=True)
     )
     columns = columns_of(*(rows for rows, *_ in stages))
     return IterableDataset.from_generator(
@@ -292,12 +290,17 @@ def training_stream(arguments: RecipeArguments, training: TrainingArguments, wri
     )
 
 
-def load_stage(arguments: RecipeArguments, stage: Stage, num_rows: int) -> Dataset | IterableDataset:
-    """The rows of a stage: generated, or the file's, which are repeated in a new order as long as it takes."""
+def load_stage(arguments: RecipeArguments, stage: Stage, contexts: range) -> Dataset | IterableDataset:
+    """The rows of a stage: generated, or the file's, which are repeated in a new order as long as it takes.
+
+    `contexts` are those of a task's stream that no stage before has taken; a recipe's own `num_contexts` are repeated.
+    """
     given: dict[str, Any] = {"split": "train"} | arguments.task_arguments | stage.task_arguments
-    if get_task(arguments.task).stream is not None:
-        return load_task(arguments.task, streaming=True, **{"num_contexts": num_rows} | given)
-    return load_task(arguments.task, **given)
+    if get_task(arguments.task).stream is None:
+        return load_task(arguments.task, **given)
+    if "num_contexts" not in given:
+        given |= {"num_contexts": len(contexts), "first": contexts.start}
+    return load_task(arguments.task, streaming=True, **given)
 
 
 def _rows_of_stages(
@@ -306,18 +309,19 @@ def _rows_of_stages(
     per_step: int,
     seed: int,
 ) -> Iterator[dict[str, Any]]:
+    orders = itertools.count(seed)
     for index, (rows, steps, write_steps) in enumerate(stages):
         drawn = np.random.default_rng([seed, index]).choice(write_steps, size=steps)
-        repeated = _repeated(rows, seed)
+        repeated = _repeated(rows, orders)
         for step in range(steps):
             for row in itertools.islice(repeated, per_step):
                 yield {name: row[name] for name in columns} | {"write_steps": int(drawn[step])}
 
 
-def _repeated(rows: Dataset | IterableDataset, seed: int) -> Iterator[dict[str, Any]]:
-    """The rows without end: a file's in a new order each time."""
-    for epoch in itertools.count():
-        yield from rows if isinstance(rows, IterableDataset) else rows.shuffle(seed=seed + epoch)
+def _repeated(rows: Dataset | IterableDataset, orders: Iterator[int]) -> Iterator[dict[str, Any]]:
+    """The rows without end: a file's in a new order each time, of the next seed, whichever stage asks for it."""
+    for order in orders:
+        yield from rows if isinstance(rows, IterableDataset) else rows.shuffle(seed=order)
 
 
 def last_checkpoint(output: str | os.PathLike) -> str | None:

@@ -232,6 +232,9 @@ def test_rows_are_a_function_of_seed_split_and_index():
     assert rows[5] == BabiStories(qa=[1, 2, 5], seed=3).row(5)
     streamed = load_task("babi_stories", streaming=True, num_contexts=6, num_shards=2, qa=[1, 2, 5], seed=3)
     assert sorted(map(str, streamed)) == sorted(map(str, rows))
+    assert (
+        list(load_task("babi_stories", streaming=True, num_contexts=2, first=4, qa=[1, 2, 5], seed=3)) == list(rows)[4:]
+    )
     assert rows[0] != load_task("babi_stories", num_contexts=1, qa=[1, 2, 5], seed=4)[0]
     assert rows[0] != load_task("babi_stories", "test", num_contexts=1, qa=[1, 2, 5], seed=3)[0]
 

@@ -10,6 +10,7 @@ def test_rows_are_a_function_of_seed_split_and_index():
     rows = load_task("facts", num_contexts=5, seed=3)
     assert rows[4] == Facts(seed=3).row(4)
     assert list(load_task("facts", streaming=True, num_contexts=5, seed=3)) == list(rows)
+    assert list(load_task("facts", streaming=True, num_contexts=2, first=3, seed=3)) == list(rows)[3:]
     assert rows[0] != load_task("facts", num_contexts=1, seed=4)[0]
     assert rows[0] != load_task("facts", "test", num_contexts=1, seed=3)[0]
 

@@ -48,6 +48,7 @@ def test_kv_stream_gives_the_same_rows_and_shards_share_them():
     assert sorted(map(str, (row for part in parts for row in part))) == sorted(map(str, rows))
     endless = load_task("kv_retrieval", streaming=True)
     assert list(endless.take(7)) == rows
+    assert list(load_task("kv_retrieval", streaming=True, num_contexts=4, first=3)) == rows[3:]
 
 
 def test_kv_number_of_pairs_can_be_a_range_and_queries_fewer():

@@ -131,6 +131,28 @@ def test_a_file_is_repeated_in_new_orders_as_long_as_the_stage_takes(tmp_path):
     assert rows[:9] != rows[9:18]
 
 
+def test_a_stage_does_not_begin_the_data_anew(tmp_path):
+    """A stream goes on where the stage before left it, and a file in orders that it has not been read in."""
+    recipe = tiny_recipe(tmp_path / "stream", stages=[{"steps": 4}, {"steps": 2, "write_steps": 1}])
+    rows = [row["context"] for row in build_trainer(recipe).train_dataset]
+    assert rows == list(load_task("kv_retrieval", **TINY["task_arguments"], num_contexts=24)["context"])
+    own = TINY["task_arguments"] | {"num_contexts": 3}
+    recipe = tiny_recipe(tmp_path / "few", task_arguments=own, stages=[{"steps": 1}, {"steps": 2}])
+    few = list(load_task("kv_retrieval", **own)["context"])
+    assert [row["context"] for row in build_trainer(recipe).train_dataset] == [*few, few[0], *few, *few, *few[:2]]
+
+    stories = "".join(f"1 Story {index} begins.\n2 Which? \t{index}\t1\n" for index in range(10))
+    (tmp_path / "qa.txt").write_text(stories, encoding="utf-8")
+    of_file = {"task": "babi", "task_arguments": {"path": str(tmp_path / "qa.txt")}}
+
+    def read(stages):
+        trainer = build_trainer(tiny_recipe(tmp_path / "run", **of_file, stages=stages))
+        return [row["targets"][0] for row in trainer.train_dataset]
+
+    # Nine rows are trained on: the first stage reads one order, and of the second one three rows.
+    assert read([{"steps": 3}, {"steps": 2}])[12:] == read([{"steps": 7}])[18:26]
+
+
 def test_a_recipe_can_be_evaluated_on_another_task(tmp_path):
     recipe = tiny_recipe(
         tmp_path, eval_sets={"same": {"num_contexts": 3}, "other": {"task": "facts", "num_contexts": 4}}
