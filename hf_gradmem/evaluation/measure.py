@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -78,20 +78,19 @@ def evaluate_rows(
         each: _Totals(metric, size, tell_apart and each[0] == "memory") for each in _conditions(write_steps, baselines)
     }
     words = template_in_use(template, model.config.template, model.tokenizer)
-    collator = DataCollatorForGradMem(
-        model.tokenizer, add_end_token=metric is not None, template=words, **model.writer.cutting
-    )
+    longest = 0 if metric is None else longest_answer(rows, get_template(words, model.tokenizer), model.tokenizer)
+    collate = _collating(model, words, metric is not None)
     others = {steps: OtherMemories(rows, batch_size) for steps in write_steps if OTHER in baselines}
     with tqdm(total=len(batches) * len(totals), desc="Evaluating", disable=not show_progress) as bar, evaluating():
         for part in batches:
-            batch = ReadBatch(part, partial(_tensors, collator, model.device), words)
+            batch = ReadBatch(part, collate, words)
             contexts = _Contexts(model, batch, write_steps, others) if write_steps else None
             for (context, steps), total in totals.items():
                 if contexts is None or steps is None:
                     reader: Reader = PromptReader(model, with_context=context == "prompt", batch_size=batch_size)
                 else:
                     reader = contexts.other(steps) if context == OTHER else contexts.memory(steps, total)
-                _read(reader, batch, model.tokenizer, total)
+                _read(reader, batch, model.tokenizer, total, longest)
                 bar.update()
     return [_record(condition, total, keep_answers) for condition, total in totals.items()]
 
@@ -125,10 +124,13 @@ def _check(
             )
 
 
-def _tensors(
-    collator: DataCollatorForGradMem, device: torch.device, rows: Sequence[Mapping[str, Any]]
-) -> dict[str, Tensor]:
-    return {name: values.to(device) for name, values in collator(rows).items()}
+def _collating(
+    model: GradMemForCausalLM, words: str | Mapping[str, str], add_end_token: bool
+) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]:
+    """What makes tensors of rows, on the model's device."""
+    cutting = model.writer.cutting
+    collator = DataCollatorForGradMem(model.tokenizer, add_end_token=add_end_token, template=words, **cutting)
+    return lambda rows: {name: values.to(model.device) for name, values in collator(rows).items()}
 
 
 def _conditions(write_steps: Sequence[int], baselines: Sequence[str]) -> list[tuple[str, int | None]]:
@@ -198,7 +200,7 @@ class _Contexts:
 
 
 @torch.no_grad()
-def _read(reader: Reader, batch: ReadBatch, tokenizer: Any, total: "_Totals") -> None:
+def _read(reader: Reader, batch: ReadBatch, tokenizer: Any, total: "_Totals", longest: int) -> None:
     first = total.counts["contexts"]
     total.counts["contexts"] += len(batch.rows)
     for logits, labels in reader.logits(batch):
@@ -207,11 +209,23 @@ def _read(reader: Reader, batch: ReadBatch, tokenizer: Any, total: "_Totals") ->
         total.add_unknown(reader.log_probs(batch, NOT_TOLD), batch.rows)
     if total.metric is not None:
         words = get_template(batch.template, tokenizer)
-        targets = [target for row in batch.rows for target in targets_of(row, words)]
-        longest = max(len(tokenizer(target, add_special_tokens=False).input_ids) for target in targets)
         total.asked += zip([first + index for index in batch.context_index], batch.queries, strict=True)
-        total.predictions += reader.answers(batch, max_new_tokens=longest + 1)
+        total.predictions += reader.answers(batch, max_new_tokens=longest)
         total.references += references_of(batch.rows, words, tokenizer)
+
+
+def longest_answer(rows: Sequence[Mapping[str, Any]], words: Template, tokenizer: Any) -> int:
+    """How many tokens a right answer takes at most, its end among them: of all rows, in whatever batches they are."""
+    texts = [text for row in rows for right in _right_rows(row) for text in targets_of(right, words)]
+    return 1 + max(len(tokenizer(text, add_special_tokens=False).input_ids) for text in dict.fromkeys(texts))
+
+
+def _right_rows(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The row itself, and with each of the further accepted answers as a target, behind the space that parts it."""
+    yield row
+    spaces = [target[: len(target) - len(target.lstrip())] for target in row["targets"]]
+    for accepted in zip_longest(*(row.get("answers") or []), fillvalue=""):
+        yield {**row, "targets": [space + answer for space, answer in zip(spaces, accepted, strict=True)]}
 
 
 def references_of(rows: list[dict[str, Any]], words: Template, tokenizer: Any) -> list[list[str]]:

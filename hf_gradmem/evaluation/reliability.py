@@ -16,10 +16,9 @@ from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.answering import generate_answers
 from ..reading.confidence import Calibration, fit_confidence
-from ..tasks.collator import targets_of
 from ..tasks.facts import NOT_TOLD
 from ..template import get_template
-from .measure import METRICS, references_of
+from .measure import METRICS, longest_answer, references_of
 from .metrics import auroc
 from .others import OtherMemories
 from .results import Record
@@ -81,8 +80,7 @@ def ask_rows(
         raise ValueError(f"There is no metric {metric!r}. The metrics are {', '.join(METRICS)}.")
     others = OtherMemories(rows, len(rows))
     words = get_template(model.config.template, model.tokenizer)
-    targets = [target for row in rows for target in targets_of(row, words)]
-    longest = 1 + max(len(model.tokenizer(target, add_special_tokens=False).input_ids) for target in targets)
+    longest = longest_answer(rows, words, model.tokenizer)
     score = METRICS[metric](keep_in_memory=True).score
 
     def is_right(text: str, references: Sequence[str]) -> bool:

@@ -102,6 +102,24 @@ def test_generated_and_teacher_forced_answers_agree_with_forward(model):
     assert results["write_loss"] == pytest.approx(memory.final_write_loss.mean().item(), rel=1e-4)
 
 
+def test_an_accepted_answer_is_generated_to_its_end_in_whatever_batch_it_is_asked(model):
+    """The model's own long answer is accepted beside a short target."""
+    with torch.no_grad():
+        model.base_model.lm_head.weight[model.tokenizer.eos_token_id] *= 3  # answers end soon
+    rows = kv_retrieval.load("test", num_contexts=6, num_pairs=1, key_length=1, value_length=1).to_list()
+    memory = model.write([row["context"] for row in rows])
+    own = [greedy_answer(model, memory[number], row["queries"][0]) for number, row in enumerate(rows)]
+    rows = [
+        row | {"targets": ["x|"], "answers": [["x", answer.removesuffix("|")]]}
+        for row, answer in zip(rows, own, strict=True)
+        if "<" not in answer  # of which no text is decoded
+    ]
+    assert max(map(len, own)) > 3
+    for batch_size in (1, 4):
+        (record,) = evaluate_rows(model, rows, [2], batch_size=batch_size)
+        assert record["exact_match"] == 1.0
+
+
 def test_more_steps_are_measured_in_their_own_record(model):
     rows = kv_retrieval.load("test", num_contexts=4, num_pairs=2, key_length=1, value_length=1)
     records = evaluate_rows(model, rows, [0, 1, 6, 1])
