@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from hf_gradmem import GradMemForCausalLM
-from hf_gradmem.evaluation.results import Record, evaluate_model, evaluation_sets, load_sets
+from hf_gradmem.evaluation.results import Record, evaluate_model, evaluation_sets, load_sets, metrics_of_sets
 from hf_gradmem.training.recipe import RecipeArguments
 
 
@@ -53,7 +53,8 @@ def answer_sets(
 ) -> list[Record]:
     """The records of a recipe's evaluation sets, from contexts of this split."""
     sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments)
-    return evaluate_model(label, model, load_sets(arguments.task, sets, split), sets, write_steps)
+    rows, metrics = load_sets(arguments.task, sets, split), metrics_of_sets(arguments.task, sets)
+    return evaluate_model(label, model, rows, sets, write_steps, metrics=metrics)
 
 
 def save_table(path: Path, title: str, text: str, header: str, rows: Iterable[str]) -> None:

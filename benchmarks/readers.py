@@ -24,7 +24,7 @@ from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 from hf_gradmem.commands.packaged import find_demo_model
 from hf_gradmem.evaluation import evaluate_rows
 from hf_gradmem.evaluation.readers import OTHER, prompt_tokens
-from hf_gradmem.evaluation.results import evaluation_sets, load_sets, task_metric
+from hf_gradmem.evaluation.results import evaluation_sets, load_sets, metrics_of_sets
 from hf_gradmem.tasks import load_task
 from hf_gradmem.template import get_template
 from hf_gradmem.training.recipe import Recipe, load_recipe
@@ -121,11 +121,10 @@ def run_arm(name: str) -> dict[str, Any]:
     model.eval()
     steps = [] if options is None else [model.writer.write_steps]
     baselines = ["prompt"] if options is None else [OTHER]
-    records = {}
+    records, metrics = {}, metrics_of_sets(arguments.task, sets)
     for set_name, rows in load_sets(arguments.task, sets, "test").items():
-        metric = task_metric(arguments.task)
         records[set_name] = evaluate_rows(
-            model, rows, steps, metric, baselines=baselines, template=template, batch_size=8
+            model, rows, steps, metrics[set_name], baselines=baselines, template=template, batch_size=8
         )
     return {"arm": ARMS[name][0], "arguments": sets, "records": records}
 

@@ -28,7 +28,7 @@ EvalSets = Annotated[
 ]
 Metric = Annotated[
     Literal["exact_match", "squad", "none"] | None,
-    typer.Option(help="How answers are compared; none measures losses alone. The task's own when absent."),
+    typer.Option(help="How answers are compared; none measures losses alone. That of each set's task when absent."),
 ]
 Split = Annotated[
     str, typer.Option(help="Part of the task, where a set names none: validation, or test: all rows of a file.")
@@ -113,8 +113,8 @@ def evaluate(
     arguments = load_recipe(recipe, override or ()).arguments
     sets = results.evaluation_sets(arguments.eval_sets, arguments.task_arguments, eval_set or (), sweep or ())
     rows = results.load_sets(arguments.task, sets, split)
-    chosen = results.task_metric(arguments.task) if metric is None else None if metric == "none" else metric
-    report: dict[str, Any] = {"task": arguments.task, "split": split, "metric": chosen, "results": []}
+    metrics = results.metrics_of_sets(arguments.task, sets, metric)
+    report: dict[str, Any] = {"task": arguments.task, "split": split, "results": []}
     how: dict[str, Any] = {"revision": revision, "seed": seed, "device": device, "trust_remote_code": trust_remote_code}
     for model in dict.fromkeys(models):
         report["results"] += results.evaluate_model(
@@ -123,7 +123,7 @@ def evaluate(
             rows,
             sets,
             steps or (),
-            metric=chosen,
+            metrics=metrics,
             baselines=baseline or (),
             batch_size=batch_size,
             keep_answers=answers is not None,
@@ -205,7 +205,7 @@ def calibrate(
     """
     from hf_gradmem.commands.calibrate import check_adapter_directory, run_calibration, save_confidence
     from hf_gradmem.commands.opening import load_model
-    from hf_gradmem.evaluation.results import evaluation_sets, load_sets, save_results, task_metric
+    from hf_gradmem.evaluation.results import evaluation_sets, load_sets, metrics_of_sets, save_results
     from hf_gradmem.training.recipe import load_recipe
 
     directory = check_adapter_directory(model)
@@ -218,7 +218,7 @@ def calibrate(
     result = run_calibration(
         load_model(model, device=device, dtype=arguments.base_dtype, trust_remote_code=trust_remote_code),
         rows,
-        task_metric(arguments.task) if metric is None else None if metric == "none" else metric,
+        metrics_of_sets(arguments.task, sets, metric),
         f"{arguments.task} {split}: {', '.join(f'{len(part)} contexts of {name}' for name, part in rows.items())}",
         fit=not check,
         batch_size=batch_size,

@@ -39,7 +39,7 @@ def check_adapter_directory(name: str) -> Path:
 def run_calibration(
     model: GradMemForCausalLM,
     rows: Mapping[str, Dataset],
-    metric: str | None,
+    metrics: Mapping[str, str | None],
     name: str,
     *,
     fit: bool = True,
@@ -50,7 +50,7 @@ def run_calibration(
     Args:
         model: adapter and base, whose configuration gets the confidence.
         rows: of each set, by its name.
-        metric: which answers are right, as in [`~hf_gradmem.evaluation.measure.evaluate_rows`].
+        metrics: which answers of each set are right, as in [`~hf_gradmem.evaluation.results.metrics_of_sets`].
         name: of the sets together, for people to read.
         fit: otherwise the model's own confidence is measured, and stays.
         options: those of [`~hf_gradmem.evaluation.reliability.ask_rows`].
@@ -61,15 +61,19 @@ def run_calibration(
         them.
 
     Raises:
-        ValueError: nothing is answered in this task, the answers are all right or all wrong, or there is no confidence
+        ValueError: nothing is answered in a set, the answers are all right or all wrong, or there is no confidence
             to measure.
     """
-    if metric is None:
-        raise ValueError("The task's answers are not compared with anything: a confidence needs right and wrong ones.")
+    compared = {of: metric for of in rows if (metric := metrics[of]) is not None}
+    if len(compared) < len(rows):
+        raise ValueError(
+            f"The answers of {', '.join(rows.keys() - compared.keys())} are not compared with anything: a confidence "
+            "needs right and wrong ones. Choose the other sets, or a metric."
+        )
     present = model.config.confidence
     if not fit and present is None:
         raise ValueError("The adapter has no confidence to measure: calibrate it first, on another split.")
-    parts = {of: ask_rows(model, list(given), metric, **options) for of, given in rows.items()}
+    parts = {of: ask_rows(model, list(given), compared[of], **options) for of, given in rows.items()}
     every = Asked.cat(list(parts.values()))
     if fit:
         calibration, sure = calibrate_on(every, name)

@@ -1,9 +1,9 @@
 """Evaluation of adapters on the sets of a recipe, and the file that its records are kept in.
 
-A results file is JSON: `task`, `split`, `metric` and `results`, a list of flat records. A record is one of
-[`evaluate_rows`] and says what it was measured on: `model`, `writer`, `num_memory_tokens` and `write_steps_trained`
-(the last three `None` for a baseline), `set`, and `arguments`, those of the task. Files of several runs can be read
-together.
+A results file is JSON: `task`, `split` and `results`, a list of flat records. A record is one of [`evaluate_rows`] and
+says what it was measured on: `model`, `writer`, `num_memory_tokens` and `write_steps_trained` (the last three `None`
+for a baseline), `set`, and `arguments`, those of the task; and by which `metric` its answers were compared. Files of
+several runs can be read together.
 """
 
 import json
@@ -23,15 +23,6 @@ from ..tasks import get_task, load_set
 from .measure import evaluate_rows
 
 Record = dict[str, Any]
-
-
-def task_metric(task: str) -> str | None:
-    """Which metric of [`evaluate_rows`] a task is measured by where nothing else is asked for.
-
-    Raises:
-        ValueError: there is no such task.
-    """
-    return get_task(task).metric
 
 
 def evaluation_sets(
@@ -89,12 +80,32 @@ def load_sets(task: str, sets: dict[str, dict[str, Any]], split: str) -> dict[st
     return {name: load_set(task, {"split": split} | given) for name, given in sets.items()}
 
 
+def metrics_of_sets(
+    task: str, sets: Mapping[str, Mapping[str, Any]], asked: str | None = None
+) -> dict[str, str | None]:
+    """Which metric of [`evaluate_rows`] each set is measured by: that of its own task, or of the recipe's.
+
+    Args:
+        task: of the recipe.
+        sets: of [`evaluation_sets`].
+        asked: a metric for all of them, or `"none"`: losses alone.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if asked is not None:
+        return dict.fromkeys(sets, None if asked == "none" else asked)
+    return {name: get_task(given.get("task", task)).metric for name, given in sets.items()}
+
+
 def evaluate_model(
     name: str,
     model: GradMemForCausalLM,
     rows: dict[str, Dataset],
     sets: dict[str, dict[str, Any]],
     write_steps: Sequence[int] = (),
+    *,
+    metrics: Mapping[str, str | None],
     **options: Any,
 ) -> list[Record]:
     """Evaluate one model on several sets.
@@ -105,7 +116,8 @@ def evaluate_model(
         rows: of [`load_sets`].
         sets: of [`evaluation_sets`].
         write_steps: the model's own number by default.
-        options: those of [`evaluate_rows`].
+        metrics: of [`metrics_of_sets`].
+        options: the others of [`evaluate_rows`].
     """
     config = model.config
     of_memory = {
@@ -115,9 +127,11 @@ def evaluate_model(
     }
     records = []
     for set_name, set_rows in rows.items():
-        for measured in evaluate_rows(model, set_rows, list(write_steps) or [config.write_steps], **options):
+        steps, metric = list(write_steps) or [config.write_steps], metrics[set_name]
+        for measured in evaluate_rows(model, set_rows, steps, metric, **options):
             known = of_memory if measured["context"] == "memory" else dict.fromkeys(of_memory)
-            records.append({"model": name, "set": set_name, "arguments": sets[set_name]} | known | measured)
+            of_set = {"set": set_name, "arguments": sets[set_name], "metric": metric}
+            records.append({"model": name} | of_set | known | measured)
     return records
 
 

@@ -19,6 +19,7 @@ from tests.support.command_line import mistake, run
 from tests.support.small_models import PLAIN, named_base, with_memory
 
 RECIPE = Path(__file__).parents[2] / "model_cards" / "gradmem-kv-tiny" / "recipe.yaml"
+METRICS = {"four": "exact_match", "text": None}
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_the_memory_of_another_row_is_that_of_another_context(model):
 
 
 def test_a_calibration_tells_own_memories_from_others_on_contexts_that_it_did_not_see(model):
-    result = run_calibration(model, {"four": rows()}, "exact_match", "fifteen contexts")
+    result = run_calibration(model, {"four": rows()}, METRICS, "fifteen contexts")
     measured = result["sets"]["all"]
     assert measured["auroc"] > 0.85  # 0.92 here; 0.5 by chance
     assert measured["auroc_own_or_other"] > 0.85
@@ -105,14 +106,14 @@ def test_a_calibration_tells_own_memories_from_others_on_contexts_that_it_did_no
 
 def test_what_cannot_be_calibrated_is_refused(model):
     with pytest.raises(ValueError, match="no confidence to measure"):
-        run_calibration(model, {"four": rows(2)}, "exact_match", "two", fit=False)
-    with pytest.raises(ValueError, match="not compared with anything"):
-        run_calibration(model, {"four": rows(2)}, None, "two")
+        run_calibration(model, {"four": rows(2)}, METRICS, "two", fit=False)
+    with pytest.raises(ValueError, match="The answers of text are not compared with anything"):
+        run_calibration(model, {"four": rows(2), "text": rows(2)}, METRICS, "two")
     with pytest.raises(ValueError, match="of 1 rows none has another context"):
         ask_rows(model, list(rows(1)), "exact_match")
     wrong = rows(2).map(lambda row: row | {"targets": ["??|"] * 4})
     with pytest.raises(ValueError, match="All of the 16 answers are wrong"):
-        run_calibration(model, {"four": wrong}, "exact_match", "two")
+        run_calibration(model, {"four": wrong}, METRICS, "two")
 
 
 def test_the_command_writes_the_configuration_and_nothing_else(tmp_path):

@@ -132,6 +132,28 @@ def test_a_set_with_a_task_of_its_own_has_the_rows_of_that_task() -> None:
     assert list(rows["a seed=5"]) == list(load_task("kv_retrieval", "test", num_pairs=4, num_contexts=2, seed=5))
 
 
+def test_a_set_with_a_task_of_its_own_is_measured_by_the_metric_of_that_task(recipe: Path, tmp_path: Path) -> None:
+    rows, book = tmp_path / "rows.jsonl", tmp_path / "book.txt"
+    rows.write_text('{"context": "!a:7!", "question": "?!a:", "answer": "7"}', encoding="utf-8")
+    book.write_text("One day it rained. Two days it did not. Then came three. " * 6, encoding="utf-8")
+    sets = f"{{own: {{task: jsonl, path: {rows}}}, book: {{task: text, path: {book}, num_contexts: 1}}, n4: {{}}}}"
+    options = ["--recipe", recipe, "--override", f"eval_sets={sets}", "--override", "task_arguments.num_contexts=2"]
+    for asked, expected in (
+        ([], {"own": "squad", "book": None, "n4": "exact_match"}),
+        (["--set", "own", "--set", "n4", "--metric", "squad"], {"own": "squad", "n4": "squad"}),
+    ):
+        shown = run("evaluate", RETRIEVAL_ADAPTER, *options, *asked, "--json")
+        assert shown.exit_code == 0, shown.stderr
+        records = json.loads(shown.stdout)["results"]
+        assert {record["set"]: record["metric"] for record in records} == expected
+        for record in records:
+            measured = {name for name in ("exact_match", "f1") if name in record}
+            assert (
+                measured
+                == {None: set(), "exact_match": {"exact_match"}, "squad": {"exact_match", "f1"}}[record["metric"]]
+            )
+
+
 def test_a_set_keeps_a_split_of_its_own() -> None:
     """As in training: `--split` is of the sets that name none."""
     sets = evaluation_sets({"seen": {"split": "train"}, "held_out": {}}, {"num_contexts": 2, "num_pairs": 4})
