@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
@@ -10,6 +11,9 @@ from typing import Any
 import yaml
 
 RECIPE_FILE, RESULTS_FILE = "recipe.yaml", "results.json"
+# What a recipe says of where it runs and where it goes, and not of the training.
+_OF_THIS_MACHINE = ("output_dir", "push_to_hub", "hub_model_id")
+_ENTRIES_OF_THIS_MACHINE = re.compile(rf"^(?:{'|'.join(_OF_THIS_MACHINE)})[ \t]*:.*\n?(?:[ \t]+\S.*\n?)*", re.MULTILINE)
 # What a card shows of an evaluation, where it was measured.
 _METRICS = (
     "exact_match",
@@ -170,10 +174,11 @@ def arguments_of_set(of_all: Mapping[str, Any], of_set: Mapping[str, Any]) -> di
 
 
 def published_recipe(text: str) -> str:
-    """A recipe as others may see it: YAML in which local files are named without their folders."""
-    values = yaml.safe_load(text)
+    """A recipe as others may see it: without where it runs, and with local files named without their folders."""
+    values = {key: value for key, value in yaml.safe_load(text).items() if key not in _OF_THIS_MACHINE}
     named = _without_folders(values)
-    return text if named == values else yaml.safe_dump(named, sort_keys=False).strip()
+    text = _ENTRIES_OF_THIS_MACHINE.sub("", text)  # so that comments stay, where nothing else is changed
+    return text if named == yaml.safe_load(text) else yaml.safe_dump(named, sort_keys=False).strip()
 
 
 def _without_folders(value: Any) -> Any:

@@ -26,8 +26,8 @@ FACTS_FILE = "memories.json"
 """What every store of memories has."""
 # Those of an earlier push or save would be preferred by a loader to newer ones of another name.
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
-# Trainer's checkpoints and whatever is pickled stay at home.
-_NOT_PUSHED = ["checkpoint-*", "*.bin", "*.pt", "*.pth", ".*", "*/.*"]
+# Trainer's checkpoints, whatever is pickled, and what Trainer keeps at home as well.
+_NOT_PUSHED = ["checkpoint-*", "_*", "*.bin", "*.pt", "*.pth", ".*", "*/.*"]
 _HUB_TIMEOUT = 3.0  # seconds
 
 

@@ -42,8 +42,8 @@ from .optimizer import build_optimizer
 from .recipe import TRAINING_SET, Recipe, RecipeArguments, Stage
 from .start import Start, begin_with_start
 
-# What a recipe says of where it runs and where it goes, and not of the training.
-_OF_THIS_MACHINE = ("output_dir", "push_to_hub", "hub_model_id")
+# The recipe with its folders, for this machine alone: Trainer and push leave files with such a name at home.
+_OWN_RECIPE_FILE = "_recipe.yaml"
 
 
 def run_training(recipe: Recipe, *, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -147,9 +147,8 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
     log_writes(trainer)
     if isinstance(train_rows, WrittenRows):
         trainer.add_callback(DrawnEachEpoch(train_rows))
-    published = {key: value for key, value in recipe.values.items() if key not in _OF_THIS_MACHINE}
-    text = published_recipe(yaml.safe_dump(published, sort_keys=False).strip())
-    fill_model_card(trainer, arguments.task, text, set_arguments(recipe.values))
+    text = published_recipe(yaml.safe_dump(recipe.values, sort_keys=False))
+    fill_model_card(trainer, arguments.task, text.strip(), set_arguments(recipe.values))
     return trainer
 
 
@@ -334,8 +333,9 @@ def last_checkpoint(output: str | os.PathLike) -> str | None:
 
 
 def _keep_recipe(recipe: Recipe, output: Path) -> None:
-    """Write the recipe beside its results; refuse to go on with another one's checkpoints."""
-    kept = output / RECIPE_FILE
+    """Write the recipe beside its results, as it is published and as it is; refuse another one's checkpoints."""
+    kept = output / _OWN_RECIPE_FILE
+    kept = kept if kept.is_file() else output / RECIPE_FILE  # which was whole in runs of before
     if last_checkpoint(output) is not None and kept.is_file():
         before = yaml.safe_load(kept.read_text(encoding="utf-8"))
         changed = sorted(
@@ -348,4 +348,6 @@ def _keep_recipe(recipe: Recipe, output: Path) -> None:
             )
     if recipe.training.process_index == 0:
         output.mkdir(parents=True, exist_ok=True)
-        kept.write_text(yaml.safe_dump(recipe.values, sort_keys=False), encoding="utf-8")
+        text = yaml.safe_dump(recipe.values, sort_keys=False)
+        (output / _OWN_RECIPE_FILE).write_text(text, encoding="utf-8")
+        (output / RECIPE_FILE).write_text(f"{published_recipe(text).strip()}\n", encoding="utf-8")

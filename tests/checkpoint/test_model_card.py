@@ -273,8 +273,11 @@ def test_a_recipe_is_published_without_the_folders_of_this_machine():
         "adapter": "adapter",
         "eval_sets": {"dev": {"path": {"train": ["patients.json", "b.jsonl"], "test": "patients.json"}}},
     }
-    on_the_hub = "base_model: someone/base\n"
+    on_the_hub = "base_model: someone/base  # a small one\n"
     assert published_recipe(on_the_hub) == on_the_hub
+    here = "output_dir: /home/me/secret/run\npush_to_hub: true\n" + on_the_hub + "hub_model_id:\n  me/secret\nseed: 0\n"
+    assert published_recipe(here) == on_the_hub + "seed: 0\n"
+    assert yaml.safe_load(published_recipe("{output_dir: /home/me/secret/run, seed: 0}")) == {"seed": 0}
 
 
 def test_a_run_on_a_private_file_claims_no_public_data_set_and_shows_no_path(hub, tmp_path):
@@ -294,16 +297,19 @@ def test_a_run_on_a_private_file_claims_no_public_data_set_and_shows_no_path(hub
         "eval_sets": {"dev": {}},
         "stages": [{"steps": 1}],
     }
-    run_training(tiny_recipe(tmp_path / "run", **changes))
-    written = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    changes |= {"push_to_hub": True, "hub_model_id": "me/by-trainer", "save_strategy": "steps", "save_steps": 1}
+    run_training(tiny_recipe(tmp_path / "secret" / "run", **changes))
+    written = (tmp_path / "secret" / "run" / "README.md").read_text(encoding="utf-8")
     names = {(result.dataset_type, result.dataset_name) for result in ModelCard(written).data.eval_results}
     assert names == {("local-file", "patients.json (dev)")}
     assert "secret" not in written
     assert "Bob Stone" not in written
-    push(tmp_path / "run", ADAPTER)
-    pushed = hub.repos[ADAPTER].files
-    assert yaml.safe_load(pushed["recipe.yaml"])["task_arguments"]["path"] == "patients.json"
-    assert b"secret" not in pushed["README.md"] + pushed["recipe.yaml"]
+    push(tmp_path / "secret" / "run", ADAPTER)
+    for name in (ADAPTER, "me/by-trainer"):
+        pushed = hub.repos[name].files
+        assert yaml.safe_load(pushed["recipe.yaml"])["task_arguments"]["path"] == "patients.json"
+        assert b"secret" not in pushed["README.md"] + pushed["recipe.yaml"]
+        assert "_recipe.yaml" not in pushed
 
 
 def test_the_check_refuses_what_the_hub_would(hub):

@@ -261,9 +261,26 @@ def test_a_run_that_has_taken_its_steps_takes_no_more_when_it_is_started_again(t
 
 
 def test_checkpoints_of_another_recipe_are_not_gone_on_from(tmp_path):
-    run_training(tiny_recipe(tmp_path, save_strategy="steps", save_steps=2))
+    """Nor those of one that names another file of the same name, of which the published recipe shows nothing."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        row = {"context": f"!{folder}:1!", "question": f"?!{folder}:", "answer": "1"}
+        (tmp_path / folder / "rows.jsonl").write_text(json.dumps(row), encoding="utf-8")
+
+    def recipe(folder, **changes):
+        held_out = {"task": "jsonl", "split": "test", "path": str(tmp_path / folder / "rows.jsonl")}
+        settings = {"save_strategy": "steps", "save_steps": 2, "eval_sets": {"v": held_out}}
+        return tiny_recipe(tmp_path / "run", **settings | changes)
+
+    run_training(recipe("a"))
     with pytest.raises(ValueError, match="another recipe; learning_rate changed"):
-        run_training(tiny_recipe(tmp_path, save_strategy="steps", save_steps=2, learning_rate=2e-3))
+        run_training(recipe("a", learning_rate=2e-3))
+    with pytest.raises(ValueError, match="another recipe; eval_sets changed"):
+        run_training(recipe("b"))
+    (tmp_path / "run" / "_recipe.yaml").rename(tmp_path / "run" / "recipe.yaml")  # as runs of before have it
+    with pytest.raises(ValueError, match="another recipe; eval_sets changed"):
+        run_training(recipe("b"))
+    run_training(recipe("a"))
 
 
 def test_accumulated_batches_count_as_one(tmp_path):
