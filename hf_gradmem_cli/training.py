@@ -1,12 +1,14 @@
 """Commands that train and measure: train, evaluate, calibrate, plot."""
 
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .app import command, shows_progress
+from .app import command, manners, shows_progress
 from .inputs import check_files
 from .options import AsJson, BatchSize, Device, Overrides, Revision, Seed, Template, TrustRemoteCode, output_option
 from .printing import print_json, print_reliability, print_results, report_done
@@ -60,7 +62,8 @@ def train(
     from hf_gradmem.training.run import run_training
 
     loaded = load_recipe(recipe, override or ())
-    results = run_training(loaded, trust_remote_code=trust_remote_code)
+    with redirect_stdout(sys.stderr):  # Trainer prints its log there
+        results = run_training(loaded, trust_remote_code=trust_remote_code, show_progress=not manners.quiet)
     state = PartialState()
     state.wait_for_everyone()
     state.destroy_process_group()  # its threads may abort an interpreter that ends before they do

@@ -292,13 +292,12 @@ def load_recipe(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recip
 def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
     """A recipe from its values; see [`load_recipe`]."""
     stages = values.get("stages")
+    steps = [stage.get("steps") for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
     training = {
         # Text columns are what the collator takes; metrics are counts, added up batch by batch.
         "remove_unused_columns": False,
         "batch_eval_metrics": True,
-        "max_steps": sum(stage.get("steps", 0) for stage in stages if isinstance(stage, dict))
-        if isinstance(stages, list)
-        else 0,
+        "max_steps": sum(count for count in steps if isinstance(count, int)),  # what is no number is refused below
         # Each process reads the stream for itself: batches of different widths cannot be sent as one.
         "accelerator_config": {"dispatch_batches": False},
         "dataloader_pin_memory": torch.cuda.is_available(),

@@ -16,6 +16,7 @@ from transformers import (
     AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainerState,
     TrainingArguments,
@@ -46,12 +47,13 @@ from .start import Start, begin_with_start
 _OWN_RECIPE_FILE = "_recipe.yaml"
 
 
-def run_training(recipe: Recipe, *, trust_remote_code: bool = False) -> dict[str, Any]:
+def run_training(recipe: Recipe, *, trust_remote_code: bool = False, show_progress: bool = True) -> dict[str, Any]:
     """Train a memory as the recipe says, going on from the last checkpoint in its `output_dir` if there is one.
 
     Args:
         recipe: of [`~hf_gradmem.training.recipe.load_recipe`].
         trust_remote_code: whether code of the base's repository may be run.
+        show_progress: have Trainer print its log and show progress bars, unless the recipe's `disable_tqdm` is set.
 
     Returns:
         Steps, seconds, and the metrics of each evaluation set after the last step, as `results.json` holds them.
@@ -63,7 +65,11 @@ def run_training(recipe: Recipe, *, trust_remote_code: bool = False) -> dict[str
     output = Path(str(recipe.training.output_dir))
     check_directory(output)
     _check_pushed(recipe, output)
+    if not show_progress:
+        recipe.training.disable_tqdm = True
     trainer = build_trainer(recipe, trust_remote_code=trust_remote_code)
+    if not show_progress:
+        trainer.remove_callback(PrinterCallback)  # which stands in for the bars
     _keep_recipe(recipe, output)
     _train(trainer, last_checkpoint(output))
     trainer.save_model()

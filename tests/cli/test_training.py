@@ -40,6 +40,20 @@ def test_train_then_evaluate_an_adapter(tmp_path: Path) -> None:
     assert written["write_loss"] < start["write_loss"]
 
 
+@pytest.mark.parametrize("bars", ["true", "false"])
+def test_training_prints_its_result_alone_and_quietly_nothing(tmp_path: Path, bars: str) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    options = ["stages.0.steps=1", "logging_steps=1", f"disable_tqdm={bars}"]
+    options = [part for option in options for part in ("--override", option)]
+    told = run("train", recipe, *options, "--override", f"output_dir={tmp_path / 'told'}", "--json")
+    assert told.exit_code == 0, told.stderr
+    assert json.loads(told.stdout)["steps"] == 1
+    assert "'loss'" in told.stderr
+    quiet = run("--quiet", "train", recipe, *options, "--override", f"output_dir={tmp_path / 'quiet'}")
+    assert (quiet.exit_code, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
 def test_an_adapter_is_evaluated_in_the_precision_of_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +86,7 @@ def test_options_of_the_memory_are_an_adapters_own_and_those_of_a_plain_base(bas
         ("gradmem.write_step=3", "write_steps"),
         ("nothing", "key=value"),
         ("stages=[]", "stages"),
+        ('stages.0.steps="100"', "steps of a stage must be a number of at least 1, got '100'"),
     ],
 )
 def test_a_wrong_recipe_is_one_line_and_nothing_is_written(tmp_path: Path, override: str, message: str) -> None:
