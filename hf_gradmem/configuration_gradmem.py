@@ -59,7 +59,7 @@ class GradMemConfig(PreTrainedConfig):
             Step size α, on the *mean* loss over a sample's tokens. 0.4 is the paper's choice for pretrained bases.
         learn_write_learning_rate (`str`, defaults to `"none"`):
             `"per_step"` or `"per_token"` meta-learns one positive step size for each step, or for each step and
-            memory token, from `write_learning_rate`. Beyond the trained steps the last goes on, with `write_step_decay`.
+            memory token, from `write_learning_rate`. Beyond the trained steps the last goes on with `write_step_decay`.
         write_relative_step_size (`bool`, defaults to `False`):
             Whether α is a share of what is there: in each tensor of the base that a memory fills (the values of one
             layer, say) a step is α times the root mean square of the start's numbers, as the relative step size of
