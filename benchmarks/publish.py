@@ -5,7 +5,8 @@
 
 What WRITE uses stays as it was trained, so memories that were written by the run are read by what is published. Of
 several runs that go on from one another, READ's LoRA is the mean of theirs, which forgets less of what the earlier ones
-could (Wortsman et al., arXiv 2203.05482).
+could (Wortsman et al., arXiv 2203.05482). `--write-of RUN` takes what WRITE uses, and the configuration, from another run:
+of a reader that learned on memories of another start, for one.
 """
 
 import argparse
@@ -19,22 +20,26 @@ from safetensors.torch import load_file, save_file
 from hf_gradmem.configuration_gradmem import SAVE_ID
 
 
-def publish(runs: Sequence[Path], base_name: str, output: Path) -> None:
-    """Copy the adapter of a run, or the mean of several, with the configuration of the first.
+def publish(runs: Sequence[Path], base_name: str, output: Path, write_of: Path | None = None) -> None:
+    """Copy the adapter of a run, or the mean of several, with what WRITE uses and the configuration of `write_of`.
 
     Raises:
-        ValueError: what WRITE uses differs between them.
+        ValueError: `write_of` is not given, and what WRITE uses differs between the runs.
     """
     held = [load_file(run / "model.safetensors") for run in runs]
+    writes = load_file(write_of / "model.safetensors") if write_of else held[0]
     smaller = {}
-    for name, tensor in held[0].items():
+    for name, tensor in writes.items():
         if ".read." in name:
             smaller[name] = torch.stack([tensors[name].float() for tensors in held]).mean(0).to(torch.bfloat16)
-        elif all(torch.equal(tensor, tensors[name]) for tensors in held):
+        elif write_of or all(torch.equal(tensor, tensors[name]) for tensors in held):
             smaller[name] = tensor
         else:
-            raise ValueError(f"The runs differ in {name}, which WRITE uses. The mean is of READ's LoRA alone.")
-    config = json.loads((runs[0] / "config.json").read_text(encoding="utf-8"))
+            raise ValueError(
+                f"The runs differ in {name}, which WRITE uses. The mean is of READ's LoRA alone: say by --write-of "
+                "whose the rest is to be."
+            )
+    config = json.loads(((write_of or runs[0]) / "config.json").read_text(encoding="utf-8"))
     config.pop(SAVE_ID, None)
     config["base_model_name_or_path"] = base_name
     config["text_config"] = {
@@ -50,5 +55,6 @@ if __name__ == "__main__":
     parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("base_name")
     parser.add_argument("output", type=Path)
+    parser.add_argument("--write-of", type=Path)
     given = parser.parse_args()
-    publish(given.runs, given.base_name, given.output)
+    publish(given.runs, given.base_name, given.output, given.write_of)

@@ -37,3 +37,7 @@ def test_runs_that_write_differently_have_no_mean(runs, tmp_path):
     with pytest.raises(ValueError, match="differ in memory_init"):
         publish([*runs, tmp_path / "other"], str(tmp_path / "base"), tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
+    publish(runs, str(tmp_path / "base"), tmp_path / "mean", write_of=tmp_path / "other")
+    mean = get_gradmem_model(named_base(tmp_path / "base"), tmp_path / "mean")
+    assert torch.equal(mean.memory_init, other.memory_init)
+    assert (mean.base_model.get_parameter("model.layers.0.self_attn.q_proj.lora_A.read.weight") == 1.5).all()
