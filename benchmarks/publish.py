@@ -5,8 +5,8 @@
 
 What WRITE uses stays as it was trained, so memories that were written by the run are read by what is published. Of
 several runs that go on from one another, READ's LoRA is the mean of theirs, which forgets less of what the earlier ones
-could (Wortsman et al., arXiv 2203.05482). `--write-of RUN` takes what WRITE uses, and the configuration, from another run:
-of a reader that learned on memories of another start, for one.
+could (Wortsman et al., arXiv 2203.05482). `--write-of RUN` takes what WRITE uses, and the configuration, from another
+run.
 """
 
 import argparse
