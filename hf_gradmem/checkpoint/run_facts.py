@@ -147,13 +147,8 @@ def facts_of_directory(directory: str | os.PathLike) -> CardFacts:
     given = {"task": task, "outer steps": steps, "seed": results.get("seed", recipe.get("seed"))}
     facts.training = {name: value for name, value in given.items() if value is not None}
     facts.results = [
-        Result(
-            record.get("arguments", {}).get("task", task) or "unknown",
-            record["set"],
-            _shown(record),
-            record.get("arguments", {}).get("split", results["split"]),
-            record["write_steps"],
-            rows_source(task, record.get("arguments", {}), results["split"]),
+        _result(
+            task, record.get("arguments", {}), record["set"], _shown(record), results["split"], record["write_steps"]
         )
         for record in results.get("results", [])
         if record["context"] == "memory" and Path(record["model"]).name == directory.resolve().name
@@ -219,11 +214,21 @@ def trainer_results(
         prefix = "eval_" if name is None else f"eval_{name}_"
         of_set = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
         if shown := _shown(of_set):
-            arguments = {} if name is None else sets[name]
-            source, of = rows_source(task, arguments), arguments.get("task", task)
-            split = arguments.get("split", "validation")
-            results.append(Result(of or "unknown", name or "evaluation set", shown, split, source=source))
+            results.append(_result(task, {} if name is None else sets[name], name or "evaluation set", shown))
     return results
+
+
+def _result(
+    task: str | None,
+    arguments: Mapping[str, Any],
+    name: str,
+    metrics: dict[str, float],
+    split: str = "validation",
+    write_steps: int | None = None,
+) -> Result:
+    """What was measured on a set, whose arguments may name a task and a split of its own."""
+    of, part = arguments.get("task", task) or "unknown", arguments.get("split", split)
+    return Result(of, name, metrics, part, write_steps, rows_source(task, arguments, split))
 
 
 def _shown(metrics: Mapping[str, Any]) -> dict[str, float]:

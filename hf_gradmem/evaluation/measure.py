@@ -25,7 +25,7 @@ from ..template import Template, get_template, template_in_use
 from ..writing.contexts import Contexts
 from ..writing.write import write_at_steps
 from .metrics import ExactMatch, SquadMetric, auroc
-from .others import OtherMemories
+from .others import OtherMemories, other_rows
 from .readers import OTHER, MemoryReader, PromptReader, ReadBatch, Reader, check_baselines
 from .tokens import base_token_losses, bits_recovered, memory_token_losses
 
@@ -80,7 +80,8 @@ def evaluate_rows(
     words = template_in_use(template, model.config.template, model.tokenizer)
     longest = 0 if metric is None else longest_answer(rows, get_template(words, model.tokenizer), model.tokenizer)
     collate = _collating(model, words, metric is not None)
-    others = {steps: OtherMemories(rows, batch_size) for steps in write_steps if OTHER in baselines}
+    numbers = other_rows(rows, batch_size) if OTHER in baselines else []
+    others = {steps: OtherMemories(rows, numbers) for steps in write_steps}
     with tqdm(total=len(batches) * len(totals), desc="Evaluating", disable=not show_progress) as bar, evaluating():
         for part in batches:
             batch = ReadBatch(part, collate, words)

@@ -47,15 +47,12 @@ class OtherMemories:
 
     Args:
         rows: all of them.
-        wrap: as in [`other_rows`].
-
-    Raises:
-        ValueError: as in [`other_rows`].
+        others: of [`other_rows`].
     """
 
-    def __init__(self, rows: Sequence[Row], wrap: int) -> None:
-        self._rows, self._others, self._done = rows, other_rows(rows, wrap), 0
-        self._last_reader = {other: number for number, other in enumerate(self._others)}
+    def __init__(self, rows: Sequence[Row], others: Sequence[int]) -> None:
+        self._rows, self._others, self._done = rows, others, 0
+        self._last_reader = {other: number for number, other in enumerate(others)}
         self._kept: dict[int, GradMemMemory] = {}
 
     def of_next(self, memory: GradMemMemory, write: Callable[[Row], GradMemMemory]) -> GradMemMemory:

@@ -20,7 +20,7 @@ from ..tasks.facts import NOT_TOLD
 from ..template import get_template
 from .measure import METRICS, longest_answer, references_of
 from .metrics import auroc
-from .others import OtherMemories
+from .others import OtherMemories, other_rows
 from .results import Record
 
 Tensor = torch.Tensor
@@ -78,7 +78,7 @@ def ask_rows(
     """
     if metric not in METRICS:
         raise ValueError(f"There is no metric {metric!r}. The metrics are {', '.join(METRICS)}.")
-    others = OtherMemories(rows, len(rows))
+    others = OtherMemories(rows, other_rows(rows, len(rows)))
     words = get_template(model.config.template, model.tokenizer)
     longest = longest_answer(rows, words, model.tokenizer)
     score = METRICS[metric](keep_in_memory=True).score
