@@ -5,7 +5,7 @@ Each sentence is a segment. A question is asked of the sentences before it, and 
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from datasets import Dataset
@@ -105,13 +105,8 @@ def _rows(story: list[Line]) -> Iterator[dict[str, Any]]:
             yield {"context": list(sentences), "queries": [text], "targets": [f" {answer}"]}
 
 
-def build_tokenizer(**arguments: Any) -> PreTrainedTokenizerFast:
-    """One token for each word of the training part, in alphabetical order, for a base that is trained from scratch.
-
-    Args:
-        arguments: those of [`load`]; `split` is set aside.
-    """
-    rows = load(**arguments | {"split": "train"})
+def build_tokenizer(rows: Iterable[Mapping[str, Any]]) -> PreTrainedTokenizerFast:
+    """One token for each word of the rows, in alphabetical order, for a base that is trained from scratch."""
     return word_tokenizer(text for row in rows for text in [*row["context"], *row["queries"], *row["targets"]])
 
 

@@ -6,7 +6,7 @@ two sentences, then a question if one of the last five sentences gives rise to o
 story up to one of its questions, as in [`~hf_gradmem.tasks.babi`], so what is trained here is evaluated there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -377,11 +377,11 @@ def stream(
     return generated.stream(BabiStories(split=split, **arguments), num_contexts, num_shards, first)
 
 
-def build_tokenizer(**arguments: Any) -> PreTrainedTokenizerFast:
+def build_tokenizer(rows: Iterable[Mapping[str, Any]] = ()) -> PreTrainedTokenizerFast:
     """One token for each word of the five tasks, so that a base trained on one knows the words of all.
 
     Args:
-        arguments: those of the task. The vocabulary does not depend on them.
+        rows: not looked at. The vocabulary does not depend on them.
     """
     names = [*ROOMS, *THINGS, *PEOPLE[1], *PEOPLE[5], *OPPOSITE]
     return word_tokenizer([*names, *MOVED, *GOT, *DROPPED, *GAVE, QUESTION_WORDS])

@@ -6,7 +6,7 @@ what a query will name. A backward query asks `?:v!` and is answered `k:|`. `mix
 """
 
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -212,11 +212,11 @@ def stream(
     return generated.stream(KVRetrieval(split=split, **arguments), num_contexts, num_shards, first)
 
 
-def build_tokenizer(**arguments: Any) -> PreTrainedTokenizerFast:
+def build_tokenizer(rows: Iterable[Mapping[str, Any]] = ()) -> PreTrainedTokenizerFast:
     """One token for each of the 62 symbols and the punctuation; `|` is the end token, so that answers stop there.
 
     Args:
-        arguments: those of the task. The vocabulary does not depend on them.
+        rows: not looked at. The vocabulary does not depend on them.
     """
     vocabulary = {token: index for index, token in enumerate([PAD, BOS, END, UNKNOWN, *PUNCTUATION, *SYMBOLS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))

@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -254,7 +254,18 @@ def _task_tokenizer(arguments: RecipeArguments) -> PreTrainedTokenizerBase:
     build = get_task(arguments.task).build_tokenizer
     if build is None:
         raise ValueError(f"The task {arguments.task!r} has no tokenizer of its own. Name a base_model.")
-    return build(**arguments.task_arguments)
+    return build(_known_rows(arguments))
+
+
+def _known_rows(arguments: RecipeArguments) -> Iterator[Mapping[str, Any]]:
+    """The rows whose words a new base is to know: those of all stages and evaluation sets, loaded as they are read.
+
+    Of files all rows (their `"test"` part), as `hf-gradmem evaluate` may ask of them later.
+    """
+    given = [arguments.task_arguments | stage.task_arguments for stage in arguments.curriculum]
+    given += [arguments_of_set(arguments.task_arguments, of_set) for of_set in arguments.eval_sets.values()]
+    for part in given:
+        yield from load_set(arguments.task, {"split": "validation" if "task" in part else "test"} | part)
 
 
 def _new_base(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:

@@ -34,9 +34,9 @@ def test_babi_train_and_validation_share_no_story(tmp_path):
     assert (len(told[0]), len(told[1]), told[0] & told[1]) == (18, 2, set())
 
 
-def test_babi_tokenizer_knows_every_word_of_the_training_part(tmp_path):
+def test_babi_tokenizer_knows_every_word_of_its_rows(tmp_path):
     (tmp_path / "qa.txt").write_text(BABI * 5, encoding="utf-8")
-    tokenizer = TASKS["babi"].build_tokenizer(path=tmp_path / "qa.txt")
+    tokenizer = TASKS["babi"].build_tokenizer(load_task("babi", path=tmp_path / "qa.txt"))
     ids = tokenizer("Where is Mary? bathroom", add_special_tokens=False).input_ids
     assert len(ids) == 5
     assert tokenizer.unk_token_id not in ids

@@ -192,7 +192,7 @@ def test_the_vocabulary_is_that_of_the_published_files():
     words = {"<pad>", "<bos>", "<eos>", "<unk>"}
     for path in FILES.glob("qa*_train.txt"):
         words |= set(re.findall(r"[A-Za-z]+|[.?]", path.read_text(encoding="utf-8")))
-    assert TASKS["babi_stories"].build_tokenizer(qa=3).get_vocab().keys() == words
+    assert TASKS["babi_stories"].build_tokenizer().get_vocab().keys() == words
 
 
 @pytest.mark.parametrize("qa", QA)

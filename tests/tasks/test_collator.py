@@ -53,6 +53,14 @@ def test_answer_gets_an_end_token_unless_it_has_one():
     assert plain["input_ids"].tolist() == [[ids("?!a:1!")]]
 
 
+def test_an_answer_of_words_that_the_tokenizer_does_not_know_is_refused():
+    """It would be the same as any other such, in training and where answers are compared."""
+    row = {"context": ["!a:1!"], "queries": ["?!a:"], "targets": ["é!"]}
+    with pytest.raises(ValueError, match="target 'é!' has words that the tokenizer does not know"):
+        DataCollatorForGradMem(TOKENIZER)([row])
+    DataCollatorForGradMem(TOKENIZER, add_end_token=False)([row])
+
+
 def test_context_that_is_one_text_has_no_segments():
     row = {"context": "!a:1!!b:2!|", "queries": ["?!a:"], "targets": ["1!|"]}
     assert "context_segment_ids" not in DataCollatorForGradMem(TOKENIZER)([row])

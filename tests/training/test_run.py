@@ -153,6 +153,22 @@ def test_a_stage_does_not_begin_the_data_anew(tmp_path):
     assert read([{"steps": 3}, {"steps": 2}])[12:] == read([{"steps": 7}])[18:26]
 
 
+def test_a_new_base_knows_the_words_of_all_stages_and_evaluation_sets(tmp_path):
+    for name, word in (("first", "attic"), ("later", "barn"), ("held_out", "cave")):
+        story = f"1 Ann is in the {word}.\n2 Where? \t{word}\t1\n" * 10
+        (tmp_path / f"{name}.txt").write_text(story, encoding="utf-8")
+    recipe = tiny_recipe(
+        tmp_path / "run",
+        task="babi",
+        task_arguments={"path": str(tmp_path / "first.txt")},
+        stages=[{"steps": 1}, {"steps": 1, "task_arguments": {"path": str(tmp_path / "later.txt")}}],
+        eval_sets={"v": {"path": str(tmp_path / "held_out.txt")}, "other": {"task": "babi_stories", "num_contexts": 1}},
+    )
+    vocabulary = build_trainer(recipe).processing_class.get_vocab()
+    (of_other,) = load_task("babi_stories", "validation", num_contexts=1)
+    assert {"attic", "barn", "cave", of_other["targets"][0].strip()} <= vocabulary.keys()
+
+
 def test_a_recipe_can_be_evaluated_on_another_task(tmp_path):
     recipe = tiny_recipe(
         tmp_path, eval_sets={"same": {"num_contexts": 3}, "other": {"task": "facts", "num_contexts": 4}}
