@@ -121,7 +121,7 @@ def write(
     """
     from hf_gradmem.commands.opening import PLAIN_BASE_TOLERANCE, is_adapter, load_model
     from hf_gradmem.evaluation.memory_facts import memory_facts
-    from hf_gradmem.memory.written import MEMORY_FILE
+    from hf_gradmem.hub.client import MEMORY_FILE
     from hf_gradmem.writing.fitting import fit_contexts
 
     check_output(output, MEMORY_FILE)

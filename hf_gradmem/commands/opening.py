@@ -22,9 +22,9 @@ from ..base.precision import FASTEST, fastest_dtype
 from ..checkpoint.base_model import adapter_dtype
 from ..checkpoint.tokenizer import open_tokenizer
 from ..configuration_gradmem import GradMemConfig
-from ..hub.client import FACTS_FILE, hub_is_reachable
+from ..hub.client import FACTS_FILE, MEMORY_FILE, hub_is_reachable
 from ..hub.errors import one_line_errors
-from ..memory.written import MEMORY_FILE, GradMemMemory
+from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
 from .packaged import HUB_NAME, PRETRAINED, find_demo_model, packaged_adapter
 

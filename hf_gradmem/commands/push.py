@@ -15,9 +15,17 @@ from ..checkpoint.adapter import Adapter
 from ..checkpoint.model_card import model_card
 from ..checkpoint.run_facts import RECIPE_FILE, facts_of_directory, published_recipe
 from ..hub.cards import address_card, is_own_card
-from ..hub.client import CARD_FILE, FACTS_FILE, folder_files, prepare_repository, push_files, remote_card
+from ..hub.client import (
+    CARD_FILE,
+    FACTS_FILE,
+    MEMORY_FILE,
+    folder_files,
+    prepare_repository,
+    push_files,
+    remote_card,
+)
 from ..memory.store import MemoryStore
-from ..memory.written import MEMORY_FILE, GradMemMemory
+from ..memory.written import GradMemMemory
 
 # Weights of published adapters that come with the package; their cards lie under model_cards/.
 _PACKAGED = Path(__file__).parents[1] / "pretrained"

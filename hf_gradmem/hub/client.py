@@ -24,17 +24,19 @@ from .errors import HubError, one_line_errors
 CARD_FILE = constants.REPOCARD_NAME
 FACTS_FILE = "memories.json"
 """What every store of memories has."""
+MEMORY_FILE = "memory.safetensors"
+"""What a single memory lies in."""
 # Those of an earlier push or save would be preferred by a loader to newer ones of another name.
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
-# Trainer's checkpoints, whatever is pickled, and what Trainer keeps at home as well.
-_NOT_PUSHED = ["checkpoint-*", "_*", "*.bin", "*.pt", "*.pth", ".*", "*/.*"]
+# Trainer's checkpoints, whatever is pickled, what Trainer keeps at home as well, and memories, which decode to texts.
+_NOT_PUSHED = ["checkpoint-*", "_*", "*.bin", "*.pt", "*.pth", ".*", "*/.*", MEMORY_FILE, f"*/{MEMORY_FILE}"]
 _HUB_TIMEOUT = 3.0  # seconds
 
 
 def folder_files(folder: Path) -> dict[str, Path]:
     """What a push takes from a directory, by its path in the repository.
 
-    Stores of memories within it stay at home, too: they decode to the texts that an adapter was trained on.
+    Memories within it stay at home, too, single ones and stores: they decode to the texts that they were written from.
     """
     stores = {path.parent for path in folder.rglob(FACTS_FILE)} - {folder}
     found = (path for path in sorted(folder.rglob("*")) if path.is_file() and stores.isdisjoint(path.parents))

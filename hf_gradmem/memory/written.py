@@ -16,12 +16,11 @@ from safetensors import SafetensorError, safe_open
 from torch.nn import functional
 
 from ..files import save_tensors
-from ..hub.client import CARD_FILE, prepare_repository, push_files, remote_card
+from ..hub.client import CARD_FILE, MEMORY_FILE, prepare_repository, push_files, remote_card
 from ..hub.errors import one_line_errors
 from .card import is_memory_card, memory_card
 from .checks import broken, check_tensors
 
-MEMORY_FILE = "memory.safetensors"
 _FORMAT = "gradmem-memory"
 _FORMAT_VERSION = "2"
 _READABLE_VERSIONS = ("1", _FORMAT_VERSION)  # "1" has a fingerprint of another kind, and no name beside it

@@ -165,8 +165,8 @@ class DataCollatorForGradMem:
             return  # running text goes on all the same; two answers of unknown words would count as one
         if any(unknown in word for word in self._encode(text.split())):  # a space tells nothing
             raise ValueError(
-                f"The target {text!r} has words that the tokenizer does not know ({mark}): no answer could be told from "
-                "another. Leave such rows out, or take a base whose vocabulary has the words."
+                f"The target {text!r} has words that the tokenizer does not know ({mark}): no answer could be told "
+                "from another. Leave such rows out, or take a base whose vocabulary has the words."
             )
 
     def _ended(self, target: list[int]) -> list[int]:

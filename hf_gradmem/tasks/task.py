@@ -16,8 +16,8 @@ class Task:
             the form of [`~hf_gradmem.tasks.rows`].
         stream: the same rows generated as they are read, for a task that generates them. It also takes `num_contexts`,
             and `first`, the index of the first one.
-        build_tokenizer: `build_tokenizer(rows)` → a tokenizer with the task's own vocabulary, for a base that is trained
-            from scratch. It takes all rows that the base is to know, as they are loaded, and need not look at them.
+        build_tokenizer: `build_tokenizer(rows)` → a tokenizer with the task's own vocabulary, for a base that is
+            trained from scratch. It takes all rows that the base is to know, loaded as it looks at them, if it does.
         add_end_token: whether a target ends in an end token. Running text goes on after its target.
         metric: the metric of [`~hf_gradmem.evaluation.evaluate_rows`] that the task is scored by where nothing else is
             asked for; `None` measures losses alone.

@@ -32,6 +32,7 @@ from ..checkpoint.base_model import adapter_dtype, check_attachable
 from ..checkpoint.run_facts import RECIPE_FILE, RESULTS_FILE, arguments_of_set, published_recipe, set_arguments
 from ..checkpoint.tokenizer import open_tokenizer
 from ..files import check_directory
+from ..hub.client import FACTS_FILE, MEMORY_FILE
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
 from ..tasks import columns_of, get_task, load_set, load_task
 from ..tasks.collator import DataCollatorForGradMem
@@ -106,14 +107,15 @@ def _train(trainer: Trainer, checkpoint: str | None) -> None:
 
 
 def _check_pushed(recipe: Recipe, output: Path) -> None:
-    memories = recipe.arguments.memories
-    if (
-        recipe.training.push_to_hub
-        and memories is not None
-        and Path(memories).resolve().is_relative_to(output.resolve())
-    ):
+    """Refuse to have Trainer, which knows no memories, upload those of a recipe or others that lie there."""
+    if not recipe.training.push_to_hub:
+        return
+    own = recipe.arguments.memories
+    found = [Path(own)] if own is not None and Path(own).resolve().is_relative_to(output.resolve()) else []
+    found += [path.parent for name in (FACTS_FILE, MEMORY_FILE) for path in output.rglob(name)]
+    if found:
         raise ValueError(
-            f"push_to_hub uploads all of {output}, and with it the memories in {memories}, which decode to the texts "
+            f"push_to_hub uploads all of {output}, and with it the memories in {found[0]}, which decode to the texts "
             "that they were written from. Give memories another folder, or push by `hf-gradmem push`, which leaves "
             "them out."
         )

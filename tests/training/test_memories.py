@@ -238,6 +238,13 @@ def test_memories_within_what_is_pushed_are_refused_and_left_at_home(tmp_path):
     pushed = set(folder_files(tmp_path / "run"))
     assert {"config.json", "model.safetensors", "recipe.yaml"} <= pushed
     assert not [name for name in pushed if name.startswith("memories")]
+    (tmp_path / "run" / "kept").mkdir()
+    for name in ("memory.safetensors", "kept/memory.safetensors"):
+        (tmp_path / "run" / name).write_bytes(b"a single one")
+        assert set(folder_files(tmp_path / "run")) == pushed
+        with pytest.raises(ValueError, match="push_to_hub uploads all of"):
+            run_training(recipe(tmp_path, push_to_hub=True))
+        (tmp_path / "run" / name).unlink()
     store = tmp_path / "run" / "memories" / "train"
     assert {"memories.json", "data/train-00000-of-00001.parquet"} <= set(folder_files(store))
 
