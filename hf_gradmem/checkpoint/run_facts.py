@@ -11,6 +11,8 @@ from typing import Any
 import yaml
 
 RECIPE_FILE, RESULTS_FILE = "recipe.yaml", "results.json"
+OWN_RECIPE_FILE = "_recipe.yaml"
+"""The recipe with its folders, for this machine alone: Trainer and push leave files with such a name at home."""
 # What a recipe says of where it runs and where it goes, and not of the training.
 _OF_THIS_MACHINE = ("output_dir", "push_to_hub", "hub_model_id")
 _ENTRIES_OF_THIS_MACHINE = re.compile(rf"^(?:{'|'.join(_OF_THIS_MACHINE)})[ \t]*:.*\n?(?:[ \t]+\S.*\n?)*", re.MULTILINE)

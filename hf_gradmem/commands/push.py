@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..checkpoint.adapter import Adapter
 from ..checkpoint.model_card import model_card
-from ..checkpoint.run_facts import RECIPE_FILE, facts_of_directory, published_recipe
+from ..checkpoint.run_facts import OWN_RECIPE_FILE, RECIPE_FILE, facts_of_directory, published_recipe
 from ..hub.cards import address_card, is_own_card
 from ..hub.client import (
     CARD_FILE,
@@ -59,7 +61,7 @@ def push(
 
     An adapter goes with its card, or one that is written for it, and with `recipe.yaml` and `results.json` if they lie
     beside it. Of a directory of adapters, such as `model_cards/`, each folder that has weights goes to
-    `repo_id/<its name>`; the weights may lie in the package. Many memories, of `write-dataset`, become a data set.
+    `repo_id/<its name>`; the weights may lie in the package, unless the folder is that of a training run. Many memories, of `write-dataset`, become a data set.
 
     Args:
         source: directory of an adapter, of a memory, of many memories or of adapters, or a memory's file.
@@ -98,12 +100,20 @@ def push(
 
 
 def _adapters_under(directory: Path) -> Iterator[tuple[Path, Path]]:
-    """Where the weights lie, and the card, of each folder that has weights."""
+    """Where the weights lie, and the card, of each folder that has weights. A run's checkpoints are no adapters yet."""
     for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
-        for weights in (folder, _PACKAGED / folder.name):
+        if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+            continue
+        for weights in [folder] if _is_run(folder) else [folder, _PACKAGED / folder.name]:
             if (weights / CONFIG_NAME).is_file() and _has_weights(weights):
                 yield weights, folder
                 break
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is one that was trained into: the weights of the package are not what it is to have."""
+    left = (folder / name for name in (OWN_RECIPE_FILE, TRAINER_STATE_NAME))
+    return any(path.is_file() for path in left) or any(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
 
 
 def _has_weights(directory: Path) -> bool:

@@ -29,7 +29,14 @@ from ..base.lora import train_beside_base
 from ..base.precision import FASTEST, fastest_dtype
 from ..checkpoint.adapter import Adapter
 from ..checkpoint.base_model import adapter_dtype, check_attachable
-from ..checkpoint.run_facts import RECIPE_FILE, RESULTS_FILE, arguments_of_set, published_recipe, set_arguments
+from ..checkpoint.run_facts import (
+    OWN_RECIPE_FILE,
+    RECIPE_FILE,
+    RESULTS_FILE,
+    arguments_of_set,
+    published_recipe,
+    set_arguments,
+)
 from ..checkpoint.tokenizer import open_tokenizer
 from ..files import check_directory
 from ..hub.client import FACTS_FILE, MEMORY_FILE
@@ -43,9 +50,6 @@ from .metrics import TeacherForcedExactMatch, most_likely_tokens
 from .optimizer import build_optimizer
 from .recipe import TRAINING_SET, Recipe, RecipeArguments, Stage
 from .start import Start, begin_with_start
-
-# The recipe with its folders, for this machine alone: Trainer and push leave files with such a name at home.
-_OWN_RECIPE_FILE = "_recipe.yaml"
 
 
 def run_training(recipe: Recipe, *, trust_remote_code: bool = False, show_progress: bool = True) -> dict[str, Any]:
@@ -353,7 +357,7 @@ def last_checkpoint(output: str | os.PathLike) -> str | None:
 
 def _keep_recipe(recipe: Recipe, output: Path) -> None:
     """Write the recipe beside its results, as it is published and as it is; refuse another one's checkpoints."""
-    kept = output / _OWN_RECIPE_FILE
+    kept = output / OWN_RECIPE_FILE
     kept = kept if kept.is_file() else output / RECIPE_FILE  # which was whole in runs of before
     if last_checkpoint(output) is not None and kept.is_file():
         before = yaml.safe_load(kept.read_text(encoding="utf-8"))
@@ -368,5 +372,5 @@ def _keep_recipe(recipe: Recipe, output: Path) -> None:
     if recipe.training.process_index == 0:
         output.mkdir(parents=True, exist_ok=True)
         text = yaml.safe_dump(recipe.values, sort_keys=False)
-        (output / _OWN_RECIPE_FILE).write_text(text, encoding="utf-8")
+        (output / OWN_RECIPE_FILE).write_text(text, encoding="utf-8")
         (output / RECIPE_FILE).write_text(f"{published_recipe(text).strip()}\n", encoding="utf-8")

@@ -1,6 +1,7 @@
 """`hf-gradmem push`, and the other commands beside the Hub."""
 
 import json
+import shutil
 
 import torch
 from huggingface_hub import HfApi, constants
@@ -66,6 +67,18 @@ def test_push_command_takes_every_folder_with_weights(hub, hub_base, tmp_path):
         "your-name/gradmem-kv-tiny", "me/gradmem-kv-tiny"
     )
     assert "model.safetensors" in files(hub, "me/gradmem-kv-tiny")
+
+
+def test_runs_that_are_not_done_are_not_pushed(hub, hub_base, tmp_path):
+    """Neither as the adapter of the package that has their name, nor by their checkpoints."""
+    runs, files_of_runs = tmp_path / "runs", ("_recipe.yaml", "trainer_state.json", "checkpoint-2/config.json")
+    for left in files_of_runs:
+        (runs / "gradmem-kv-tiny" / left).parent.mkdir(parents=True)
+        (runs / "gradmem-kv-tiny" / left).write_text("{}")
+        assert "holds neither an adapter" in mistake(cli("push", runs, "me"))
+        shutil.rmtree(runs)
+    with_memory(hub_base, **PLAIN).save_pretrained(runs / "mine" / "checkpoint-2")
+    assert "holds neither an adapter" in mistake(cli("push", runs / "mine", "me"))
 
 
 def test_mistakes_of_the_push_command_are_one_line(hub, hub_base, monkeypatch, tmp_path):
