@@ -75,6 +75,15 @@ def rows_source(task: str | None, arguments: Mapping[str, Any], split: str = "va
     return Source()
 
 
+def reads_local_file(arguments: Mapping[str, Any]) -> bool:
+    """Whether rows come from a file here, all or some of them: by a task's arguments, or those of a part of a mixture."""
+    parts = arguments.get("parts")
+    nested = parts if isinstance(parts, list) else []
+    return arguments.get("path") is not None or any(
+        reads_local_file(part) for part in nested if isinstance(part, Mapping)
+    )
+
+
 def _files(path: Any, split: str) -> list[str]:
     """The files that a task's argument names: one, or a list of them, or either for each split."""
     if isinstance(path, Mapping):

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..checkpoint.adapter import save_remote_code
-from ..checkpoint.run_facts import CardFacts, rows_source, trainer_results
+from ..checkpoint.run_facts import CardFacts, reads_local_file, trainer_results
 from ..hub.cards import local_id, write_card
 from ..modeling_gradmem import GradMemForCausalLM
 from ..template import get_template
@@ -140,7 +140,7 @@ def fill_model_card(
     sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {}
     arguments = {name: (set_arguments or {}).get(name, {}) for name in sets}
     # The rows of a local file are not to be shown to everybody.
-    shown = [rows for name, rows in sets.items() if rows_source(task, arguments[name]).type != "local-file"]
+    shown = [rows for name, rows in sets.items() if not reads_local_file(arguments[name])]
     callback = ModelCardCallback(arguments, task, recipe, _example([*shown, trainer.eval_dataset]))
     trainer.add_callback(callback)
 

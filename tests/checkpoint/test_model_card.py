@@ -17,7 +17,8 @@ from hf_gradmem.commands.push import push
 from hf_gradmem.hub.cards import is_own_card
 from hf_gradmem.tasks import load_task
 from hf_gradmem.training.card import fill_model_card
-from hf_gradmem.training.run import run_training
+from hf_gradmem.training.card import ModelCardCallback
+from hf_gradmem.training.run import build_trainer, run_training
 from tests.support.small_models import PLAIN, named_base, small_tokenizer, with_memory
 from tests.support.tiny_models import tiny_causal_lm, tiny_config
 from tests.support.tiny_training import stock_trainer, tiny_model, tiny_recipe
@@ -310,6 +311,18 @@ def test_a_run_on_a_private_file_claims_no_public_data_set_and_shows_no_path(hub
         assert yaml.safe_load(pushed["recipe.yaml"])["task_arguments"]["path"] == "patients.json"
         assert b"secret" not in pushed["README.md"] + pushed["recipe.yaml"]
         assert "_recipe.yaml" not in pushed
+
+
+def test_no_row_of_a_local_file_is_shown_from_within_mixtures(tmp_path):
+    row = {"context": "Bob Stone has a cold.", "question": "Who has a cold?", "answer": "Bob Stone"}
+    (tmp_path / "patients.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    private = {"task": "mixture", "parts": [{"task": "jsonl", "path": str(tmp_path / "patients.jsonl")}]}
+    facts = {"task": "facts", "num_contexts": 1}
+    for parts, shown in (([facts, facts], True), ([private, facts], False)):
+        held_out = {"task": "mixture", "split": "test", "parts": parts}
+        trainer = build_trainer(tiny_recipe(tmp_path / "run", eval_sets={"mixed": held_out}))
+        (card,) = [each for each in trainer.callback_handler.callbacks if isinstance(each, ModelCardCallback)]
+        assert (card.example is not None) == shown
 
 
 def test_the_check_refuses_what_the_hub_would(hub):
