@@ -76,7 +76,7 @@ def rows_source(task: str | None, arguments: Mapping[str, Any], split: str = "va
 
 
 def reads_local_file(arguments: Mapping[str, Any]) -> bool:
-    """Whether rows come from a file here, all or some of them: by a task's arguments, or those of a part of a mixture."""
+    """Whether rows come from a file here, all or some: by a task's arguments, or those of a part of a mixture."""
     parts = arguments.get("parts")
     nested = parts if isinstance(parts, list) else []
     return arguments.get("path") is not None or any(

@@ -61,7 +61,7 @@ def push(
 
     An adapter goes with its card, or one that is written for it, and with `recipe.yaml` and `results.json` if they lie
     beside it. Of a directory of adapters, such as `model_cards/`, each folder that has weights goes to
-    `repo_id/<its name>`; the weights may lie in the package, unless the folder is that of a training run. Many memories,
+    `repo_id/<its name>`; the weights may lie in the package, unless it is the folder of a training run. Many memories,
     of `write-dataset`, become a data set.
 
     Args:

@@ -16,8 +16,7 @@ from hf_gradmem.checkpoint.run_facts import CardFacts, Result, facts_of_director
 from hf_gradmem.commands.push import push
 from hf_gradmem.hub.cards import is_own_card
 from hf_gradmem.tasks import load_task
-from hf_gradmem.training.card import fill_model_card
-from hf_gradmem.training.card import ModelCardCallback
+from hf_gradmem.training.card import ModelCardCallback, fill_model_card
 from hf_gradmem.training.run import build_trainer, run_training
 from tests.support.small_models import PLAIN, named_base, small_tokenizer, with_memory
 from tests.support.tiny_models import tiny_causal_lm, tiny_config
@@ -282,8 +281,8 @@ def test_a_recipe_is_published_without_the_folders_of_this_machine():
 
 
 def test_a_run_on_a_private_file_claims_no_public_data_set_and_shows_no_path(hub, tmp_path):
-    paragraph = "Bob Stone sees a doctor. He has a cold."
-    entry = {"context": paragraph, "qas": [{"question": "Who sees a doctor?", "answer": "Bob Stone"}]}
+    paragraph = "bob stone sees a doctor. He has a cold."
+    entry = {"context": paragraph, "qas": [{"question": "Who sees a doctor?", "answer": "bob stone"}]}
     private = tmp_path / "secret" / "patients.json"
     private.parent.mkdir()
     private.write_text(json.dumps([entry] * 4))
@@ -304,7 +303,7 @@ def test_a_run_on_a_private_file_claims_no_public_data_set_and_shows_no_path(hub
     names = {(result.dataset_type, result.dataset_name) for result in ModelCard(written).data.eval_results}
     assert names == {("local-file", "patients.json (dev)")}
     assert "secret" not in written
-    assert "Bob Stone" not in written
+    assert "bob stone" not in written
     push(tmp_path / "secret" / "run", ADAPTER)
     for name in (ADAPTER, "me/by-trainer"):
         pushed = hub.repos[name].files
@@ -314,7 +313,7 @@ def test_a_run_on_a_private_file_claims_no_public_data_set_and_shows_no_path(hub
 
 
 def test_no_row_of_a_local_file_is_shown_from_within_mixtures(tmp_path):
-    row = {"context": "Bob Stone has a cold.", "question": "Who has a cold?", "answer": "Bob Stone"}
+    row = {"context": "bob stone has a cold.", "question": "Who has a cold?", "answer": "bob stone"}
     (tmp_path / "patients.jsonl").write_text(json.dumps(row), encoding="utf-8")
     private = {"task": "mixture", "parts": [{"task": "jsonl", "path": str(tmp_path / "patients.jsonl")}]}
     facts = {"task": "facts", "num_contexts": 1}
