@@ -123,11 +123,11 @@ def evaluate_model(
     of_memory = {
         "writer": config.writer,
         "num_memory_tokens": config.num_memory_tokens,
-        "write_steps_trained": config.write_steps,
+        "write_steps_trained": model.writer.write_steps,
     }
     records = []
     for set_name, set_rows in rows.items():
-        steps, metric = list(write_steps) or [config.write_steps], metrics[set_name]
+        steps, metric = list(write_steps) or [model.writer.write_steps], metrics[set_name]
         for measured in evaluate_rows(model, set_rows, steps, metric, **options):
             known = of_memory if measured["context"] == "memory" else dict.fromkeys(of_memory)
             of_set = {"set": set_name, "arguments": sets[set_name], "metric": metric}

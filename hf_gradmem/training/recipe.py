@@ -148,6 +148,10 @@ class RecipeArguments:
             raise ValueError("A recipe needs stages: a list of at least one, each with its number of steps.")
         _checked_stages(self.stages)
         for name, arguments in self.eval_sets.items():
+            if not isinstance(name, str):
+                raise ValueError(
+                    f"The name of an evaluation set must be a text, got {name!r}: put it in quotes, '{name}'."
+                )
             if not isinstance(arguments, dict):
                 raise ValueError(f"The evaluation set {name!r} needs task arguments (or {{}}), got {arguments!r}.")
             get_task(arguments.get("task", self.task))
@@ -212,7 +216,7 @@ class RecipeArguments:
                 "With memories, contexts are written whole: max_context_length would do nothing, got "
                 f"{self.max_context_length}. Leave it out, or shorten the contexts."
             )
-        for name in map(str, self.eval_sets):
+        for name in self.eval_sets:
             if name in ("", ".", "..", TRAINING_SET) or name != file_name(name):
                 raise ValueError(
                     f"With memories, an evaluation set has a folder of its name beside that of the training data, "

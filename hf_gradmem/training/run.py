@@ -196,17 +196,17 @@ def training_data(
         "show_progress": not training.disable_tqdm and training.process_index == 0,
     }
     if arguments.start is None and arguments.memories is None:
-        return training_stream(arguments, training, model.config.write_steps), eval_sets
+        return training_stream(arguments, training, model.writer.write_steps), eval_sets
     rows = load_task(arguments.task, **{"split": "train"} | arguments.task_arguments)
     if arguments.start is not None:
         begin_with_start(model, rows, Start.of(arguments.start), str(training.output_dir), **options)
     if arguments.memories is None:
-        return training_stream(arguments, training, model.config.write_steps), eval_sets
+        return training_stream(arguments, training, model.writer.write_steps), eval_sets
     train_reading_alone(model)
     folder = Path(arguments.memories)
     options |= {"source_name": arguments.task, "distractors": arguments.distractors}
     written = {
-        name: written_rows(model, of_set, folder / str(name), **options)
+        name: written_rows(model, of_set, folder / name, **options)
         for name, of_set in {TRAINING_SET: rows, **eval_sets}.items()
     }
     return written.pop(TRAINING_SET), written

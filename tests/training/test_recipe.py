@@ -61,6 +61,7 @@ def test_unreadable_recipe_is_named(text, message, tmp_path):
         ("muon_learning_rate=-1", "muon_learning_rate .* -1"),
         ("learning_rat=1", "learning_rat"),
         ("eval_sets.a=3", "evaluation set 'a'"),
+        ("eval_sets={4: {num_pairs: 4}}", "name of an evaluation set must be a text, got 4: put it in quotes"),
         ("learning_rate", "key=value"),
         ("eval_sets=[1]", r"eval_sets must be a mapping of names to values, got \[1\]"),
         ("task_arguments=3", "task_arguments must be a mapping of names to values, got 3"),

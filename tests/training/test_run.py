@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
+from hf_gradmem.evaluation.results import evaluate_model
 from hf_gradmem.tasks import load_task
 from hf_gradmem.tasks.kv_retrieval import build_tokenizer
 from hf_gradmem.training.callbacks import log_writes
@@ -167,6 +168,17 @@ def test_a_new_base_knows_the_words_of_all_stages_and_evaluation_sets(tmp_path):
     vocabulary = build_trainer(recipe).processing_class.get_vocab()
     (of_other,) = load_task("babi_stories", "validation", num_contexts=1)
     assert {"attic", "barn", "cave", of_other["targets"][0].strip()} <= vocabulary.keys()
+
+
+def test_a_writer_that_takes_no_steps_is_trained_and_evaluated(tmp_path):
+    pooled = {"num_memory_tokens": 2, "writer": "pooled", "reconstruction_loss_weight": 0.0}
+    recipe = tiny_recipe(tmp_path, gradmem=pooled, stages=[{"steps": 2}], eval_sets={"a": {"num_contexts": 4}})
+    results = run_training(recipe)
+    assert math.isfinite(results["metrics"]["eval_a_loss"])
+    model = GradMemForCausalLM.from_pretrained(tmp_path)
+    rows = {"a": load_task("kv_retrieval", **TINY["task_arguments"], num_contexts=4)}
+    (record,) = evaluate_model("it", model, rows, {"a": {}}, metrics={"a": "exact_match"})
+    assert (record["write_steps"], record["write_steps_trained"]) == (0, 0)
 
 
 def test_a_recipe_can_be_evaluated_on_another_task(tmp_path):
