@@ -26,7 +26,7 @@ from ..hub.client import FACTS_FILE, MEMORY_FILE, hub_is_reachable
 from ..hub.errors import one_line_errors
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
-from .packaged import HUB_NAME, PRETRAINED, find_demo_model, packaged_adapter
+from .packaged import find_demo_model, needs_copy, packaged_adapter
 
 if TYPE_CHECKING:
     from ..memory.store import MemoryStore
@@ -88,7 +88,7 @@ def load_model(
     config = _load_config(name, revision, trust_remote_code)
     code: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if isinstance(config, GradMemConfig):
-        packaged = _is_packaged(name, config)
+        packaged = needs_copy(_expanded(name), config.base_model_name_or_path)
         model = _load_packaged(name, place, dtype) if packaged else _load_adapter(name, config, place, dtype, **code)
         return model.to(place)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
     precision = _precision(dtype, config, place)
@@ -121,11 +121,6 @@ def _load_adapter(
         return model
 
     return _from_cache_or_hub(fetched, at, load)
-
-
-def _is_packaged(name: str, config: GradMemConfig) -> bool:
-    """Whether an adapter came with the package, for a base that does not."""
-    return config.base_model_name_or_path == HUB_NAME and Path(_expanded(name)).parent == PRETRAINED
 
 
 def _load_packaged(name: str, place: torch.device, dtype: str | None) -> GradMemForCausalLM:

@@ -32,6 +32,11 @@ def packaged_adapter(name: str) -> Path | None:
     return folder if known else None
 
 
+def needs_copy(adapter: str, base: str | None) -> bool:
+    """Whether an adapter's folder came with the package, for a base that did not, so that the demo's copy serves it."""
+    return base == HUB_NAME and Path(adapter).resolve().parent == PRETRAINED.resolve()
+
+
 def find_demo_model(console: Console) -> str:
     """SmolLM2-135M-Instruct: from the PyPI package where it is installed, else by its name on the Hub.
 

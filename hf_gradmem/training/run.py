@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 import yaml
 from datasets import Dataset, Features, IterableDataset, Value
+from rich.console import Console
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -38,6 +40,7 @@ from ..checkpoint.run_facts import (
     set_arguments,
 )
 from ..checkpoint.tokenizer import open_tokenizer
+from ..commands.packaged import HUB_NAME, find_demo_model, needs_copy, packaged_adapter
 from ..files import check_directory
 from ..hub.client import FACTS_FILE, MEMORY_FILE
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
@@ -220,6 +223,7 @@ def build_model(
     Args:
         device: where it will run, for `base_dtype: fastest`; this machine's accelerator by default, if there is one.
     """
+    arguments = _at_hand(arguments)
     dtype = _base_dtype(arguments, trust_remote_code, device)
     load: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     changes = arguments.gradmem | {"confidence": None}  # which was fitted on answers of before
@@ -240,6 +244,19 @@ def build_model(
         model = get_gradmem_model(_new_base(arguments.base_config or {}, tokenizer), arguments.config, tokenizer)
     train_beside_base(model, base_trains=arguments.train_base)
     return model
+
+
+def _at_hand(arguments: RecipeArguments) -> RecipeArguments:
+    """With the folder of an adapter of the package in place of its name, and the demo's copy of its base."""
+    if arguments.adapter is None:
+        return arguments
+    adapter = str(packaged_adapter(arguments.adapter) or os.path.expanduser(arguments.adapter))
+    base = arguments.base_model
+    if base is None and os.path.isdir(adapter):
+        trained_on = Adapter.open(adapter).config.base_model_name_or_path
+        base = find_demo_model(Console(stderr=True)) if needs_copy(adapter, trained_on) else None
+    # The Hub's own is loaded by the adapter, which names its commit.
+    return replace(arguments, adapter=adapter, base_model=None if base == HUB_NAME else base)
 
 
 def _base_dtype(arguments: RecipeArguments, trust_remote_code: bool, device: torch.device | None) -> torch.dtype | str:

@@ -1,10 +1,15 @@
 """Adapters of the package, by their names."""
 
+import os
+
 import pytest
 
 from hf_gradmem.commands import opening
 from hf_gradmem.commands.opening import is_adapter, load_model
 from hf_gradmem.commands.packaged import HUB_NAME, LANGUAGE_ADAPTER, RETRIEVAL_ADAPTER, packaged_adapter
+from hf_gradmem.training import run
+from hf_gradmem.training.recipe import make_recipe
+from hf_gradmem.training.run import build_model
 from tests.support.command_line import save_base
 
 
@@ -29,7 +34,12 @@ def test_a_directory_of_that_name_comes_first(tmp_path, monkeypatch):
 def test_the_language_adapter_is_put_on_the_copy_of_its_base(monkeypatch):
     asked = []
     monkeypatch.setattr(opening, "find_demo_model", lambda console: asked.append(console) or "no/such/copy/here")
-    with pytest.raises(OSError, match="no/such/copy/here"):
-        load_model(LANGUAGE_ADAPTER.name)
-    assert len(asked) == 1
+    monkeypatch.setattr(run, "find_demo_model", opening.find_demo_model)
+    for name in (LANGUAGE_ADAPTER.name, os.path.relpath(LANGUAGE_ADAPTER)):
+        recipe = make_recipe({"task": "facts", "stages": [{"steps": 1}], "adapter": name, "output_dir": "unused"})
+        with pytest.raises(OSError, match="no/such/copy/here"):
+            load_model(name)
+        with pytest.raises(OSError, match="no/such/copy/here"):
+            build_model(recipe.arguments)
+    assert len(asked) == 4
     assert HUB_NAME == "HuggingFaceTB/SmolLM2-135M-Instruct"
