@@ -88,7 +88,7 @@ def load_model(
     config = _load_config(name, revision, trust_remote_code)
     code: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if isinstance(config, GradMemConfig):
-        packaged = needs_copy(_expanded(name), config.base_model_name_or_path)
+        packaged = needs_copy(_expanded(name), config)
         model = _load_packaged(name, place, dtype) if packaged else _load_adapter(name, config, place, dtype, **code)
         return model.to(place)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
     precision = _precision(dtype, config, place)

@@ -13,6 +13,7 @@ from huggingface_hub import try_to_load_from_cache
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from ..configuration_gradmem import GradMemConfig
 from ..hub.client import hub_is_reachable
 
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -32,9 +33,12 @@ def packaged_adapter(name: str) -> Path | None:
     return folder if known else None
 
 
-def needs_copy(adapter: str, base: str | None) -> bool:
-    """Whether an adapter's folder came with the package, for a base that did not, so that the demo's copy serves it."""
-    return base == HUB_NAME and Path(adapter).resolve().parent == PRETRAINED.resolve()
+def needs_copy(adapter: str, config: GradMemConfig) -> bool:
+    """Whether an adapter in a folder here is one for the demo's copy of SmolLM2: of the package, or trained on from it.
+
+    One that was trained on the Hub's weights names their commit.
+    """
+    return config.base_model_name_or_path == HUB_NAME and config.base_model_revision is None and os.path.isdir(adapter)
 
 
 def find_demo_model(console: Console) -> str:

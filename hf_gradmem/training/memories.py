@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -37,7 +38,8 @@ class WrittenRows(TorchDataset):
         distractors: how many memories of other rows stand beside each question's own, which has a random place.
 
     Attributes:
-        epoch: they are drawn anew in each, and the same ones whenever a question is asked for in it.
+        epoch: they are drawn anew in each, and the same ones whenever a question is asked for in it. Worker processes
+            that outlive an epoch see it change.
 
     Raises:
         ValueError: there are not as many other rows.
@@ -52,8 +54,17 @@ class WrittenRows(TorchDataset):
                 f"distractors is {distractors}, and there are {len(rows) - 1} other rows beside each. Give fewer, or "
                 "more rows."
             )
-        self.rows, self.store, self.distractors, self.epoch = rows, store, distractors, 0
+        self.rows, self.store, self.distractors = rows, store, distractors
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self._places = [(number, query) for number, row in enumerate(rows) for query in range(len(row["queries"]))]
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self._places)

@@ -253,8 +253,8 @@ def _at_hand(arguments: RecipeArguments) -> RecipeArguments:
     adapter = str(packaged_adapter(arguments.adapter) or os.path.expanduser(arguments.adapter))
     base = arguments.base_model
     if base is None and os.path.isdir(adapter):
-        trained_on = Adapter.open(adapter).config.base_model_name_or_path
-        base = find_demo_model(Console(stderr=True)) if needs_copy(adapter, trained_on) else None
+        copied = needs_copy(adapter, Adapter.open(adapter).config)
+        base = find_demo_model(Console(stderr=True)) if copied else None
     # The Hub's own is loaded by the adapter, which names its commit.
     return replace(arguments, adapter=adapter, base_model=None if base == HUB_NAME else base)
 
@@ -338,6 +338,11 @@ def load_stage(arguments: RecipeArguments, stage: Stage, contexts: range) -> Dat
     if get_task(arguments.task).stream is None:
         return load_task(arguments.task, **given)
     if "num_contexts" not in given:
+        if "first" in given:
+            raise ValueError(
+                f"first={given['first']} would do nothing: each stage goes on in the stream where the one before left "
+                "it. Give num_contexts beside it, which are then repeated, or another seed."
+            )
         given |= {"num_contexts": len(contexts), "first": contexts.start}
     return load_task(arguments.task, streaming=True, **given)
 

@@ -1,12 +1,15 @@
 """Adapters of the package, by their names."""
 
+import json
 import os
+import shutil
 
 import pytest
 
+from hf_gradmem import GradMemConfig
 from hf_gradmem.commands import opening
 from hf_gradmem.commands.opening import is_adapter, load_model
-from hf_gradmem.commands.packaged import HUB_NAME, LANGUAGE_ADAPTER, RETRIEVAL_ADAPTER, packaged_adapter
+from hf_gradmem.commands.packaged import HUB_NAME, LANGUAGE_ADAPTER, RETRIEVAL_ADAPTER, needs_copy, packaged_adapter
 from hf_gradmem.training import run
 from hf_gradmem.training.recipe import make_recipe
 from hf_gradmem.training.run import build_model
@@ -31,15 +34,19 @@ def test_a_directory_of_that_name_comes_first(tmp_path, monkeypatch):
     assert not is_adapter(RETRIEVAL_ADAPTER.name)
 
 
-def test_the_language_adapter_is_put_on_the_copy_of_its_base(monkeypatch):
+def test_the_language_adapter_is_put_on_the_copy_of_its_base(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(opening, "find_demo_model", lambda console: asked.append(console) or "no/such/copy/here")
     monkeypatch.setattr(run, "find_demo_model", opening.find_demo_model)
-    for name in (LANGUAGE_ADAPTER.name, os.path.relpath(LANGUAGE_ADAPTER)):
+    trained_on = shutil.copytree(LANGUAGE_ADAPTER, tmp_path / "run")
+    for name in (LANGUAGE_ADAPTER.name, os.path.relpath(LANGUAGE_ADAPTER), str(trained_on)):
         recipe = make_recipe({"task": "facts", "stages": [{"steps": 1}], "adapter": name, "output_dir": "unused"})
         with pytest.raises(OSError, match="no/such/copy/here"):
             load_model(name)
         with pytest.raises(OSError, match="no/such/copy/here"):
             build_model(recipe.arguments)
-    assert len(asked) == 4
+    assert len(asked) == 6
+    config = json.loads((trained_on / "config.json").read_text(encoding="utf-8"))
+    (trained_on / "config.json").write_text(json.dumps(config | {"base_model_revision": "of-the-hub"}))
+    assert not needs_copy(str(trained_on), GradMemConfig.from_pretrained(trained_on))
     assert HUB_NAME == "HuggingFaceTB/SmolLM2-135M-Instruct"

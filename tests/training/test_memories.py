@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from datasets import Dataset
+from torch.utils.data import DataLoader
 
 from hf_gradmem import GradMemForCausalLM
 from hf_gradmem.hub.client import folder_files
@@ -188,6 +189,18 @@ def test_a_run_with_distractors_that_goes_on_equals_an_unbroken_one(tmp_path):
     shutil.rmtree(tmp_path / "cut" / "checkpoint-10")
     run_training(recipe(tmp_path, output_dir=str(tmp_path / "cut"), **settings))
     assert_same_weights(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_a_worker_that_outlives_an_epoch_draws_anew_in_the_next(tmp_path):
+    rows = build_trainer(recipe(tmp_path, distractors=2)).train_dataset
+    loader = DataLoader(rows, num_workers=1, persistent_workers=True, collate_fn=_memory_of)
+    for rows.epoch in (0, 1):
+        loaded = list(loader)
+        assert all(torch.equal(memory, _memory_of([rows[index]])) for index, memory in enumerate(loaded))
+
+
+def _memory_of(rows):
+    return rows[0]["memory"].embeddings
 
 
 def test_distractors_that_there_cannot_be_are_refused(tmp_path):

@@ -142,6 +142,12 @@ def test_a_stage_does_not_begin_the_data_anew(tmp_path):
     few = list(load_task("kv_retrieval", **own)["context"])
     assert [row["context"] for row in build_trainer(recipe).train_dataset] == [*few, few[0], *few, *few, *few[:2]]
 
+    with pytest.raises(ValueError, match="first=7 would do nothing"):
+        build_trainer(tiny_recipe(tmp_path, stages=[{"steps": 1, "task_arguments": {"first": 7}}]))
+    recipe = tiny_recipe(tmp_path / "later", task_arguments=own | {"first": 7}, stages=[{"steps": 1}])
+    later = list(load_task("kv_retrieval", **own | {"num_contexts": 10})["context"])[7:]
+    assert [row["context"] for row in build_trainer(recipe).train_dataset] == [*later, later[0]]
+
     stories = "".join(f"1 Story {index} begins.\n2 Which? \t{index}\t1\n" for index in range(10))
     (tmp_path / "qa.txt").write_text(stories, encoding="utf-8")
     of_file = {"task": "babi", "task_arguments": {"path": str(tmp_path / "qa.txt")}}
