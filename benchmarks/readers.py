@@ -27,8 +27,9 @@ from hf_gradmem.evaluation.readers import OTHER, prompt_tokens
 from hf_gradmem.evaluation.results import evaluation_sets, load_sets, metrics_of_sets
 from hf_gradmem.tasks import load_task
 from hf_gradmem.template import get_template
+from hf_gradmem.training.checkpoints import last_checkpoint
 from hf_gradmem.training.recipe import Recipe, load_recipe
-from hf_gradmem.training.run import build_model, build_trainer, last_checkpoint
+from hf_gradmem.training.run import build_model, build_trainer
 
 from .arms import run_chosen
 

@@ -86,6 +86,58 @@ class WriteLogCallback(TrainerCallback):
         self._sums, self._counts = {}, {}
 
 
+class DivergenceCallback(TrainerCallback):
+    """Ends a run whose loss or weights are no numbers any more, before they are saved.
+
+    Raises:
+        FloatingPointError: they are not; names the step, and what to lower.
+    """
+
+    def __init__(self) -> None:
+        self._finite: torch.Tensor | None = None
+        self._handle: Any = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self._model = model_within(model)
+        self._handle = self._model.register_forward_hook(self._observe)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._handle.remove()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Under float16 a step whose loss overflows is not taken, and its scale is lowered.
+        diverged = self._finite is not None and not args.fp16 and not self._finite
+        self._finite = None
+        if not diverged and (control.should_save or state.global_step >= state.max_steps):
+            diverged = not all(part.isfinite().all() for part in self._model.parameters() if part.requires_grad)
+        if diverged:
+            raise diverged_at(state.global_step)
+
+    @torch.no_grad()
+    def _observe(self, model: GradMemForCausalLM, arguments: Any, output: GradMemOutput) -> None:
+        if model.training and not ASKED.evaluates and isinstance(output, GradMemOutput) and output.loss is not None:
+            finite = output.loss.detach().isfinite()
+            self._finite = finite if self._finite is None else self._finite & finite
+
+
+def diverged_at(step: int) -> FloatingPointError:
+    """What is raised where the numbers of a run are lost."""
+    return FloatingPointError(
+        f"Training diverged: by step {step} its loss or weights are NaN or infinite. Lower learning_rate, "
+        "and step_size_learning_rate, muon_learning_rate or gradmem.write_learning_rate where they are "
+        "set; or give max_grad_norm or warmup_steps."
+    )
+
+
 def log_writes(trainer: Trainer) -> WriteLogCallback:
     """Give a trainer a [`WriteLogCallback`], before the callbacks that print and plot, so that they have its values.
 

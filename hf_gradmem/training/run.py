@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -25,15 +26,12 @@ from transformers import (
     set_seed,
 )
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..base.lora import train_beside_base
 from ..base.precision import FASTEST, fastest_dtype
 from ..checkpoint.adapter import Adapter
 from ..checkpoint.base_model import adapter_dtype, check_attachable
 from ..checkpoint.run_facts import (
-    OWN_RECIPE_FILE,
-    RECIPE_FILE,
     RESULTS_FILE,
     arguments_of_set,
     published_recipe,
@@ -42,12 +40,12 @@ from ..checkpoint.run_facts import (
 from ..checkpoint.tokenizer import open_tokenizer
 from ..commands.packaged import HUB_NAME, find_demo_model, needs_copy, packaged_adapter
 from ..files import check_directory
-from ..hub.client import FACTS_FILE, MEMORY_FILE
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
 from ..tasks import columns_of, get_task, load_set, load_task
 from ..tasks.collator import DataCollatorForGradMem
-from .callbacks import log_writes
+from .callbacks import DivergenceCallback, diverged_at, log_writes
 from .card import fill_model_card
+from .checkpoints import check_pushed, keep_recipe, last_checkpoint
 from .memories import DrawnEachEpoch, WrittenRows, train_reading_alone, written_rows
 from .metrics import TeacherForcedExactMatch, most_likely_tokens
 from .optimizer import build_optimizer
@@ -67,24 +65,27 @@ def run_training(recipe: Recipe, *, trust_remote_code: bool = False, show_progre
         Steps, seconds, and the metrics of each evaluation set after the last step, as `results.json` holds them.
 
     Raises:
+        FloatingPointError: training diverged.
         OSError: `output_dir` cannot be written to.
         ValueError: the recipe does not fit its task or base, or `output_dir` holds a run of another recipe.
     """
     output = Path(str(recipe.training.output_dir))
     check_directory(output)
-    _check_pushed(recipe, output)
+    check_pushed(recipe, output)
     if not show_progress:
         recipe.training.disable_tqdm = True
     trainer = build_trainer(recipe, trust_remote_code=trust_remote_code)
     if not show_progress:
         trainer.remove_callback(PrinterCallback)  # which stands in for the bars
-    _keep_recipe(recipe, output)
+    keep_recipe(recipe, output)
     _train(trainer, last_checkpoint(output))
     trainer.save_model()
     trainer.save_state()
     results: dict[str, Any] = {"steps": trainer.state.global_step, "seed": recipe.training.seed}
     if recipe.arguments.eval_sets:
         results["metrics"] = trainer.evaluate()
+        if not all(math.isfinite(value) for value in results["metrics"].values()):
+            raise diverged_at(trainer.state.global_step)
     if trainer.is_world_process_zero():
         (output / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     if recipe.training.push_to_hub:
@@ -95,9 +96,18 @@ def run_training(recipe: Recipe, *, trust_remote_code: bool = False, show_progre
 
 
 def _train(trainer: Trainer, checkpoint: str | None) -> None:
-    """Train from a checkpoint on; one of the last step is what training would leave, and is taken as it is."""
+    """Train from a checkpoint on; one of the last step is what training would leave, and is taken as it is.
+
+    Raises:
+        ValueError: the checkpoint has the model alone.
+    """
     state = TrainerState() if checkpoint is None else TrainerState.load_from_json(f"{checkpoint}/{TRAINER_STATE_NAME}")
     if checkpoint is None or state.global_step < trainer.args.max_steps:
+        if checkpoint is not None and trainer.args.save_only_model:
+            raise ValueError(
+                f"{checkpoint} was saved with save_only_model: without optimizer and schedule a run does not go on as "
+                "it would have. Remove its checkpoints to begin anew, and leave save_only_model out of the recipe."
+            )
         trainer.train(resume_from_checkpoint=checkpoint)
         return
     state.is_local_process_zero, state.is_world_process_zero = (
@@ -111,21 +121,6 @@ def _train(trainer: Trainer, checkpoint: str | None) -> None:
     handler = trainer.callback_handler
     trainer.control = handler.on_train_begin(trainer.args, state, trainer.control)
     trainer.control = handler.on_train_end(trainer.args, state, trainer.control)
-
-
-def _check_pushed(recipe: Recipe, output: Path) -> None:
-    """Refuse to have Trainer, which knows no memories, upload those of a recipe or others that lie there."""
-    if not recipe.training.push_to_hub:
-        return
-    own = recipe.arguments.memories
-    found = [Path(own)] if own is not None and Path(own).resolve().is_relative_to(output.resolve()) else []
-    found += [path.parent for name in (FACTS_FILE, MEMORY_FILE) for path in output.rglob(name)]
-    if found:
-        raise ValueError(
-            f"push_to_hub uploads all of {output}, and with it the memories in {found[0]}, which decode to the texts "
-            "that they were written from. Give memories another folder, or push by `hf-gradmem push`, which leaves "
-            "them out."
-        )
 
 
 def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer:
@@ -160,6 +155,7 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
         ),
     )
     log_writes(trainer)
+    trainer.add_callback(DivergenceCallback())
     if isinstance(train_rows, WrittenRows):
         trainer.add_callback(DrawnEachEpoch(train_rows))
     text = published_recipe(yaml.safe_dump(recipe.values, sort_keys=False))
@@ -366,33 +362,3 @@ def _repeated(rows: Dataset | IterableDataset, orders: Iterator[int]) -> Iterato
     """The rows without end: a file's in a new order each time, of the next seed, whichever stage asks for it."""
     for order in orders:
         yield from rows if isinstance(rows, IterableDataset) else rows.shuffle(seed=order)
-
-
-def last_checkpoint(output: str | os.PathLike) -> str | None:
-    """The newest whole checkpoint of a run; Trainer writes `trainer_state.json` last."""
-    output = Path(output)
-    if not output.is_dir() or get_last_checkpoint(str(output)) is None:
-        return None
-    whole = [path.parent for path in output.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if whole else None
-
-
-def _keep_recipe(recipe: Recipe, output: Path) -> None:
-    """Write the recipe beside its results, as it is published and as it is; refuse another one's checkpoints."""
-    kept = output / OWN_RECIPE_FILE
-    kept = kept if kept.is_file() else output / RECIPE_FILE  # which was whole in runs of before
-    if last_checkpoint(output) is not None and kept.is_file():
-        before = yaml.safe_load(kept.read_text(encoding="utf-8"))
-        changed = sorted(
-            key for key in before.keys() | recipe.values.keys() if before.get(key) != recipe.values.get(key)
-        )
-        if changed:
-            raise ValueError(
-                f"{output} holds a run of another recipe; {', '.join(changed)} changed. Give another output_dir, or "
-                "remove that run."
-            )
-    if recipe.training.process_index == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(recipe.values, sort_keys=False)
-        (output / OWN_RECIPE_FILE).write_text(text, encoding="utf-8")
-        (output / RECIPE_FILE).write_text(f"{published_recipe(text).strip()}\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from hf_gradmem.evaluation.results import evaluate_model
 from hf_gradmem.tasks import load_task
 from hf_gradmem.tasks.kv_retrieval import build_tokenizer
 from hf_gradmem.training.callbacks import log_writes
+from hf_gradmem.training.checkpoints import last_checkpoint
 from hf_gradmem.training.recipe import make_recipe
-from hf_gradmem.training.run import build_trainer, last_checkpoint, run_training
+from hf_gradmem.training.run import build_trainer, run_training
 from tests.support.small_models import small_llama
 from tests.support.tiny_training import (
     TINY,
@@ -218,6 +220,18 @@ def test_running_text_has_no_end_to_learn(tmp_path):
         assert bool((labels == trainer.processing_class.eos_token_id).any()) == ends
 
 
+@pytest.mark.parametrize("steps", [1, 6])
+def test_a_run_that_diverges_ends_with_an_error_and_saves_nothing_of_it(tmp_path, steps):
+    """Also where the last step alone breaks the weights, of which no loss tells."""
+    settings = {"learning_rate": float("inf"), "max_grad_norm": 0, "save_strategy": "steps", "save_steps": 1}
+    with pytest.raises(FloatingPointError, match=r"Training diverged: by step 1 .* Lower learning_rate"):
+        run_training(tiny_recipe(tmp_path, stages=[{"steps": steps}], eval_sets={"a": {"num_contexts": 2}}, **settings))
+    assert not list(tmp_path.glob("**/model.safetensors"))
+    settings |= {"learning_rate": 1e30, "save_strategy": "no", "stages": [{"steps": 6}]}
+    with pytest.raises(FloatingPointError, match="Training diverged: by step 2"):
+        run_training(tiny_recipe(tmp_path / "later", **settings))
+
+
 # ------------------------------------------------------------------------------------------------ same numbers
 
 
@@ -254,6 +268,10 @@ def test_killed_and_resumed_run_equals_an_unbroken_one(tmp_path, monkeypatch, op
     with pytest.raises(KilledError):
         broken.train()
     (tmp_path / "broken" / "checkpoint-6").mkdir()  # the save that the kill fell into
+    for cut in ("", '{"global_step": 6,', "[]"):
+        (tmp_path / "broken" / "checkpoint-6" / "trainer_state.json").write_text(cut, encoding="utf-8")
+        assert last_checkpoint(tmp_path / "broken").endswith("checkpoint-4")
+    (tmp_path / "broken" / "checkpoint-6" / "trainer_state.json").unlink()
     assert last_checkpoint(tmp_path / "broken").endswith("checkpoint-4")
     taken = []
     training_step = Trainer.training_step
@@ -270,6 +288,15 @@ def test_killed_and_resumed_run_equals_an_unbroken_one(tmp_path, monkeypatch, op
     losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in states]
     assert len(losses[0]) == 7
     assert losses[0] == losses[1]
+
+
+def test_a_run_that_kept_the_model_alone_does_not_go_on_from_it(tmp_path):
+    settings = {"save_strategy": "steps", "save_steps": 2, "save_only_model": True, "stages": [{"steps": 4}]}
+    run_training(tiny_recipe(tmp_path, **settings))
+    run_training(tiny_recipe(tmp_path, **settings))
+    shutil.rmtree(tmp_path / "checkpoint-4")
+    with pytest.raises(ValueError, match="checkpoint-2 was saved with save_only_model"):
+        run_training(tiny_recipe(tmp_path, **settings))
 
 
 @pytest.mark.parametrize("best", [False, True], ids=["last", "best"])
@@ -315,6 +342,16 @@ def test_checkpoints_of_another_recipe_are_not_gone_on_from(tmp_path):
     with pytest.raises(ValueError, match="another recipe; eval_sets changed"):
         run_training(recipe("b"))
     run_training(recipe("a"))
+
+
+def test_a_finished_run_without_checkpoints_is_not_written_over_by_another_recipe(tmp_path):
+    run_training(tiny_recipe(tmp_path))
+    assert last_checkpoint(tmp_path) is None
+    trained = weights(tmp_path)
+    with pytest.raises(ValueError, match="another recipe; seed changed"):
+        run_training(tiny_recipe(tmp_path, seed=1))
+    assert_same_weights(weights(tmp_path), trained)
+    run_training(tiny_recipe(tmp_path))
 
 
 def test_accumulated_batches_count_as_one(tmp_path):
