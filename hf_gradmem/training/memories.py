@@ -40,20 +40,12 @@ class WrittenRows(TorchDataset):
     Attributes:
         epoch: they are drawn anew in each, and the same ones whenever a question is asked for in it. Worker processes
             that outlive an epoch see it change.
-
-    Raises:
-        ValueError: there are not as many other rows.
     """
 
     # What a data set of rows says of itself; the model card's example is made from it.
     column_names = ("context", "queries", "targets")
 
     def __init__(self, rows: Dataset, store: MemoryStore, distractors: int = 0) -> None:
-        if distractors >= len(rows):
-            raise ValueError(
-                f"distractors is {distractors}, and there are {len(rows) - 1} other rows beside each. Give fewer, or "
-                "more rows."
-            )
         self.rows, self.store, self.distractors = rows, store, distractors
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
         self._places = [(number, query) for number, row in enumerate(rows) for query in range(len(row["queries"]))]
@@ -108,7 +100,7 @@ class DrawnEachEpoch(TrainerCallback):
 
 def written_rows(
     model: GradMemForCausalLM,
-    rows: Dataset | IterableDataset,
+    rows: Dataset,
     directory: str | os.PathLike,
     *,
     batch_size: int,
@@ -120,7 +112,7 @@ def written_rows(
 
     Args:
         model: the writer, and the reader that is to be trained.
-        rows: of a task.
+        rows: of a task, that [`check_rows`] let pass.
         directory: of the store.
         batch_size: contexts written at a time.
         source_name: how to call the rows in the facts of the store.
@@ -129,13 +121,8 @@ def written_rows(
 
     Raises:
         OSError: the directory cannot be written to.
-        ValueError: the rows are a stream without end, a row has no answers, a question does not fit into the base's
-            window, or the directory holds memories of another writer, of other rows,
-            or that were written in another way.
+        ValueError: the directory holds memories of another writer, of other rows, or that were written in another way.
     """
-    if isinstance(rows, IterableDataset):
-        raise ValueError("Memories are written for a table of rows, not for a stream.")
-    _check_questions(model, rows, distractors * model.form.num_memory_tokens)
     own = Dataset.from_dict({"id": [str(number) for number in range(len(rows))], "context": list(rows["context"])})
     write_dataset(
         model,
@@ -151,19 +138,38 @@ def written_rows(
     return WrittenRows(rows.select_columns(columns_of(rows)), store, distractors)
 
 
-def _check_questions(model: GradMemForCausalLM, rows: Dataset, beside: int) -> None:
-    """Refuse, before hours of writing, what could not be trained on afterwards, with so many positions of others."""
+def check_rows(model: GradMemForCausalLM, rows: Dataset | IterableDataset, name: str, distractors: int = 0) -> None:
+    """Refuse, before hours of writing, what could not be trained on or measured afterwards.
+
+    Args:
+        model: the reader.
+        rows: of a task.
+        name: what to call them.
+        distractors: as in [`WrittenRows`].
+
+    Raises:
+        ValueError: the rows are a stream without end or too few, a row has no answers, or a question does not fit into
+            the base's window.
+    """
+    if isinstance(rows, IterableDataset):
+        raise ValueError(f"Memories are written for a table of rows, not for a stream as {name}.")
+    if distractors >= len(rows):
+        raise ValueError(
+            f"distractors is {distractors}, and there are {len(rows) - 1} other rows beside each of {name}. Give "
+            "fewer, or more rows."
+        )
+    beside = distractors * model.form.num_memory_tokens
     words, window = get_template(model.config.template, model.tokenizer), model.decoder.window
     for number, row in enumerate(rows):
-        check_row(row, f"row {number}")
+        check_row(row, f"row {number} of {name}")
         for query, target in zip(row["queries"], targets_of(row, words), strict=True):
             asked = words.question(query, context_text(row["context"])) + target
             tokens = model.tokenizer(asked, add_special_tokens=False).input_ids
             needed = model.read_phase.prefix_length + beside + len(tokens) + 1
             if window is not None and needed > window:
                 raise ValueError(
-                    f"A question of row {number} needs {needed} positions with memory and answer, but the window "
-                    f"of the base is {window}. Shorten or leave out {query[:60]!r}."
+                    f"A question of row {number} of {name} needs {needed} positions with memory and answer, but the "
+                    f"window of the base is {window}. Shorten or leave out {query[:60]!r}."
                 )
 
 

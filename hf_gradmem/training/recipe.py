@@ -216,6 +216,16 @@ class RecipeArguments:
                 "With memories, contexts are written whole: max_context_length would do nothing, got "
                 f"{self.max_context_length}. Leave it out, or shorten the contexts."
             )
+        if self.queries_per_context not in (None, 1):  # 1 says what shape batches have, for several processes
+            raise ValueError(
+                "With memories, each question is a row of its own: queries_per_context would do nothing, got "
+                f"{self.queries_per_context}. Leave it out, or give it to the task, if that takes it."
+            )
+        if self.step_size_learning_rate is not None:
+            raise ValueError(
+                "With memories, WRITE is not trained: step_size_learning_rate would do nothing, got "
+                f"{self.step_size_learning_rate}. Leave it out."
+            )
         for name in self.eval_sets:
             if name in ("", ".", "..", TRAINING_SET) or name != file_name(name):
                 raise ValueError(

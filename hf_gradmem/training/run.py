@@ -46,7 +46,7 @@ from ..tasks.collator import DataCollatorForGradMem
 from .callbacks import DivergenceCallback, diverged_at, log_writes
 from .card import fill_model_card
 from .checkpoints import check_pushed, keep_recipe, last_checkpoint
-from .memories import DrawnEachEpoch, WrittenRows, train_reading_alone, written_rows
+from .memories import DrawnEachEpoch, WrittenRows, check_rows, train_reading_alone, written_rows
 from .metrics import TeacherForcedExactMatch, most_likely_tokens
 from .optimizer import build_optimizer
 from .recipe import TRAINING_SET, Recipe, RecipeArguments, Stage
@@ -197,6 +197,10 @@ def training_data(
     if arguments.start is None and arguments.memories is None:
         return training_stream(arguments, training, model.writer.write_steps), eval_sets
     rows = load_task(arguments.task, **{"split": "train"} | arguments.task_arguments)
+    sets = {TRAINING_SET: rows, **eval_sets}
+    if arguments.memories is not None:
+        for name, of_set in sets.items():
+            check_rows(model, of_set, name, arguments.distractors)
     if arguments.start is not None:
         begin_with_start(model, rows, Start.of(arguments.start), str(training.output_dir), **options)
     if arguments.memories is None:
@@ -204,10 +208,7 @@ def training_data(
     train_reading_alone(model)
     folder = Path(arguments.memories)
     options |= {"source_name": arguments.task, "distractors": arguments.distractors}
-    written = {
-        name: written_rows(model, of_set, folder / name, **options)
-        for name, of_set in {TRAINING_SET: rows, **eval_sets}.items()
-    }
+    written = {name: written_rows(model, of_set, folder / name, **options) for name, of_set in sets.items()}
     return written.pop(TRAINING_SET), written
 
 

@@ -12,7 +12,7 @@ from hf_gradmem import GradMemForCausalLM
 from hf_gradmem.hub.client import folder_files
 from hf_gradmem.memory.store import MemoryStore
 from hf_gradmem.tasks import load_task
-from hf_gradmem.training.memories import train_reading_alone, written_rows
+from hf_gradmem.training.memories import check_rows, train_reading_alone
 from hf_gradmem.training.recipe import make_recipe
 from hf_gradmem.training.run import build_trainer, run_training
 from hf_gradmem.training.start import START_FILE, Start, learn_start
@@ -115,6 +115,8 @@ def test_memories_of_another_writer_or_of_other_rows_are_refused_before_training
         ({"train_base": True}, "leave train_base at false"),
         ({"stages": [{"steps": 2, "write_steps": 3}]}, "a stage has steps alone"),
         ({"max_context_length": 3}, "max_context_length would do nothing, got 3"),
+        ({"queries_per_context": 2}, "queries_per_context would do nothing, got 2"),
+        ({"step_size_learning_rate": 0.1}, "step_size_learning_rate would do nothing, got 0.1"),
         ({"eval_sets": {"train": {}}}, "beside that of the training data.* 'train' cannot be one"),
         ({"eval_sets": {"../escaped": {}}}, "'../escaped' cannot be one"),
         ({"eval_sets": {"..": {}}}, "'..' cannot be one"),
@@ -135,18 +137,17 @@ def test_what_cannot_be_is_refused_before_anything_is_written(changes, message, 
     assert not (tmp_path / "memories" / "train" / "data").exists()
 
 
-def test_rows_that_could_not_be_trained_on_are_refused_before_they_are_written(tmp_path):
+def test_rows_that_could_not_be_trained_on_are_refused_before_they_are_written():
     model = tiny_model(**GRADMEM, learn_write_learning_rate="none", write_head=False)
     model.base_model.config.max_position_embeddings = 64
     fits = {"context": ["ab"], "queries": ["k"], "targets": ["v"]}
     for row, message in (
-        (fits | {"queries": [], "targets": []}, "row 1 has 0 queries"),
-        (fits | {"targets": [""]}, "target of query 'k' in row 1 is empty"),
-        (fits | {"queries": ["k" * 80]}, "A question of row 1 needs 84 positions.* is 64"),
+        (fits | {"queries": [], "targets": []}, "row 1 of mine has 0 queries"),
+        (fits | {"targets": [""]}, "target of query 'k' in row 1 of mine is empty"),
+        (fits | {"queries": ["k" * 80]}, "A question of row 1 of mine needs 84 positions.* is 64"),
     ):
         with pytest.raises(ValueError, match=message):
-            written_rows(model, Dataset.from_list([fits, row]), tmp_path / "m", batch_size=2, source_name="mine")
-        assert not (tmp_path / "m").exists()
+            check_rows(model, Dataset.from_list([fits, row]), "mine")
 
 
 # ------------------------------------------------------------------------------------------------ distractors
@@ -208,8 +209,10 @@ def test_distractors_that_there_cannot_be_are_refused(tmp_path):
         recipe(tmp_path, distractors=2, memories=None)
     with pytest.raises(ValueError, match="distractors must be 0 or more"):
         recipe(tmp_path, distractors=-1)
-    with pytest.raises(ValueError, match="distractors is 3, and there are 2 other rows"):
-        build_trainer(recipe(tmp_path, distractors=3))
+    start = {"method": "reptile", "contexts": 4}
+    with pytest.raises(ValueError, match="distractors is 3, and there are 2 other rows beside each of held_out"):
+        build_trainer(recipe(tmp_path, distractors=3, start=start))
+    assert not list(tmp_path.rglob("*.parquet")) + list(tmp_path.rglob(START_FILE))  # nothing was written in vain
 
 
 # ------------------------------------------------------------------------------------------------ the start
