@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..base.precision import FASTEST
@@ -66,6 +67,11 @@ _KINDS: dict[str, Any] = {
 }
 
 
+# Options of Trainer that would do nothing in a recipe, and what does it.
+_SET_OTHERWISE = {
+    "num_train_epochs": "the steps of its stages say how long it trains",
+    "resume_from_checkpoint": "it goes on from the last checkpoint in output_dir by itself when it is started again",
+}
 # Options that a trained adapter may be given anew: none of its parameters depends on them.
 _CHANGEABLE = {
     "write_steps",
@@ -179,8 +185,13 @@ class RecipeArguments:
             )
         if self.base_config is not None and "model_type" not in self.base_config:
             raise ValueError(f"base_config needs a model_type, got {self.base_config}.")
-        if self.adapter is None:  # whose own options count as well, and are looked at with them
+        try:
             GradMemConfig(**self.gradmem)  # which checks its options
+        except StrictDataclassFieldValidationError as error:
+            raise ValueError(f"gradmem holds a value of another kind: {error.__cause__ or error}.") from error
+        except ValueError:
+            if self.adapter is None:  # whose own options count as well, and are looked at with them
+                raise
 
     def _check_base_dtype(self) -> None:
         """Refuse what is no precision, and one that is left to the machine for weights that train."""
@@ -320,6 +331,9 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
         raise ValueError(
             f"max_steps in {source} is set by its stages: it is {training['max_steps']}, not {values['max_steps']}."
         )
+    for name, instead in _SET_OTHERWISE.items():
+        if values.get(name) is not None:
+            raise ValueError(f"{name} in {source} would do nothing: {instead}. Leave it out.")
     if values.get("hub_token") is not None:
         raise ValueError(
             f"{source} holds a hub_token, and what a run is made of is pushed with it. Set HF_TOKEN, or log in with "

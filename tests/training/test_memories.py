@@ -271,6 +271,8 @@ def test_options_given_anew_to_an_adapter_are_looked_at_with_its_own(tmp_path):
     model.save_pretrained(tmp_path / "adapter")
     changes = {"adapter": str(tmp_path / "adapter"), "base_config": None, "gradmem": {"write_prompt": "{words}?"}}
     assert recipe(tmp_path, **changes).arguments.gradmem == {"write_prompt": "{words}?"}
+    with pytest.raises(ValueError, match=r"gradmem holds a value of another kind: .*'write_prompt' expected str"):
+        recipe(tmp_path, **changes | {"gradmem": {"write_prompt": 3}})
 
 
 def test_step_sizes_that_are_learned_begin_at_the_one_that_writes_best(tmp_path):
