@@ -276,6 +276,14 @@ def test_memories_after_several_numbers_of_steps_are_those_of_as_many_writes(set
         assert memory.fingerprint == alone.fingerprint
 
 
+def test_contexts_of_one_segment_that_would_be_written_in_turn_are_written_after_several_numbers_of_steps():
+    model, ids = build(write_segments_in_turn=True), tiny_tokens(2, 9)
+    for segments in (None, torch.zeros(2, 9, dtype=torch.long)):
+        asked = Contexts(ids, torch.ones(2, 9, dtype=torch.long), segments)
+        for number, memory in write_at_steps(model.writer, asked, [3, 0], identity=model.identity()).items():
+            assert torch.equal(memory.embeddings, model.write(input_ids=ids, write_steps=number).embeddings)
+
+
 def test_appending_counts_both_contexts():
     model = build()
     first = model.write(input_ids=tiny_tokens(1, 9))

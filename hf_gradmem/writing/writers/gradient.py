@@ -132,7 +132,7 @@ class GradientWriter(Writer):
         return rows.num_turns if self.in_turn else 1
 
     def write(self, rows: ContextRows, memory: Tensor, descent: Descent) -> WriteTrace:
-        if not self.in_turn:
+        if self.turns(rows) == 1:
             return self.loop.run(self.objective(rows), memory, descent)
         traces = []
         for contexts, segment in rows.turns():
