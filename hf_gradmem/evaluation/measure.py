@@ -50,10 +50,11 @@ def evaluate_rows(
 
     Args:
         model: adapter and base, with a tokenizer.
-        rows: of [`hf_gradmem.tasks`]: context, queries, targets, and `answers` where there are several.
+        rows: of [`hf_gradmem.tasks`]: context, queries, targets, and `answers` where there are several. An end token is
+            part of an answer, unless a row's `add_end_token` is `False`, as of running text.
         write_steps: numbers of WRITE steps to measure the memory at.
         metric: of generated answers: `"exact_match"`, `"squad"`, or `None` to generate none and measure losses alone,
-            as for running text. An end token is part of an answer, but not of running text.
+            as for running text.
         baselines: `"prompt"`, the plain base with the context in front of the query, and `"none"`, the plain base with
             the query alone. Neither uses the memory or a LoRA. A base that was trained from scratch with its memory
             has never seen such prompts. `"other"`, the memory of another context: what the reader guesses.
@@ -79,7 +80,7 @@ def evaluate_rows(
     }
     words = template_in_use(template, model.config.template, model.tokenizer)
     longest = 0 if metric is None else longest_answer(rows, get_template(words, model.tokenizer), model.tokenizer)
-    collate = _collating(model, words, metric is not None)
+    collate = _collating(model, words)
     numbers = other_rows(rows, batch_size) if OTHER in baselines else []
     others = {steps: OtherMemories(rows, numbers) for steps in write_steps}
     with tqdm(total=len(batches) * len(totals), desc="Evaluating", disable=not show_progress) as bar, evaluating():
@@ -126,11 +127,11 @@ def _check(
 
 
 def _collating(
-    model: GradMemForCausalLM, words: str | Mapping[str, str], add_end_token: bool
+    model: GradMemForCausalLM, words: str | Mapping[str, str]
 ) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]]:
     """What makes tensors of rows, on the model's device."""
     cutting = model.writer.cutting
-    collator = DataCollatorForGradMem(model.tokenizer, add_end_token=add_end_token, template=words, **cutting)
+    collator = DataCollatorForGradMem(model.tokenizer, template=words, **cutting)
     return lambda rows: {name: values.to(model.device) for name, values in collator(rows).items()}
 
 

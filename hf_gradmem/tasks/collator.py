@@ -37,7 +37,8 @@ class DataCollatorForGradMem:
         queries_per_context: most queries on a context; those after them are left out.
         padding: `"longest"` pads to the longest of the batch, `"max_length"` to the three limits above, so that all
             batches have one shape, `"queries"` to those of the queries alone, so that answers have one shape.
-        add_end_token: whether an answer that does not end in the tokenizer's end token gets one.
+        add_end_token: whether an answer that does not end in the tokenizer's end token gets one; a row with a column
+            `add_end_token` says so itself.
         template: the words around each query, as in [`~hf_gradmem.GradMemConfig`]: the adapter's.
         cut: makes other segments of a context's, as the model's writer does; they stay as they are by default.
         segment_length: by which a context of one text is cut beside others in segments, as the model's writer does.
@@ -135,10 +136,11 @@ class DataCollatorForGradMem:
             for query in row["queries"][:limit]
         ]
         queries = self._encode(asked)
-        texts = [text for row in rows for text in targets_of(row, self._words)[:limit]]
-        targets = [self._ended(target) for target in self._encode(texts)]
-        for text, target in zip(texts, targets, strict=True):
-            self._check_target(text, target)
+        asked_of = [(row, text) for row in rows for text in targets_of(row, self._words)[:limit]]
+        encoded = self._encode([text for _, text in asked_of])
+        targets = [self._ended(row, target) for (row, _), target in zip(asked_of, encoded, strict=True)]
+        for (row, text), target in zip(asked_of, targets, strict=True):
+            self._check_target(row, text, target)
         pairs = iter([self._fitted(query, target) for query, target in zip(queries, targets, strict=True)])
         grouped = [[next(pairs) for _ in range(count)] for count in kept]
         number, width = max(kept), max(len(query) + len(target) for group in grouped for query, target in group)
@@ -157,11 +159,15 @@ class DataCollatorForGradMem:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
 
-    def _check_target(self, text: str, target: list[int]) -> None:
+    def _is_answer(self, row: Mapping[str, Any]) -> bool:
+        """Whether what follows a query ends; running text goes on."""
+        return bool(row.get("add_end_token", self.add_end_token))
+
+    def _check_target(self, row: Mapping[str, Any], text: str, target: list[int]) -> None:
         if not target:
             raise ValueError(f"The target {text!r} has no tokens.")
         unknown, mark = self.tokenizer.unk_token_id, self.tokenizer.unk_token
-        if not self.add_end_token or unknown is None or unknown not in target or mark in text:
+        if not self._is_answer(row) or unknown is None or unknown not in target or mark in text:
             return  # running text goes on all the same; two answers of unknown words would count as one
         if any(unknown in word for word in self._encode(text.split())):  # a space tells nothing
             raise ValueError(
@@ -169,9 +175,9 @@ class DataCollatorForGradMem:
                 "from another. Leave such rows out, or take a base whose vocabulary has the words."
             )
 
-    def _ended(self, target: list[int]) -> list[int]:
+    def _ended(self, row: Mapping[str, Any], target: list[int]) -> list[int]:
         end = self.tokenizer.eos_token_id
-        if not self.add_end_token or end is None or not target or target[-1] == end:
+        if not self._is_answer(row) or end is None or not target or target[-1] == end:
             return target
         return [*target, end]
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features
 
-from .rows import FEATURES_WITH_ANSWERS, check_split
+from .rows import FEATURES_OF_TEXT, FEATURES_WITH_ANSWERS, check_split
 from .task import Task
 
 
@@ -36,7 +36,7 @@ def task(load_part: Callable[..., Dataset]) -> Task:
                 raise ValueError(f"A part of a mixture is a task with its arguments, {{'task': ...}}, got {part!r}.")
             given = {"split": split} | {name: value for name, value in part.items() if name != "task"}
             rows += map(_completed, load_part(part["task"], **given))
-        return Dataset.from_list(rows, features=FEATURES_WITH_ANSWERS)
+        return Dataset.from_list(rows, features=Features({**FEATURES_WITH_ANSWERS, **FEATURES_OF_TEXT}))
 
     return Task(load, metric="squad")
 
@@ -44,4 +44,5 @@ def task(load_part: Callable[..., Dataset]) -> Task:
 def _completed(row: Mapping[str, Any]) -> dict[str, Any]:
     answers = row.get("answers") or [[target.strip()] for target in row["targets"]]
     quotes = row.get("quotes") or [""] * len(row["queries"])
-    return {name: row[name] for name in ("context", "queries", "targets")} | {"answers": answers, "quotes": quotes}
+    own = {"answers": answers, "quotes": quotes, "add_end_token": row.get("add_end_token", True)}
+    return {name: row[name] for name in ("context", "queries", "targets")} | own

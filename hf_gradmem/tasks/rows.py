@@ -2,7 +2,7 @@
 
 A row is `{"context": [segments], "queries": [...], "targets": [...]}`, with `"answers": [[...], ...]` where a query has
 several reference answers, and `"quotes": [...]` where it is known which part of the context tells the answer (empty for
-one that none does). The segments of a context, put together, are its text. Query and target, put together, are what the
+one that none does), and `"add_end_token": False` where a target is running text, which does not end. The segments of a context, put together, are its text. Query and target, put together, are what the
 model is trained to continue, so a target brings the space that parts it from its query.
 """
 
@@ -16,12 +16,14 @@ FEATURES = Features(
 )
 FEATURES_WITH_QUOTES = Features({**FEATURES, "quotes": List(Value("string"))})
 FEATURES_WITH_ANSWERS = Features({**FEATURES_WITH_QUOTES, "answers": List(List(Value("string")))})
+FEATURES_OF_TEXT = Features({**FEATURES, "add_end_token": Value("bool")})
 
 
 def columns_of(*tables: Dataset | IterableDataset) -> Features:
-    """The columns that a reader is trained on, of rows from all these tables: what to quote only if each knows it."""
-    quoting = all("quotes" in (table.column_names or ()) for table in tables)
-    return FEATURES_WITH_QUOTES if quoting else FEATURES
+    """The columns that a reader is trained on, of rows from all these tables: what some have, only if each has it."""
+    known = FEATURES_WITH_QUOTES | FEATURES_OF_TEXT
+    shared = [name for name in known if all(name in (table.column_names or ()) for table in tables)]
+    return Features({name: known[name] for name in {**FEATURES, **dict.fromkeys(shared)}})
 
 
 SPLITS = ("train", "validation", "test")

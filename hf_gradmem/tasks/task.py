@@ -18,7 +18,6 @@ class Task:
             and `first`, the index of the first one.
         build_tokenizer: `build_tokenizer(rows)` → a tokenizer with the task's own vocabulary, for a base that is
             trained from scratch. It takes all rows that the base is to know, loaded as it looks at them, if it does.
-        add_end_token: whether a target ends in an end token. Running text goes on after its target.
         metric: the metric of [`~hf_gradmem.evaluation.evaluate_rows`] that the task is scored by where nothing else is
             asked for; `None` measures losses alone.
     """
@@ -26,5 +25,4 @@ class Task:
     load: Callable[..., Dataset]
     stream: Callable[..., IterableDataset] | None = None
     build_tokenizer: Callable[..., PreTrainedTokenizerBase] | None = None
-    add_end_token: bool = True
     metric: str | None = "exact_match"

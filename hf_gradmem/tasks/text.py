@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from ..texts.reading import read_text
 from ..texts.sentences import sentences as sentences_of_paragraph
-from .rows import FEATURES, check_split, checked
+from .rows import FEATURES_OF_TEXT, check_split, checked
 from .sources import load_hub, source_name, take_evenly, take_split
 from .task import Task
 
@@ -75,7 +75,7 @@ def load(
     if not windows:
         raise ValueError(f"{source} has fewer than the {context_sentences + continued} sentences of one window.")
     taken = take_evenly(take_split(windows, split, validation_share), num_contexts, source)
-    return Dataset.from_list(list(checked(taken, source)), features=FEATURES)
+    return Dataset.from_list(list(checked(taken, source)), features=FEATURES_OF_TEXT)
 
 
 def strip_gutenberg(text: str) -> str:
@@ -104,9 +104,9 @@ def _windows(found: list[str], context_sentences: int, target_sentences: int) ->
         window = found[start : start + size]
         context = [window[0].lstrip(), *window[1:context_sentences]]
         target = "".join(window[context_sentences:]) if target_sentences else "".join(context)
-        yield {"context": context, "queries": [""], "targets": [target]}
+        # Running text goes on after a target: nothing is to be learned from an end token there.
+        yield {"context": context, "queries": [""], "targets": [target], "add_end_token": False}
 
 
-# Running text goes on after a target: nothing is to be learned from an end token there. It is not answered but
-# continued: its losses say how well.
-TASK = Task(load, add_end_token=False, metric=None)
+# It is not answered but continued: its losses say how well.
+TASK = Task(load, metric=None)

@@ -74,7 +74,8 @@ class WrittenRows(TorchDataset):
             asked = {name: [row[name][query]] for name in ("queries", "targets", "quotes") if name in row}
             beside = [memories[first + other] for other in range(1 + self.distractors)]
             memory = beside[0] if len(beside) == 1 else GradMemMemory.side_by_side(beside)
-            found.append({"context": row["context"], "memory": memory, **asked})
+            whole = {name: row[name] for name in ("context", "add_end_token") if name in row}
+            found.append(whole | {"memory": memory, **asked})
         return found
 
     def _read_for(self, index: int, number: int) -> list[int]:

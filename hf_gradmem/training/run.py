@@ -140,7 +140,6 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
             max_query_length=arguments.max_query_length,
             queries_per_context=arguments.queries_per_context,
             padding=_padding(arguments, training.world_size),
-            add_end_token=get_task(arguments.task).add_end_token,
             template=model.config.template,
             **model.writer.cutting,
         ),

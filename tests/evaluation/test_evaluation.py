@@ -215,7 +215,7 @@ def test_a_prompt_beyond_the_window_is_an_error(model):
 
 def test_running_text_is_scored_on_the_same_tokens_with_memory_prompt_and_nothing(model):
     """Without a query the first token has nothing before it, and no end token belongs to it."""
-    rows = [{"context": ["ab", "cd"], "queries": [""], "targets": ["efgh"]}]
+    rows = [{"context": ["ab", "cd"], "queries": [""], "targets": ["efgh"], "add_end_token": False}]
     records = evaluate_rows(model, rows, [2], metric=None, baselines=["prompt", "none"])
     assert [record["context"] for record in records] == ["memory", "prompt", "none"]
     assert {record["num_answer_tokens"] for record in records} == {3}
@@ -362,7 +362,7 @@ def test_nothing_to_evaluate_is_an_error(model, rows):
         ({"queries": [""]}, {}, "query of row 0 is empty"),
         ({"targets": [""]}, {}, "target .* row 0"),
         ({"context": [""]}, {}, "context of row 0"),
-        ({"queries": [""], "targets": ["x"]}, {"metric": None}, "nothing to measure"),
+        ({"queries": [""], "targets": ["x"], "add_end_token": False}, {"metric": None}, "nothing to measure"),
     ],
 )
 def test_what_cannot_be_measured_is_said_before_anything_is_written(model, monkeypatch, change, options, message):

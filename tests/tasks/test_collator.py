@@ -51,6 +51,8 @@ def test_answer_gets_an_end_token_unless_it_has_one():
     assert DataCollatorForGradMem(TOKENIZER)([row])["input_ids"].tolist() == [[ids("?!a:1!|")]]
     plain = DataCollatorForGradMem(TOKENIZER, add_end_token=False)([row])
     assert plain["input_ids"].tolist() == [[ids("?!a:1!")]]
+    both = DataCollatorForGradMem(TOKENIZER)([row | {"add_end_token": False}, row])
+    assert both["input_ids"].tolist() == [[[*ids("?!a:1!"), PAD]], [ids("?!a:1!|")]]
 
 
 def test_an_answer_of_words_that_the_tokenizer_does_not_know_is_refused():

@@ -48,11 +48,12 @@ def test_text_windows_follow_each_other(tmp_path):
     (tmp_path / "book.txt").write_text(BOOK, encoding="utf-8", newline="\r\n")
     rows = load_task("text", "test", path=tmp_path / "book.txt", context_sentences=2, target_sentences=1)
     assert list(rows) == [
-        {"context": BOOK_SENTENCES[:2], "queries": [""], "targets": [" Nobody came."]},
+        {"context": BOOK_SENTENCES[:2], "queries": [""], "targets": [" Nobody came."], "add_end_token": False},
         {
             "context": ['"Who is there?" said she.', " Nobody spoke."],
             "queries": [""],
             "targets": [" All was still."],
+            "add_end_token": False,
         },
     ]
     back = load_task("text", "test", path=tmp_path / "book.txt", mode="reconstruction", context_sentences=3)

@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
+from hf_gradmem.evaluation import evaluate_rows
 from hf_gradmem.evaluation.results import evaluate_model
-from hf_gradmem.tasks import load_task
+from hf_gradmem.tasks import load_set, load_task
 from hf_gradmem.tasks.kv_retrieval import build_tokenizer
 from hf_gradmem.training.callbacks import log_writes
 from hf_gradmem.training.checkpoints import last_checkpoint
@@ -464,6 +465,33 @@ def test_part_that_a_file_lacks_is_refused_unless_it_was_added(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"learn_write_learning_rate": "per_step"}))
     with pytest.raises(ValueError, match="missing write_log_learning_rate"):
         GradMemForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_whether_targets_end_in_an_end_token_is_each_sets_own(tmp_path, written):
+    """In training and in `evaluate_rows`, by whatever metric."""
+    (tmp_path / "book.txt").write_text("It rained. " * 12, encoding="utf-8")
+    text = {"task": "text", "path": str(tmp_path / "book.txt"), "context_sentences": 1, "target_sentences": 1}
+    text |= {"validation_share": 0.5}
+    pairs = {"task": "kv_retrieval", "num_contexts": 3} | TINY["task_arguments"]
+    changes = {"eval_sets": {"text": text, "pairs": pairs, "both": {"task": "mixture", "parts": [text, pairs]}}}
+    if written:
+        changes |= {"memories": str(tmp_path / "memories"), "train_base": False}
+        changes["gradmem"] = TINY["gradmem"] | {"read_lora": LORA, "meta_gradient": "first_order"}
+        changes["task_arguments"] = TINY["task_arguments"] | {"num_contexts": 3}
+    trainer = build_trainer(tiny_recipe(tmp_path / "run", **changes))
+    end = trainer.processing_class.eos_token_id
+    ends = {}
+    for name, rows in trainer.eval_dataset.items():
+        labels = trainer.data_collator([rows[index] for index in range(len(rows))])["labels"]
+        ends[name] = (labels == end).any(-1).float().mean().item()
+        found = [row for row in load_set("kv_retrieval", {"split": "validation"} | changes["eval_sets"][name])]
+        (record,) = evaluate_rows(trainer.model, found, [1], metric=None)
+        unscored = sum(not query for row in found for query in row["queries"])
+        assert record["num_answer_tokens"] == int((labels != -100).sum()) - unscored
+    assert ends["text"] == 0
+    assert ends["pairs"] == 1
+    assert 0 < ends["both"] < 1
 
 
 def test_streamed_set_on_two_processes_keeps_queries_with_their_contexts():
