@@ -165,8 +165,10 @@ class PromptReader:
         answers = [
             row[row != IGNORED_LABEL].tolist() for row in labels[batch.tensors["attention_mask"].flatten(0, -2).any(-1)]
         ]
-        # Behind an empty query, the first token of the answer is one that no other reader is asked for.
-        unscored = [int(not query) for query in batch.queries]
+        # Where nothing is asked, the first token of the answer is one that no other reader is asked for.
+        words = get_template(batch.template, self.model.tokenizer)
+        asked = [words.question(query, context_text(row["context"])) for row in batch.rows for query in row["queries"]]
+        unscored = [int(not question) for question in asked]
         rows = list(
             zip(
                 prompt_tokens(batch.rows, self.model.tokenizer, batch.template, self.with_context),

@@ -231,6 +231,14 @@ def test_running_text_is_scored_on_the_same_tokens_with_memory_prompt_and_nothin
         assert record["answer_loss"] == pytest.approx(functional.cross_entropy(logits, ids[0, 1:]).item(), rel=1e-5)
 
 
+def test_an_empty_query_in_the_words_of_a_template_is_scored_on_the_same_tokens_by_every_reader(model):
+    rows = [{"context": ["ab"], "queries": ["", "x"], "targets": ["efgh", "ef"]}]
+    for words, tokens in (({"context": "{context}", "query": "{query}:"}, 8), ("plain", 7)):
+        model.config.template = words
+        records = evaluate_rows(model, rows, [1], metric=None, baselines=["prompt", "none"])
+        assert [record["num_answer_tokens"] for record in records] == [tokens] * 3
+
+
 # ------------------------------------------------------------------------------------------------ tokens
 
 
