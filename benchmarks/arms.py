@@ -54,7 +54,7 @@ def answer_sets(
     """The records of a recipe's evaluation sets, from contexts of this split."""
     sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments)
     rows, metrics = load_sets(arguments.task, sets, split), metrics_of_sets(arguments.task, sets)
-    return evaluate_model(label, model, rows, sets, write_steps, metrics=metrics)
+    return evaluate_model(label, model, rows, sets, write_steps, metrics=metrics, split=split)
 
 
 def save_table(path: Path, title: str, text: str, header: str, rows: Iterable[str]) -> None:

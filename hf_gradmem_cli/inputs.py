@@ -1,6 +1,7 @@
 """What commands are given: a context, one of several memories, a directory to write to."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,10 +70,19 @@ def check_output(directory: Path, file: str | None = None) -> None:
     check_files(None if file is None else directory / file)
 
 
-def check_files(*files: Path | None) -> None:
-    """Refuse files that cannot be written, before minutes go into what they are to hold. None: not asked for."""
+def check_files(*files: Path | None, beside: Sequence[Path] = ()) -> None:
+    """Refuse files that cannot be written, before minutes go into what they are to hold. None: not asked for.
+
+    They are refused as well where two of them, or one and a file that the command reads or writes `beside` them, are
+    one: the second would take the place of the first.
+    """
     from hf_gradmem.files import check_writable
 
+    taken = {path.resolve() for path in beside}
     for file in files:
-        if file is not None:
-            check_writable(file)
+        if file is None:
+            continue
+        if file.resolve() in taken:
+            raise ValueError(f"{file} is another file of this command, which would be lost. Write to one of its own.")
+        taken.add(file.resolve())
+        check_writable(file)

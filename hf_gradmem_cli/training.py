@@ -1,7 +1,7 @@
 """Commands that train and measure: train, evaluate, calibrate, plot."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -110,28 +110,28 @@ def evaluate(
     """
     from hf_gradmem.commands.opening import load_model
     from hf_gradmem.evaluation import results
+    from hf_gradmem.evaluation.limits import LIMITS
     from hf_gradmem.training.recipe import load_recipe
 
-    _check_evaluation(models, revision, baseline or (), template, override or (), [output, answers], trust_remote_code)
+    _check_evaluation(models, revision, baseline or (), template, override or (), trust_remote_code)
+    check_files(output, answers, beside=[recipe])
     arguments = load_recipe(recipe, override or ()).arguments
     sets = results.evaluation_sets(arguments.eval_sets, arguments.task_arguments, eval_set or (), sweep or ())
     rows = results.load_sets(arguments.task, sets, split)
-    metrics = results.metrics_of_sets(arguments.task, sets, metric)
     report: dict[str, Any] = {"task": arguments.task, "split": split, "results": []}
     how: dict[str, Any] = {"revision": revision, "seed": seed, "device": device, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {
+        "split": split,
+        "metrics": results.metrics_of_sets(arguments.task, sets, metric),
+        "limits": {name: getattr(arguments, name) for name in LIMITS},
+        "baselines": baseline or (),
+        "batch_size": batch_size,
+        "keep_answers": answers is not None,
+        "show_progress": shows_progress(as_json),
+    }
     for model in dict.fromkeys(models):
-        report["results"] += results.evaluate_model(
-            model,
-            _with_template(load_model(model, arguments.gradmem, dtype=arguments.base_dtype, **how), template),
-            rows,
-            sets,
-            steps or (),
-            metrics=metrics,
-            baselines=baseline or (),
-            batch_size=batch_size,
-            keep_answers=answers is not None,
-            show_progress=shows_progress(as_json),
-        )
+        loaded = _with_template(load_model(model, arguments.gradmem, dtype=arguments.base_dtype, **how), template)
+        report["results"] += results.evaluate_model(model, loaded, rows, sets, steps or (), **options)
         if answers is not None:
             results.save_answers(report["results"], answers)
         if output is not None:
@@ -155,7 +155,6 @@ def _check_evaluation(
     baselines: Sequence[str],
     template: str | None,
     override: Sequence[str],
-    files: Sequence[Path | None],
     trusted: bool,
 ) -> None:
     """Refuse what would otherwise fail after minutes, or do nothing."""
@@ -165,13 +164,17 @@ def _check_evaluation(
 
     if revision is not None and len(models) > 1:
         raise ValueError("--revision is of one model. Evaluate models of different revisions one at a time.")
-    check_files(*files)
     check_baselines(baselines)
     if template is not None:
         check_template(template)
-    of_memory = [change for change in override if change.startswith("gradmem.")]
     adapters = (model for model in models if is_adapter(model, revision=revision, trust_remote_code=trusted))
-    if of_memory and (adapter := next(adapters, None)) is not None:
+    _check_memory_options(adapters, override)
+
+
+def _check_memory_options(adapters: Iterable[str], override: Sequence[str]) -> None:
+    """Refuse options of the memory for an adapter; which of the models are adapters is asked only if there are some."""
+    of_memory = [change for change in override if change.partition("=")[0].partition(".")[0] == "gradmem"]
+    if of_memory and (adapter := next(iter(adapters), None)) is not None:
         raise ValueError(
             f"--override {of_memory[0]} would do nothing: the adapter {adapter} has its own options. --steps and "
             "--template are given to the command; other options to an adapter that is trained with them."
@@ -206,32 +209,36 @@ def calibrate(
     into the adapter's config.json: answers then come with a confidence. What is printed is measured on contexts that
     the coefficients were not fitted on.
     """
-    from hf_gradmem.commands.calibrate import check_adapter_directory, run_calibration, save_confidence
+    from hf_gradmem.commands import calibrate as calibration
     from hf_gradmem.commands.opening import load_model
-    from hf_gradmem.evaluation.results import evaluation_sets, load_sets, metrics_of_sets, save_results
+    from hf_gradmem.evaluation import results
+    from hf_gradmem.evaluation.limits import LIMITS
     from hf_gradmem.training.recipe import load_recipe
 
-    directory = check_adapter_directory(model)
-    check_files(None if check else directory / "config.json", report)
+    directory = calibration.check_adapter_directory(model)
+    _check_memory_options([model], override or ())
+    check_files(None if check else directory / "config.json")
+    check_files(report, beside=[recipe, *calibration.own_files(directory)])
     arguments = load_recipe(recipe, override or ()).arguments
-    sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments, eval_set or ())
-    rows = load_sets(arguments.task, sets, split)
+    sets = results.evaluation_sets(arguments.eval_sets, arguments.task_arguments, eval_set or ())
+    rows = results.load_sets(arguments.task, sets, split)
     if contexts is not None:
-        rows = {name: part.select(range(min(contexts, len(part)))) for name, part in rows.items()}
-    result = run_calibration(
+        rows = {name: calibration.first_contexts(part, contexts) for name, part in rows.items()}
+    result = calibration.run_calibration(
         load_model(model, device=device, dtype=arguments.base_dtype, trust_remote_code=trust_remote_code),
         rows,
-        metrics_of_sets(arguments.task, sets, metric),
-        f"{arguments.task} {split}: {', '.join(f'{len(part)} contexts of {name}' for name, part in rows.items())}",
+        results.metrics_of_sets(arguments.task, sets, metric),
+        f"{arguments.task} {split}: {calibration.count_contexts(rows)}",
         fit=not check,
+        limits={name: getattr(arguments, name) for name in LIMITS},
         batch_size=batch_size,
         show_progress=shows_progress(as_json),
     )
     whole = {"model": model, "task": arguments.task, "split": split, **result}
     if not check:
-        save_confidence(directory, result["confidence"])
+        calibration.save_confidence(directory, result["confidence"])
     if report is not None:
-        save_results(whole, report)
+        results.save_results(whole, report)
     if as_json:
         print_json(whole)
     else:

@@ -10,12 +10,14 @@ from transformers.utils import CONFIG_NAME
 
 from ..checkpoint.model_card import with_confidence
 from ..configuration_gradmem import GradMemConfig
+from ..evaluation.limits import limited_rows
 from ..evaluation.reliability import Asked, ask_rows, calibrate_on, measure_confidence
 from ..files import only_writer, whole_file
 from ..hub.cards import is_own_card
 from ..hub.client import CARD_FILE
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.confidence import MEASURED, Calibration
+from ..tasks.rows import context_numbers
 
 
 def check_adapter_directory(name: str) -> Path:
@@ -36,6 +38,21 @@ def check_adapter_directory(name: str) -> Path:
     return directory
 
 
+def own_files(directory: Path) -> list[Path]:
+    """The files of an adapter's directory that a confidence goes into."""
+    return [directory / CONFIG_NAME, directory / CARD_FILE]
+
+
+def first_contexts(rows: Dataset, most: int) -> Dataset:
+    """The rows on the first so many contexts, each of which may have several."""
+    return rows.select([place for place, number in enumerate(context_numbers(rows)) if number < most])
+
+
+def count_contexts(rows: Mapping[str, Dataset]) -> str:
+    """How many contexts each set has, for people to read."""
+    return ", ".join(f"{len(set(context_numbers(part)))} contexts of {name}" for name, part in rows.items())
+
+
 def run_calibration(
     model: GradMemForCausalLM,
     rows: Mapping[str, Dataset],
@@ -43,6 +60,7 @@ def run_calibration(
     name: str,
     *,
     fit: bool = True,
+    limits: Mapping[str, int | None] | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Fit a confidence on the questions of some sets, or measure the one that the model has.
@@ -53,6 +71,7 @@ def run_calibration(
         metrics: which answers of each set are right, as in [`~hf_gradmem.evaluation.results.metrics_of_sets`].
         name: of the sets together, for people to read.
         fit: otherwise the model's own confidence is measured, and stays.
+        limits: of [`~hf_gradmem.evaluation.limits.limited_rows`]; none by default.
         options: those of [`~hf_gradmem.evaluation.reliability.ask_rows`].
 
     Returns:
@@ -73,7 +92,9 @@ def run_calibration(
     present = model.config.confidence
     if not fit and present is None:
         raise ValueError("The adapter has no confidence to measure: calibrate it first, on another split.")
-    parts = {of: ask_rows(model, list(given), compared[of], **options) for of, given in rows.items()}
+    limited = {of: limited_rows(model, given, limits or {}) for of, given in rows.items()}
+    numbers: dict[str, int] = {}
+    parts = {of: ask_rows(model, given, compared[of], numbers, **options) for of, given in limited.items()}
     every = Asked.cat(list(parts.values()))
     if fit:
         calibration, sure = calibrate_on(every, name)

@@ -50,8 +50,7 @@ def evaluate_rows(
 
     Args:
         model: adapter and base, with a tokenizer.
-        rows: of [`hf_gradmem.tasks`]: context, queries, targets, and `answers` where there are several. An end token is
-            part of an answer, unless a row's `add_end_token` is `False`, as of running text.
+        rows: of [`hf_gradmem.tasks`]: context, queries, targets, and what more is known, as `answers`.
         write_steps: numbers of WRITE steps to measure the memory at.
         metric: of generated answers: `"exact_match"`, `"squad"`, or `None` to generate none and measure losses alone,
             as for running text.

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # What a record was measured on, beside the arguments of its task; any other number in it is a measure.
-_CONDITIONS = ("model", "writer", "num_memory_tokens", "write_steps_trained", "context", "write_steps")
+_HOW = ("split", "template", "metric")
+_CONDITIONS = ("model", "writer", "num_memory_tokens", "write_steps_trained", "context", "write_steps", *_HOW)
 _OF_MEMORIES = {"writer", "num_memory_tokens", "write_steps_trained", "context", "write_steps"}
 _LINES = {"prompt": "--", "none": ":", "other": "-."}
 _CONTEXTS = {"prompt": "context in the prompt", "none": "no context", "other": "another context's memory"}

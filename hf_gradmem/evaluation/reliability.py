@@ -17,6 +17,7 @@ from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.answering import generate_answers
 from ..reading.confidence import Calibration, fit_confidence
 from ..tasks.facts import NOT_TOLD
+from ..tasks.rows import context_numbers
 from ..template import get_template
 from .measure import METRICS, longest_answer, references_of
 from .metrics import auroc
@@ -36,7 +37,7 @@ class Asked:
         features: `(answers, 3)`, of [`~hf_gradmem.reading.confidence`].
         right: `(answers,)`.
         own: `(answers,)`, whether the memory is that of the question's context.
-        context: `(answers,)`, the number of the question's row.
+        context: `(answers,)`, the number of the question's context.
     """
 
     features: Tensor
@@ -46,20 +47,15 @@ class Asked:
 
     @classmethod
     def cat(cls, parts: Sequence["Asked"]) -> "Asked":
-        """Several sets as one; no two of them share a context."""
-        first = [0, *np.cumsum([int(part.context.max()) + 1 for part in parts[:-1]]).tolist()]
-        return cls(
-            torch.cat([part.features for part in parts]),
-            torch.cat([part.right for part in parts]),
-            torch.cat([part.own for part in parts]),
-            torch.cat([part.context + number for part, number in zip(parts, first, strict=True)]),
-        )
+        """Several sets as one, whose contexts were numbered together."""
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__annotations__))
 
 
 def ask_rows(
     model: GradMemForCausalLM,
     rows: Sequence[dict[str, Any]],
     metric: str,
+    numbers: dict[str, int] | None = None,
     *,
     batch_size: int = 64,
     show_progress: bool = False,
@@ -70,6 +66,7 @@ def ask_rows(
         model: adapter and base, with a tokenizer.
         rows: of a task, with two contexts at least.
         metric: which answers are right: its exact match with the target, or one of `answers`.
+        numbers: of contexts of other sets, by their text, to which those of these rows are added.
         batch_size: contexts at a time.
         show_progress: show a progress bar over the contexts.
 
@@ -78,6 +75,7 @@ def ask_rows(
     """
     if metric not in METRICS:
         raise ValueError(f"There is no metric {metric!r}. The metrics are {', '.join(METRICS)}.")
+    of_rows = torch.tensor(context_numbers(rows, numbers))
     others = OtherMemories(rows, other_rows(rows, len(rows)))
     words = get_template(model.config.template, model.tokenizer)
     longest = longest_answer(rows, words, model.tokenizer)
@@ -101,10 +99,10 @@ def ask_rows(
                 answers = generate_answers(model, queries, read, index, longest, batch_size=batch_size)
                 told = references if own else [[NOT_TOLD]] * len(queries)
                 right = [is_right(text, each) for text, each in zip(answers.texts, told, strict=True)]
-                context = torch.tensor(index) + start
+                context = of_rows[start:][index]
                 parts.append(Asked(answers.features, torch.tensor(right), torch.full((len(index),), own), context))
             bar.update(len(part))
-    return Asked(*(torch.cat([getattr(each, name) for each in parts]) for name in Asked.__annotations__))
+    return Asked.cat(parts)
 
 
 def calibrate_on(asked: Asked, name: str) -> tuple[Calibration, Tensor]:

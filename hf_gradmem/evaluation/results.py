@@ -2,8 +2,8 @@
 
 A results file is JSON: `task`, `split` and `results`, a list of flat records. A record is one of [`evaluate_rows`] and
 says what it was measured on: `model`, `writer`, `num_memory_tokens` and `write_steps_trained` (the last three `None`
-for a baseline), `set`, and `arguments`, those of the task; and by which `metric` its answers were compared. Files of
-several runs can be read together.
+for a baseline), `set`, `arguments`, those of the task, and `split`; the words around its queries, `template`, and by
+which `metric` its answers were compared. Files of several runs can be read together.
 """
 
 import json
@@ -20,6 +20,7 @@ from ..checkpoint.run_facts import arguments_of_set
 from ..files import whole_file
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks import get_task, load_set
+from .limits import limited_rows
 from .measure import evaluate_rows
 
 Record = dict[str, Any]
@@ -106,6 +107,8 @@ def evaluate_model(
     write_steps: Sequence[int] = (),
     *,
     metrics: Mapping[str, str | None],
+    split: str,
+    limits: Mapping[str, int | None] | None = None,
     **options: Any,
 ) -> list[Record]:
     """Evaluate one model on several sets.
@@ -117,6 +120,8 @@ def evaluate_model(
         sets: of [`evaluation_sets`].
         write_steps: the model's own number by default.
         metrics: of [`metrics_of_sets`].
+        split: which part of the task a set is that names none.
+        limits: of [`~hf_gradmem.evaluation.limits.limited_rows`]; none by default.
         options: the others of [`evaluate_rows`].
     """
     config = model.config
@@ -128,10 +133,12 @@ def evaluate_model(
     records = []
     for set_name, set_rows in rows.items():
         steps, metric = list(write_steps) or [model.writer.write_steps], metrics[set_name]
-        for measured in evaluate_rows(model, set_rows, steps, metric, **options):
+        for measured in evaluate_rows(model, limited_rows(model, set_rows, limits or {}), steps, metric, **options):
             known = of_memory if measured["context"] == "memory" else dict.fromkeys(of_memory)
-            of_set = {"set": set_name, "arguments": sets[set_name], "metric": metric}
-            records.append({"model": name} | of_set | known | measured)
+            of_set = {"set": set_name, "arguments": sets[set_name], "split": sets[set_name].get("split", split)}
+            records.append(
+                {"model": name} | of_set | {"metric": metric, "template": config.template} | known | measured
+            )
     return records
 
 

@@ -1,9 +1,10 @@
 """The form of a row that every task yields, and its checks.
 
 A row is `{"context": [segments], "queries": [...], "targets": [...]}`, with `"answers": [[...], ...]` where a query has
-several reference answers, and `"quotes": [...]` where it is known which part of the context tells the answer (empty for
-one that none does), and `"add_end_token": False` where a target is running text, which does not end. The segments of a context, put together, are its text. Query and target, put together, are what the
-model is trained to continue, so a target brings the space that parts it from its query.
+several reference answers, `"quotes": [...]` where it is known which part of the context tells the answer (empty for one
+that none does), and `"add_end_token": False` where targets are running text, which goes on behind them. The segments of
+a context, put together, are its text. Query and target, put together, are what the model is trained to continue, so a
+target brings the space that parts it from its query.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -38,6 +39,17 @@ def check_split(split: str, splits: tuple[str, ...] = SPLITS) -> None:
 def context_text(context: str | Sequence[str]) -> str:
     """The text of a context, which is one or comes in segments."""
     return context if isinstance(context, str) else "".join(context)
+
+
+def context_numbers(rows: Iterable[Mapping[str, Any]], known: dict[str, int] | None = None) -> list[int]:
+    """The number of each row's context: rows on one text, in whatever segments, have one.
+
+    Args:
+        rows: of a task.
+        known: numbers of texts, to which those of these rows are added.
+    """
+    known = {} if known is None else known
+    return [known.setdefault(context_text(row["context"]), len(known)) for row in rows]
 
 
 def check_row(row: Mapping[str, Any], name: str = "the row") -> None:

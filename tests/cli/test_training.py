@@ -70,9 +70,10 @@ def test_an_adapter_is_evaluated_in_the_precision_of_the_recipe(
 def test_options_of_the_memory_are_an_adapters_own_and_those_of_a_plain_base(base: str, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE, encoding="utf-8")
-    refused = run("evaluate", RETRIEVAL_ADAPTER, "--recipe", recipe, "--override", "gradmem.write_steps=7")
-    assert refused.exit_code == 2
-    assert "gradmem.write_steps=7 would do nothing" in refused.stderr
+    for override in ("gradmem.write_steps=7", "gradmem={write_steps: 7}"):
+        refused = run("evaluate", RETRIEVAL_ADAPTER, "--recipe", recipe, "--override", override)
+        assert refused.exit_code == 2
+        assert f"{override} would do nothing" in refused.stderr
     plain = run("evaluate", base, "--recipe", recipe, "--override", "gradmem.writer=forward", "--json")
     assert plain.exit_code == 0, plain.stderr
     (record,) = json.loads(plain.stdout)["results"]

@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 
 from hf_gradmem import GradMemForCausalLM
-from hf_gradmem.commands.calibrate import run_calibration, save_confidence
+from hf_gradmem.commands.calibrate import count_contexts, first_contexts, run_calibration, save_confidence
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.evaluation.metrics import auroc
 from hf_gradmem.evaluation.reliability import Asked, ask_rows, measure_confidence
@@ -92,6 +92,24 @@ def test_the_memory_of_another_row_is_that_of_another_context(model):
         torch.testing.assert_close(asked.features[~asked.own], expected.features[~expected.own], rtol=1e-4, atol=1e-4)
 
 
+def test_questions_on_one_text_are_of_one_context_wherever_they_stand(model):
+    """Folds are of contexts: a fit that has seen one question of a text has seen its memory."""
+    given = [
+        row | {"queries": row["queries"][half::2], "targets": row["targets"][half::2]}
+        for half in (0, 1)
+        for row in rows(3)
+    ]
+    given[-1]["context"] = ["".join(given[-1]["context"])]
+    numbers = {}
+    asked = ask_rows(model, given, "exact_match", numbers)
+    assert sorted(asked.context.tolist()) == [0] * 8 + [1] * 8 + [2] * 8
+    again = ask_rows(model, given[:2], "exact_match", numbers)
+    assert set(again.context.tolist()) == {0, 1}
+    both = Dataset.from_list(given)
+    assert count_contexts({"a": both, "b": first_contexts(both, 2)}) == "3 contexts of a, 2 contexts of b"
+    assert first_contexts(both, 2)["queries"] == [given[place]["queries"] for place in (0, 1, 3, 4)]
+
+
 def test_a_calibration_tells_own_memories_from_others_on_contexts_that_it_did_not_see(model):
     result = run_calibration(model, {"four": rows()}, METRICS, "fifteen contexts")
     measured = result["sets"]["all"]
@@ -133,6 +151,20 @@ def test_the_command_writes_the_configuration_and_nothing_else(tmp_path):
     assert checked["confidence"] == report["confidence"]
     assert checked["sets"]["n4"]["auroc"] > 0.75
     assert "no directory of an adapter" in mistake(run("calibrate", tmp_path / "none", *options))
+
+
+def test_the_command_refuses_what_it_would_lose_and_what_would_do_nothing(tmp_path):
+    adapter = shutil.copytree(RETRIEVAL_ADAPTER, tmp_path / "adapter")
+    recipe = shutil.copy(RECIPE, tmp_path / "recipe.yaml")
+    options = ["--recipe", recipe, "--set", "n4"]
+    for report in (adapter / "config.json", adapter / ".." / "adapter" / "README.md", recipe):
+        for check in ([], ["--check"]):
+            told = mistake(run("calibrate", adapter, *options, "--report", report, *check))
+            assert "is another file of this command, which would be lost" in told
+    for override in ("gradmem.write_steps=7", "gradmem={write_steps: 7}"):
+        assert f"--override {override} would do nothing" in mistake(
+            run("calibrate", adapter, *options, "--override", override)
+        )
 
 
 def test_the_card_shows_how_far_the_confidence_holds(tmp_path):

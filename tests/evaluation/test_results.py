@@ -1,14 +1,17 @@
 """Results files, the curves drawn from them, the tokens that a memory holds, and the commands that make all three."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from typer.testing import CliRunner, Result
 
+from hf_gradmem import DataCollatorForGradMem, GradMemForCausalLM
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.evaluation.heat_map import heat_map, save_heat_map
+from hf_gradmem.evaluation.limits import limited_rows
 from hf_gradmem.evaluation.plots import plot_results, save_picture
 from hf_gradmem.evaluation.results import evaluation_sets, load_records, load_sets, save_results
 from hf_gradmem.evaluation.tokens import TokenLosses, token_texts
@@ -62,6 +65,9 @@ def test_evaluate_measures_sets_sweeps_and_baselines_and_plot_draws_them(recipe:
     ]
     assert all(entry["exact_match"] > 0.9 for entry in records if entry["write_steps"] == 2)
     assert records[0]["num_answers"] == 8
+    assert {(entry["split"], entry["template"], entry["metric"]) for entry in records} == {
+        ("test", "plain", "exact_match")
+    }
     drawn = run("plot", report, "--x", "num_pairs", "--output", picture)
     assert drawn.exit_code == 0, drawn.stderr
     assert picture.read_bytes().startswith(b"\x89PNG")
@@ -95,6 +101,7 @@ def test_evaluate_keeps_each_answer_beside_what_would_be_right(recipe: Path, tmp
         (["--baseline", "rag"], "'rag'"),
         (["--split", "dev"], "'dev'"),
         (["--output", "."], "is a directory"),
+        (["--output", "new/x.json", "--answers", "new/../new/x.json"], "another file of this command"),
         (["--metric", "bleu"], "bleu"),
         (["--steps", "-1"], "equal to 0"),
     ],
@@ -104,6 +111,13 @@ def test_what_cannot_be_evaluated_is_said_before_a_model_is_loaded(recipe, argum
     result = run("evaluate", RETRIEVAL_ADAPTER, "--recipe", recipe, *arguments)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_evaluate_does_not_write_over_its_recipe(recipe: Path) -> None:
+    result = run("evaluate", RETRIEVAL_ADAPTER, "--recipe", recipe, "--output", recipe)
+    assert result.exit_code == 2
+    assert "recipe.yaml is another file of this command" in result.stderr
+    assert recipe.read_text(encoding="utf-8") == RECIPE
 
 
 def test_sweeps_multiply() -> None:
@@ -162,6 +176,43 @@ def test_a_set_keeps_a_split_of_its_own() -> None:
         assert list(rows[name]) == list(load_task("kv_retrieval", split, num_contexts=2, num_pairs=4))
 
 
+def test_evaluate_and_calibrate_measure_the_contexts_and_questions_that_training_sees(
+    recipe: Path, tmp_path: Path
+) -> None:
+    limits = {"max_context_length": 10, "queries_per_context": 1}
+    options = ["--recipe", recipe, "--set", "n4"]
+    limited = [*options, *(part for name in limits for part in ("--override", f"{name}={limits[name]}"))]
+    adapter = shutil.copytree(RETRIEVAL_ADAPTER, tmp_path / "adapter")
+    shown = run("evaluate", adapter, *limited, "--baseline", "prompt", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    for measured in json.loads(shown.stdout)["results"]:
+        assert measured["num_answers"] == measured["num_contexts"] == 4
+        assert measured.get("num_context_tokens") == {"memory": 40, "prompt": None}[measured["context"]]
+    shown = run("calibrate", adapter, *limited, "--override", "max_context_length=5", "--json")
+    assert shown.exit_code == 0, shown.stderr
+    assert json.loads(shown.stdout)["sets"]["n4"]["num_answers"] == 8  # of its own memory and of another's
+    too_long = run("evaluate", adapter, *options, "--override", "max_query_length=5")
+    assert too_long.exit_code == 2
+    assert "A query of row 0 takes 7 tokens with its answer, and max_query_length is 5" in too_long.stderr
+
+
+def test_what_limits_leave_of_rows_is_what_the_collator_leaves() -> None:
+    model = GradMemForCausalLM.from_pretrained(RETRIEVAL_ADAPTER)
+    rows = load_task("kv_retrieval", num_contexts=3, num_pairs=4, key_length=1, value_length=1)
+    whole = [row | {"context": "".join(row["context"])} for row in rows]
+    for given in (list(rows), whole):
+        assert limited_rows(model, given, {}) == given
+        for length in (1, 5, 7, 20):
+            limits = {"max_context_length": length, "queries_per_context": 2, "max_query_length": 7}
+            found = DataCollatorForGradMem(model.tokenizer)(limited_rows(model, given, limits))
+            with pytest.warns(UserWarning, match="Cut in this batch of 3 contexts"):
+                expected = DataCollatorForGradMem(model.tokenizer, **limits)(given)
+            segments = expected.pop("context_segment_ids", None)
+            if segments is not None and segments.any():
+                assert torch.equal(found.pop("context_segment_ids"), segments)
+            assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 # ------------------------------------------------------------------------------------------------ pictures
 
 
@@ -199,6 +250,12 @@ def test_how_much_was_measured_parts_a_curve_only_where_it_differs_at_one_place(
         "num contexts=16, seed=0",
         "num contexts=64, seed=1",
     }
+
+
+@pytest.mark.parametrize("how", ["split", "template", "metric"])
+def test_what_was_measured_in_another_way_is_another_line(how: str) -> None:
+    told = [record(0.5, **{how: "one"}), record(0.3, **{how: "two"})]
+    assert drawn_lines(plot_results(told)) == {f"{how}=one": ([2], [0.5]), f"{how}=two": ([2], [0.3])}
 
 
 def test_curves_over_pairs_have_a_line_for_each_number_of_steps_and_for_a_baseline() -> None:

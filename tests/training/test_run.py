@@ -485,7 +485,7 @@ def test_whether_targets_end_in_an_end_token_is_each_sets_own(tmp_path, written)
     for name, rows in trainer.eval_dataset.items():
         labels = trainer.data_collator([rows[index] for index in range(len(rows))])["labels"]
         ends[name] = (labels == end).any(-1).float().mean().item()
-        found = [row for row in load_set("kv_retrieval", {"split": "validation"} | changes["eval_sets"][name])]
+        found = list(load_set("kv_retrieval", {"split": "validation"} | changes["eval_sets"][name]))
         (record,) = evaluate_rows(trainer.model, found, [1], metric=None)
         unscored = sum(not query for row in found for query in row["queries"])
         assert record["num_answer_tokens"] == int((labels != -100).sum()) - unscored

@@ -1,0 +1,64 @@
+"""Rows as a recipe's limits leave them: what is measured is then what a run with these limits sees."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..modeling_gradmem import GradMemForCausalLM
+from ..tasks.collator import DataCollatorForGradMem
+
+LIMITS = ("max_context_length", "max_query_length", "queries_per_context")
+"""The limits of a recipe, which [`~hf_gradmem.DataCollatorForGradMem`] keeps in training."""
+
+Row = dict[str, Any]
+
+
+def limited_rows(model: GradMemForCausalLM, rows: Iterable[Row], limits: Mapping[str, int | None]) -> list[Row]:
+    """The rows with contexts of at most so many tokens, and at most so many queries on each.
+
+    Args:
+        model: whose tokenizer counts, and whose writer says how a context comes to its segments.
+        rows: of a task.
+        limits: some of [`LIMITS`]; `None` is no limit.
+
+    Raises:
+        ValueError: a query with its answer is longer than `max_query_length`: an answer is generated to a whole query.
+    """
+    of_context, of_query, of_row = (limits.get(name) for name in LIMITS)
+    limited = [
+        row | {name: row[name][:of_row] for name in ("queries", "targets", "answers", "quotes") if row.get(name)}
+        for row in rows
+    ]
+    if of_query is not None:
+        _check_queries(model, limited, of_query)
+    if of_context is None:
+        return limited
+    return [row | {"context": _beginning(model, row["context"], of_context)} for row in limited]
+
+
+def _check_queries(model: GradMemForCausalLM, rows: list[Row], limit: int) -> None:
+    collate = DataCollatorForGradMem(model.tokenizer, template=model.config.template)
+    for number, row in enumerate(rows):
+        longest = int(collate([row])["attention_mask"].sum(-1).max())
+        if longest > limit:
+            raise ValueError(
+                f"A query of row {number} takes {longest} tokens with its answer, and max_query_length is {limit}: "
+                "training leaves out its beginning, and answers are generated to whole queries. Measure them whole, "
+                "by --override max_query_length=null, or shorten the query."
+            )
+
+
+def _beginning(model: GradMemForCausalLM, context: str | list[str], limit: int) -> str | list[str]:
+    """The context itself where it fits, else its first tokens."""
+    segments = model.writer.segments([context] if isinstance(context, str) else context)
+    encoded = model.tokenizer(segments, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ends = [[end for _, end in offsets] for offsets in encoded["offset_mapping"]]
+    if sum(map(len, ends)) <= limit:
+        return context
+    kept: list[str] = []
+    for segment, of_tokens in zip(segments, ends, strict=True):
+        if limit < len(of_tokens):
+            kept += [segment[: of_tokens[limit - 1]]] if limit else []
+            break
+        kept.append(segment)
+        limit -= len(of_tokens)
+    return kept[0] if isinstance(context, str) and len(segments) == 1 else kept
