@@ -82,7 +82,7 @@ def load(
 
 
 def parse(text: str, source: str = "the text") -> list[Paragraph]:
-    """Paragraphs with their questions, from either JSON format.
+    """Paragraphs with their questions, from either JSON format; one that is there several times has all of them.
 
     Raises:
         ValueError: it is no JSON, or lacks a key.
@@ -101,7 +101,7 @@ def parse(text: str, source: str = "the text") -> list[Paragraph]:
         raise ValueError(
             f"{source} is not SQuAD's format: {error!r} where context, qas, question or answers belong."
         ) from error
-    return [(context, questions) for context, questions in found if questions]
+    return _merged(found)
 
 
 def _question(context: str, entry: dict[str, Any], source: str) -> Question:
@@ -122,15 +122,23 @@ def _checked_question(context: str, text: str, answers: list[tuple[str, int]], s
 
 
 def _hub_paragraphs(rows: Iterable[dict[str, Any]], source: str) -> list[Paragraph]:
-    paragraphs: dict[str, list[Question]] = {}
+    found: list[Paragraph] = []
     for row in rows:
         missing = {"context", "question", "answers"} - row.keys()
         if missing:
             raise ValueError(f"{source} has no column {', '.join(sorted(missing))}, only {sorted(row)}.")
         answers = list(zip(row["answers"]["text"], row["answers"]["answer_start"], strict=True))
         question = _checked_question(row["context"], row["question"], answers, source)
-        paragraphs.setdefault(row["context"], []).append(question)
-    return list(paragraphs.items())
+        found.append((row["context"], [question]))
+    return _merged(found)
+
+
+def _merged(found: Iterable[Paragraph]) -> list[Paragraph]:
+    """Each paragraph once, so that no two splits share one, with all questions on it; none without a question."""
+    paragraphs: dict[str, list[Question]] = {}
+    for context, questions in found:
+        paragraphs.setdefault(context, []).extend(questions)
+    return [(context, questions) for context, questions in paragraphs.items() if questions]
 
 
 def _rows(context: str, questions: list[Question]) -> Iterator[dict[str, Any]]:

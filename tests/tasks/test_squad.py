@@ -53,6 +53,19 @@ def test_sentences_cover_the_text_and_stop_at_no_abbreviation():
     assert split_sentences("One. Two. ") == [(0, 4), (4, 10)]
 
 
+def test_a_paragraph_that_is_there_several_times_is_in_one_split_with_all_its_questions(tmp_path):
+    given = [{"context": f"It was {n % 3}.", "qas": [{"question": f"Q{n}", "answer": str(n % 3)}]} for n in range(9)]
+    (tmp_path / "dev.json").write_text(json.dumps(given), encoding="utf-8")
+    train, held_out = (
+        load_task("squad", split, path=tmp_path / "dev.json", validation_share=0.4) for split in ("train", "validation")
+    )
+    assert [(row["context"], row["queries"]) for row in train] == [
+        (["It was 0."], ["Q0", "Q3", "Q6"]),
+        (["It was 1."], ["Q1", "Q4", "Q7"]),
+    ]
+    assert [row["queries"] for row in held_out] == [["Q2", "Q5", "Q8"]]
+
+
 def test_squad_keeps_the_questions_of_a_paragraph_and_all_references_together(tmp_path):
     (tmp_path / "dev.json").write_text(json.dumps(SQUAD), encoding="utf-8")
     rows = load_task("squad", "test", path=tmp_path / "dev.json")
