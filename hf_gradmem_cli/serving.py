@@ -1,13 +1,20 @@
 """Commands that answer until they are ended: serve."""
 
+import errno
+import os
+import socket
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .app import command, manners
 from .options import Device, Revision, Seed, TrustRemoteCode
 from .printing import print_text, report_done
+
+if TYPE_CHECKING:
+    from uvicorn import Server
 
 
 @command(
@@ -49,6 +56,8 @@ def serve(
         raise ImportError(f'serve needs {error.name}: pip install "hf-gradmem[serve]"') from error
     from hf_gradmem.commands.opening import load_model, load_store
 
+    bound = _bind(host, port)
+    port = bound[0].getsockname()[1]  # the system's choice for 0
     reader = load_model(model, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code)
     needed, served = token_for(host, token), name or Path(model).name
     server = make_server(
@@ -66,13 +75,64 @@ def serve(
         timeout=timeout,
         max_new_tokens=max_new_tokens,
     )
+    for each in bound:
+        each.listen()
     report_done(f"Serving {served} at http://{f'[{host}]' if ':' in host else host}:{port}/v1 until interrupted.")
     if needed is not None and token is None:
         print_text(f"Requests need this token: {needed}")  # to a quiet one, too: nobody else can tell it
+    _run(server, bound)
+
+
+def _run(server: "Server", bound: list[socket.socket]) -> None:
+    """Serve until the process is asked to end."""
     try:
-        server.run()
+        with ExitStack() as sockets:
+            server.run(sockets=[sockets.enter_context(each) for each in bound])
     except KeyboardInterrupt:  # the way to end it; what was under way has ended by now
         manners.interrupted = False
+
+
+def _bind(host: str, port: int) -> list[socket.socket]:
+    """The addresses of a host, taken before a model is loaded; they listen when the server runs.
+
+    Raises:
+        OSError: there is no such host, or the port is taken.
+    """
+    bound: list[socket.socket] = []
+    missing = None
+    try:
+        for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            try:
+                bound.append(_bound(family, (address[0], port, *address[2:])))
+            except OSError as error:
+                if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+                    raise
+                missing = error  # of the two that localhost has, a machine may have one
+            else:
+                port = bound[-1].getsockname()[1]  # the system's choice for 0, at every address
+        if missing is not None and not bound:
+            raise missing
+    except OSError as error:
+        for each in bound:
+            each.close()
+        raise OSError(
+            f"{host}:{port} cannot be listened at: {error.strerror}. Give another --port or --host."
+        ) from error
+    return bound
+
+
+def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
+    made = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # elsewhere it would let two programs have one port
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind(address)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 __all__ = ["serve"]

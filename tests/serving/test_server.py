@@ -1,5 +1,6 @@
 """The server, over loopback, with the client that people use."""
 
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import httpx
 import openai
 import pytest
 import torch
+import uvicorn
 
 from hf_gradmem import GradMemForCausalLM
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
@@ -19,6 +21,7 @@ from hf_gradmem.serving.shelf import Shelf
 from hf_gradmem.tasks import load_task
 from hf_gradmem.tasks.kv_retrieval import build_tokenizer
 from tests.reading.test_confidence import WHOLE
+from tests.support.command_line import mistake, run
 from tests.support.small_models import templated
 
 DEFAULTS: dict[str, Any] = {
@@ -294,6 +297,27 @@ def test_others_need_the_token_and_the_name_of_this_machine(model):
     assert token_for("::1", None) is None
     assert len(token_for("0.0.0.0", None) or "") >= 24
     assert token_for("0.0.0.0", "mine") == "mine"
+
+
+def test_the_command_says_that_it_serves_once_it_listens_and_refuses_a_port_that_is_taken(monkeypatch):
+    def ask(_: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        ports.extend({each.getsockname()[1] for each in sockets})
+        socket.create_connection(("localhost", ports[0])).close()
+
+    ports: list[int] = []
+    monkeypatch.setattr(uvicorn.Server, "run", ask)
+    served = run("serve", ADAPTER, "--host", "localhost", "--port", 0)
+    assert served.exit_code == 0, served.output
+    assert f"http://localhost:{ports[0]}/v1 until interrupted" in served.output
+    monkeypatch.setattr("hf_gradmem.commands.opening.load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert f"127.0.0.1:{port} cannot be listened at: Address already in use" in mistake(
+            run("serve", ADAPTER, "--port", port)
+        )
+    assert "no.such.host.invalid:8000 cannot be listened at" in mistake(
+        run("serve", ADAPTER, "--host", "no.such.host.invalid")
+    )
 
 
 def test_more_than_the_queue_holds_are_told_to_come_again(model, rows, monkeypatch):
