@@ -120,8 +120,9 @@ def _check(
         check_row(row, f"row {index}")
         if metric is not None and not all(row["queries"]):
             raise ValueError(
-                f"A query of row {index} is empty: there is nothing to answer. Measure the losses of running text "
-                "alone, with metric=None."
+                f"A query of row {index} is empty: there is nothing to answer. Measure losses alone (--metric none, or "
+                "metric=None in Python), or, where other rows are questions, give the recipe's eval_sets running text "
+                "as a set of its own: {task: text, path: ...}."
             )
 
 

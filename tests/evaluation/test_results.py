@@ -168,6 +168,22 @@ def test_a_set_with_a_task_of_its_own_is_measured_by_the_metric_of_that_task(rec
             )
 
 
+def test_a_mixture_with_running_text_is_measured_by_losses_or_in_sets_of_their_own(
+    recipe: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "book.txt").write_text("One day it rained. Two days it did not. " * 6, encoding="utf-8")
+    parts = f"[{{task: text, path: {tmp_path / 'book.txt'}, num_contexts: 1}}, {{task: facts, num_contexts: 1}}]"
+    options = ["--recipe", recipe, "--override", f"eval_sets={{both: {{task: mixture, parts: {parts}}}}}"]
+    refused = run("evaluate", RETRIEVAL_ADAPTER, *options)
+    assert refused.exit_code == 2
+    assert (
+        "A query of row 0 is empty: there is nothing to answer. Measure losses alone (--metric none" in refused.stderr
+    )
+    measured = run("evaluate", RETRIEVAL_ADAPTER, *options, "--metric", "none", "--json")
+    assert measured.exit_code == 0, measured.stderr
+    assert json.loads(measured.stdout)["results"][0]["num_contexts"] == 2
+
+
 def test_a_set_keeps_a_split_of_its_own() -> None:
     """As in training: `--split` is of the sets that name none."""
     sets = evaluation_sets({"seen": {"split": "train"}, "held_out": {}}, {"num_contexts": 2, "num_pairs": 4})
