@@ -4,6 +4,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,12 @@ class Chat:
         """Of all memories, those of the store first."""
         return [*(self.store.ids if self.store is not None else ()), *self.written]
 
-    def keep(self, name: str, memory: GradMemMemory) -> None:
-        """Put a memory beside the others, and use it."""
+    def keep(self, name: str, memory: GradMemMemory) -> str:
+        """Put a memory beside the others, and use it; under its name, with a number where that is taken."""
+        taken = set(self.ids())
+        name = next(free for number in count(1) if (free := name if number == 1 else f"{name}-{number}") not in taken)
         self.written[name], self.in_use = memory, name
+        return name
 
     def take(self, line: str) -> None:
         """Do what a line says. What cannot be done is told, and the conversation goes on."""
@@ -106,7 +110,7 @@ class Chat:
         fitting = fit_contexts(self.model.writer, self.model.tokenizer, [text])
         memory = self.model.write(fitting, tolerance=self.tolerance)
         losses = [loss for loss in memory.write_losses[0].tolist() if not math.isnan(loss)]
-        self.keep(name, memory)
+        name = self.keep(name, memory)
         took = f"{int(memory.num_context_tokens[0])} tokens, {len(losses)} steps, {time.perf_counter() - begin:.0f} s"
         fell = f"; the loss fell from {losses[0]:.2f} to {losses[-1]:.2f} nats a token" if losses else ""
         self.tell(f"Written as {name}: {took}{fell}.\n")

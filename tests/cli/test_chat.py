@@ -5,11 +5,13 @@ import sys
 import pexpect
 import pytest
 import torch
+from datasets import Dataset
 
-from hf_gradmem import GradMemForCausalLM, GradMemMemory
+from hf_gradmem import GradMemForCausalLM, GradMemMemory, MemoryStore
 from hf_gradmem.commands.chat import COMMANDS, Chat
 from hf_gradmem.commands.packaged import FORWARD_ADAPTER
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
+from hf_gradmem.commands.write_dataset import write_dataset
 from tests.support.command_line import run
 
 
@@ -41,6 +43,18 @@ def test_files_are_written_under_their_names_and_memories_saved(model, tmp_path)
     assert "Written as pairs.txt: 5 tokens, 2 steps" in told
     saved = GradMemMemory.from_pretrained(tmp_path / "kept")
     assert saved.embeddings.equal(chat.written["pairs.txt"].embeddings)
+
+
+def test_a_name_that_is_taken_gets_a_number(model, tmp_path):
+    """A file of the store's, or of another folder."""
+    write_dataset(model, Dataset.from_dict({"id": ["pairs.txt"], "context": ["!a:1!"]}), tmp_path / "store")
+    (tmp_path / "pairs.txt").write_text("!a:b!", encoding="utf-8")
+    store = MemoryStore.from_pretrained(tmp_path / "store")
+    lines = [f"/write {tmp_path / 'pairs.txt'}", "/memories", "?!a:", "/use pairs.txt", "?!a:"]
+    told, chat = talk(model, *lines, f"/write {tmp_path / 'pairs.txt'}", store=store)
+    assert "Written as pairs.txt-2: " in told
+    assert [line for line in told.splitlines() if line in ("1!", "b!")] == ["b!", "1!"]
+    assert chat.ids() == ["pairs.txt", "pairs.txt-2", "pairs.txt-3"]
 
 
 @pytest.mark.parametrize(
