@@ -22,7 +22,8 @@ class TextFolder(Rows):
 
     Attributes:
         ids: of the files that can be read.
-        skipped: why each of the others cannot: it is no text in UTF-8, or the system refuses it.
+        skipped: why each of the others cannot: it is no text in UTF-8, or the system refuses it; and links to folders,
+            which are not followed.
 
     Raises:
         OSError: there is no such folder.
@@ -75,9 +76,15 @@ class TextFolder(Rows):
     def _names(self) -> Iterator[str]:
         for folder, below, files in os.walk(self.path, onerror=self._skip):
             below[:] = [name for name in below if not name.startswith(".")]
+            for name in below:
+                if os.path.islink(os.path.join(folder, name)):  # which is not followed: it may lead back to itself
+                    self.skipped[_printable(self._below(folder, name))] = "a link to a folder"
             for name in files:
                 if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
-                    yield (Path(folder) / name).relative_to(self.path).as_posix()
+                    yield self._below(folder, name)
+
+    def _below(self, folder: str, name: str) -> str:
+        return (Path(folder) / name).relative_to(self.path).as_posix()
 
     def _skip(self, error: OSError) -> None:
         """A folder in the folder that cannot be looked into."""

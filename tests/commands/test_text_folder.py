@@ -64,7 +64,9 @@ def test_files_that_cannot_be_read_are_skipped_by_name(folder):
     (folder / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     (folder / "picture.md").write_bytes(b"GIF89a\0\0")
     (folder / "gone.txt").symlink_to(folder / "nowhere")
+    (folder / "a" / "linked").symlink_to(folder, target_is_directory=True)
     expected = {
+        "a/linked": "a link to a folder",
         "gone.txt": "No such file or directory",
         "latin.txt": "not text in UTF-8",
         "picture.md": "not text in UTF-8",
