@@ -1,7 +1,8 @@
 """What commands are given: a context, one of several memories, a directory to write to."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,20 +17,33 @@ def read_context(text: str | None, file: Path | None) -> str:
 
     if text is not None and file is not None:
         raise ValueError("Give the context as an argument or as --file, and not both.")
-    if text is None and file is None and sys.stdin.isatty():
+    if text is None and file is None and (sys.stdin is None or sys.stdin.isatty()):  # None: it is closed
         raise ValueError("There is no context: give it as an argument, as --file, or on stdin.")
     if file is not None:
         return read_file(file)
     if text is None:
-        try:
-            text = sys.stdin.read().rstrip("\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"stdin is not UTF-8 text ({error}).") from error
-    elif _is_a_place(text):
+        text = "".join(lines_of_stdin()).rstrip("\n")
+    elif text.strip() and _is_a_place(text):
         raise ValueError(f"{text} is a file or folder here. Give it as --file to write what it holds.")
-    if not text:
-        raise ValueError("The context is empty.")
+    if not text.strip():
+        raise ValueError("The context is blank: there is nothing in it to write.")
     return text
+
+
+def lines_of_stdin() -> Iterator[str]:
+    """The lines of stdin as UTF-8 text, whatever the system takes it for.
+
+    Raises:
+        ValueError: it is closed, or no such text.
+    """
+    if sys.stdin is None:
+        raise ValueError("stdin is closed: there is nothing to read.")
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+    try:
+        yield from sys.stdin
+    except UnicodeDecodeError as error:
+        raise ValueError(f"stdin is not UTF-8 text ({error}).") from error
 
 
 def read_contexts(text: str | None, file: Path | None) -> "tuple[list[str], TextFolder | None]":

@@ -19,6 +19,7 @@ from .options import (
     SegmentLength,
     Template,
     TrustRemoteCode,
+    output_option,
 )
 from .printing import print_json, print_json_line, print_memory, print_text, print_tokens, report_done
 
@@ -171,7 +172,7 @@ def inspect(
         Path | None, typer.Option(help="The text that was written: show which of its tokens the memory holds.")
     ] = None,
     segment_length: SegmentLength = None,
-    html: Annotated[Path | None, typer.Option(help="Also write these tokens as a page of HTML.")] = None,
+    html: Annotated[Path | None, output_option("Also write these tokens as a page of HTML.", "--html")] = None,
     revision: Revision = None,
     memory_revision: MemoryRevision = None,
     seed: Seed = 0,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .app import command, manners
-from .options import Device, Revision, Seed, TrustRemoteCode
+from .options import Device, Revision, Seed, TrustRemoteCode, output_option
 from .printing import print_text, report_done
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def serve(
     model: Annotated[str, typer.Argument(help="Directory or Hub repository of an adapter, or of any decoder.")],
     memories: Annotated[str | None, typer.Option(help="What write-dataset wrote, or a Hub data set of it.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="Folder for what clients write; kept in RAM when absent.")] = None,
+    keep: Annotated[Path | None, output_option("Folder for what clients write; RAM when absent.", "--keep")] = None,
     name: Annotated[str | None, typer.Option(help="What requests call the model; its own name when absent.")] = None,
     host: Annotated[str, typer.Option(help="Address; beyond this machine, requests need a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8000,

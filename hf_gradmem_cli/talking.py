@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .app import command, manners
+from .inputs import lines_of_stdin
 from .options import Device, Revision, Seed, TrustRemoteCode
 from .plain import plain
 
@@ -44,8 +45,8 @@ def chat(
     if first is not None:
         for index in range(len(first)):
             talk.keep(Path(str(memory)).name + (f"-{index}" if len(first) > 1 else ""), first[index])
-    if not sys.stdin.isatty():
-        for line in sys.stdin:
+    if sys.stdin is None or not sys.stdin.isatty():
+        for line in lines_of_stdin():
             talk.take(line)
             if talk.ended:
                 break
@@ -55,10 +56,10 @@ def chat(
     next_line = typed_line(talk, user_cache() / "chat_history")
     while not talk.ended:
         try:
-            line = next_line()
-            if line is None:
+            typed = next_line()
+            if typed is None:
                 break
-            talk.take(line)
+            talk.take(typed)
         except KeyboardInterrupt:  # ends an answer or drops a line, as in a shell, and not the conversation
             manners.interrupted = False
             typer.echo()

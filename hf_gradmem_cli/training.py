@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from hf_gradmem import GradMemForCausalLM
 
 Answers = Annotated[
-    Path | None, typer.Option(help="Write each answer, with what would be right, to this file of JSON lines.")
+    Path | None, output_option("Write each answer, with what would be right, to this file of JSON lines.", "--answers")
 ]
 Baselines = Annotated[
     list[str] | None,
@@ -198,7 +198,7 @@ def calibrate(
     metric: Metric = None,
     override: Overrides = None,
     batch_size: BatchSize = 64,
-    report: Annotated[Path | None, typer.Option(help="Also write the results to this JSON file.")] = None,
+    report: Annotated[Path | None, output_option("Also write the results to this JSON file.", "--report")] = None,
     device: Device = "auto",
     trust_remote_code: TrustRemoteCode = False,
     as_json: AsJson = False,

@@ -20,6 +20,7 @@ from ..checkpoint.run_facts import arguments_of_set
 from ..files import whole_file
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks import get_task, load_set
+from ..training.recipe import read_yaml
 from .limits import limited_rows
 from .measure import evaluate_rows
 
@@ -64,7 +65,7 @@ def evaluation_sets(
 def _parse_sweep(sweep: str) -> list[tuple[str, Any]]:
     key, _, text = sweep.partition("=")
     try:
-        values = yaml.safe_load(f"[{text}]")
+        values = read_yaml(f"[{text}]")
     except yaml.YAMLError as error:
         raise ValueError(f"The sweep {sweep!r} is not argument=value,value,...: {error}") from error
     if not key or not values:

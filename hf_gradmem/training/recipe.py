@@ -292,6 +292,15 @@ _Loader.add_implicit_resolver(
 )
 
 
+def read_yaml(text: str) -> Any:
+    """What YAML says, as in recipes.
+
+    Raises:
+        yaml.YAMLError: it is no YAML.
+    """
+    return yaml.load(text, _Loader)
+
+
 def load_recipe(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, a YAML file of [`RecipeArguments`] and [`~transformers.TrainingArguments`] side by side.
 
@@ -304,7 +313,7 @@ def load_recipe(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recip
         ValueError: it is no YAML, or a key or value in it is wrong or goes past the model's loss.
     """
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        values = read_yaml(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a readable recipe: {error}") from error
     if not isinstance(values, dict):
@@ -361,6 +370,6 @@ def _override(values: dict[str, Any], override: str) -> None:
             else:
                 place[name] = {} if place.get(name) is None else place[name]
                 place = place[name]
-        place[int(last) if isinstance(place, list) else last] = yaml.load(text, _Loader)
+        place[int(last) if isinstance(place, list) else last] = read_yaml(text)
     except (AttributeError, IndexError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"The override {override!r} does not fit the recipe: {error}") from error

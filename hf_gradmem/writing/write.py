@@ -51,6 +51,8 @@ def write_contexts(
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if tolerance is not None and not tolerance >= 0:  # NaN is not
+        raise ValueError(f"tolerance must be at least 0, which never stops, got {tolerance}.")
     with torch.inference_mode(False), torch.enable_grad():
         contexts = _checked(writer, contexts)
         step_sizes = writer.step_sizes(write_steps, write_learning_rate)

@@ -2,20 +2,27 @@
 
 import contextlib
 import json
+import os
 import shutil
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from tests.support.command_line import TEXT, mistake, run, run_process, save_base
 
 
 def test_write_without_a_context_is_a_mistake(base: str, tmp_path: Path) -> None:
     options = ["--model", base, "--output", tmp_path / "memory"]
-    assert "empty" in mistake(run("write", *options, stdin="\n"))
+    for blank in ("", "  ", "\n"):
+        assert "The context is blank" in mistake(run("write", blank, *options))
+        assert "The context is blank" in mistake(run("write", *options, stdin=blank))
+    for command in (["write", *options], ["chat", RETRIEVAL_ADAPTER]):
+        assert "stdin is not UTF-8 text" in mistake(run(*command, stdin=b"!a:b\xff!\n"))
     assert "not both" in mistake(run("write", TEXT, "--file", tmp_path / "context.txt", *options))
     assert "context.txt" in mistake(run("write", "--file", tmp_path / "context.txt", *options))
     (tmp_path / "latin1.txt").write_bytes("caf\xe9".encode("latin-1"))
@@ -24,12 +31,30 @@ def test_write_without_a_context_is_a_mistake(base: str, tmp_path: Path) -> None
     assert not (tmp_path / "memory").exists()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="closed by a shell")
+@pytest.mark.parametrize(("command", "message"), [("write", "There is no context"), ("chat", "stdin is closed")])
+def test_a_closed_stdin_is_a_mistake(command: str, message: str, base: str, tmp_path: Path) -> None:
+    given = ["--model", base, "--output", tmp_path / "memory"] if command == "write" else [base]
+    told = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-m", "hf_gradmem_cli", command, *map(str, given)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 2
+    assert told.stderr.startswith(f"Error: {message}")
+    assert told.stderr.count("\n") == 1
+
+
 def test_options_out_of_range_are_mistakes(base: str, tmp_path: Path) -> None:
     options = ["--model", base, "--output", tmp_path / "memory"]
     assert "write_steps" in mistake(run("write", TEXT, *options, "--steps", -1))
     assert "num_memory_tokens" in mistake(run("write", TEXT, *options, "--memory-tokens", 0))
     assert "at most 124" in mistake(run("write", TEXT, *options, "--segment-length", 125))
     assert run("write", TEXT, *options, "--optimizer", "lion").exit_code == 2
+    for tolerance in ("nan", "-1"):
+        refused = run("write", TEXT, *options, "--tolerance", tolerance)
+        assert "tolerance must be at least 0, which never stops" in mistake(refused)
     assert "no device 'cuda:99'" in mistake(run("write", TEXT, *options, "--device", "cuda:99"))
     assert "no device 'toaster'" in mistake(run("write", TEXT, *options, "--device", "toaster"))
     (tmp_path / "file").touch()

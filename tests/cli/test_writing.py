@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -24,6 +25,23 @@ def test_write_saves_what_the_library_would_write(base: str, tmp_path: Path) -> 
     torch.testing.assert_close(saved.embeddings, expected.embeddings, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(saved.write_losses, expected.write_losses, rtol=1e-5, atol=1e-6)
     assert saved.fingerprint == expected.fingerprint
+
+
+def test_an_output_below_the_home_folder_is_written_there(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shell leaves ~ as it is within quotes."""
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    written = run("write", TEXT, "--model", base, "--output", "~/memory", "--steps", 1)
+    assert written.exit_code == 0, written.output
+    page = ["--context-file", tmp_path / "text.txt", "--html", "~/tokens.html"]
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    shown = run("inspect", tmp_path / "home" / "memory", "--model", base, *page)
+    assert shown.exit_code == 0, shown.output
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {"memory", "tokens.html"}
+    assert not (tmp_path / "~").exists()
 
 
 def test_text_file_and_stdin_give_the_same_memory(base: str, memory: str, tmp_path: Path) -> None:

@@ -134,6 +134,8 @@ def test_sweeps_multiply() -> None:
         "b num_pairs=2 key_length=1": {"seed": 2, "num_pairs": 2, "key_length": 1},
         "b num_pairs=[2, 8] key_length=1": {"seed": 2, "num_pairs": [2, 8], "key_length": 1},
     }
+    of_numbers = evaluation_sets(*given, ["a"], ["not_told=1e-1,.5"])  # as a recipe reads them
+    assert [of_set["not_told"] for of_set in of_numbers.values()] == [0.1, 0.5]
     assert evaluation_sets(*given) == {"a": {"seed": 1}, "b": {"seed": 2}}
 
 
