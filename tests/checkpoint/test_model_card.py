@@ -282,10 +282,11 @@ def test_a_recipe_is_published_without_the_folders_of_this_machine():
 
 def test_a_run_on_a_private_file_claims_no_public_data_set_and_shows_no_path(hub, tmp_path):
     paragraph = "bob stone sees a doctor. He has a cold."
-    entry = {"context": paragraph, "qas": [{"question": "Who sees a doctor?", "answer": "bob stone"}]}
+    asked = [{"question": "Who sees a doctor?", "answer": "bob stone"}]
+    entries = [{"context": f"{paragraph} {number} days.", "qas": asked} for number in range(4)]
     private = tmp_path / "secret" / "patients.json"
     private.parent.mkdir()
-    private.write_text(json.dumps([entry] * 4))
+    private.write_text(json.dumps(entries))
     named_base(tmp_path / "base").save_pretrained(tmp_path / "base")
     small_tokenizer().save_pretrained(tmp_path / "base")
     changes = {

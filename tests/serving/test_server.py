@@ -5,13 +5,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import openai
 import pytest
 import torch
-import uvicorn
 
 from hf_gradmem import GradMemForCausalLM
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
@@ -300,12 +300,12 @@ def test_others_need_the_token_and_the_name_of_this_machine(model):
 
 
 def test_the_command_says_that_it_serves_once_it_listens_and_refuses_a_port_that_is_taken(monkeypatch):
-    def ask(_: uvicorn.Server, sockets: list[socket.socket]) -> None:
+    def ask(sockets: list[socket.socket]) -> None:
         ports.extend({each.getsockname()[1] for each in sockets})
         socket.create_connection(("localhost", ports[0])).close()
 
     ports: list[int] = []
-    monkeypatch.setattr(uvicorn.Server, "run", ask)
+    monkeypatch.setattr("hf_gradmem.serving.serve.make_server", lambda *_, **__: SimpleNamespace(run=ask))
     served = run("serve", ADAPTER, "--host", "localhost", "--port", 0)
     assert served.exit_code == 0, served.output
     assert f"http://localhost:{ports[0]}/v1 until interrupted" in served.output
