@@ -246,7 +246,9 @@ def _place(record: Record, name: str) -> Any:
 
 def _lines(records: Sequence[Record], x: str) -> list[Line]:
     """The line of each record: how much was measured parts lines only where it differs at one place."""
-    whole = [_line(record, x) for record in records]
+    # Results of before these were kept say nothing of them, which is no other value.
+    alike = {name for name in _HOW if len({json.dumps(record[name]) for record in records if record.get(name)}) < 2}
+    whole = [_line(record, alike | {x}) for record in records]
     lean = [tuple((name, value) for name, value in line if name not in _HOW_MUCH) for line in whole]
     at_place: dict[Any, set[Line]] = {}
     for record, line, shorter in zip(records, whole, lean, strict=True):
@@ -254,11 +256,11 @@ def _lines(records: Sequence[Record], x: str) -> list[Line]:
     return lean if all(len(lines) == 1 for lines in at_place.values()) else whole
 
 
-def _line(record: Record, x: str) -> Line:
-    """Everything that a record was measured on, but `x`."""
+def _line(record: Record, without: set[str]) -> Line:
+    """Everything that a record was measured on, but for some of it."""
     # Each size of memory is a model of its own; where models are told apart, they need not be by how they were trained.
-    names = {*_CONDITIONS, *record.get("arguments", {})} - {x}
-    names -= {"model"} if x == "num_memory_tokens" else {"write_steps_trained"}
+    names = {*_CONDITIONS, *record.get("arguments", {})} - without
+    names -= {"model"} if "num_memory_tokens" in without else {"write_steps_trained"}
     return tuple((name, json.dumps(_place(record, name))) for name in sorted(names))
 
 

@@ -274,6 +274,8 @@ def test_how_much_was_measured_parts_a_curve_only_where_it_differs_at_one_place(
 def test_what_was_measured_in_another_way_is_another_line(how: str) -> None:
     told = [record(0.5, **{how: "one"}), record(0.3, **{how: "two"})]
     assert drawn_lines(plot_results(told)) == {f"{how}=one": ([2], [0.5]), f"{how}=two": ([2], [0.3])}
+    of_before = [record(0.5, **{how: "one"}), record(0.3, write_steps=4)]  # which does not say
+    assert drawn_lines(plot_results(of_before)) == {"_child0": ([2, 4], [0.5, 0.3])}
 
 
 def test_curves_over_pairs_have_a_line_for_each_number_of_steps_and_for_a_baseline() -> None:
