@@ -26,9 +26,15 @@ from .memory.phase import Phase
 from .memory.written import GradMemMemory, Memories
 from .modeling_wrapper import GradMemPreTrainedModel, compiled_in_parts
 from .reading.answering import Answer, answer_questions
-from .reading.generation import can_generate_from_base, generate_from_base, sorted_prompts, with_prompts
+from .reading.generation import (
+    arguments_in_window,
+    can_generate_from_base,
+    generate_from_base,
+    generate_from_forward,
+    with_prompts,
+)
 from .reading.output import GradMemOutput
-from .reading.queries import Queries, checked_prompts, checked_queries
+from .reading.queries import checked_prompts, checked_queries
 from .reading.read import answer_loss, read
 from .writing.contexts import Context, Contexts, given_contexts, tokenize_contexts
 from .writing.objectives.reconstruction import reconstruct
@@ -210,8 +216,8 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             return_dict: `False` for a plain tuple; the configuration's by default.
 
         Raises:
-            ValueError: neither or both of context and memory, shapes that do not match, or
-                `meta_gradient="none"` with nothing to train but the memory's start.
+            ValueError: neither or both of context and memory, shapes that do not match, a query longer than the base's
+                window, or `meta_gradient="none"` with nothing to train but the memory's start.
         """
         if context_input_ids is None:
             contexts = None
@@ -280,8 +286,8 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             generation_config: the base's by default.
             streamer: as in `generate` of the base.
             kwargs: passed on to `generate` of the base. `max_length` and `min_length` count the prompt but not the
-                memory. Processors that look at the prompt's tokens, such as `repetition_penalty`, see the new ones
-                only.
+                memory; it ends where the base's window does. Processors that look at the prompt's tokens, such as
+                `repetition_penalty`, see the new ones only.
 
         Returns:
             Prompt and continuation, `(rows · num_return_sequences, prompt_length + new)`; the prompt as it was given.
@@ -302,24 +308,11 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             memory = self.memory_to_read(memory, context_input_ids)
         queries = checked_prompts(input_ids, attention_mask, context_index, len(memory), self.device)
         arguments = {**kwargs, "generation_config": generation_config, "streamer": streamer}
+        arguments = arguments_in_window(self.read_phase, memory.embeddings, queries, arguments, self.generation_config)
         if can_generate_from_base(self.read_phase, queries):
             output = generate_from_base(self.read_phase, memory.embeddings, queries, arguments)
             return with_prompts(output, queries.input_ids, new_tokens_from=0)
-        return self._generate_from_forward(memory, queries, arguments)
-
-    def _generate_from_forward(
-        self, memory: GradMemMemory, queries: Queries, arguments: dict[str, Any]
-    ) -> Tensor | ModelOutput:
-        """For bases that cannot go on from a memory: slower, since nothing is cached, but right where `forward` is."""
-        prompts, mask = sorted_prompts(queries)
-        output = super().generate(  # type: ignore[misc]  # its type of `self` is one that no class has
-            prompts,
-            attention_mask=mask,
-            memory=memory,
-            context_index=queries.memory_index,
-            **arguments | {"use_cache": False},
-        )
-        return with_prompts(output, queries.input_ids, new_tokens_from=prompts.shape[1])
+        return generate_from_forward(self, memory, queries, arguments)
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
         """What `forward` needs at each step of generation; the whole sequence, since nothing is cached."""

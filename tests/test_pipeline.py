@@ -8,7 +8,7 @@ import transformers
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, GenerationConfig, TextStreamer, pipeline
 
-from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
+from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model, modeling_gradmem
 from hf_gradmem.reading.generation import ending_tokens
 from hf_gradmem.reading.queries import tokenize_queries
 from hf_gradmem.tasks.collator import DataCollatorForGradMem
@@ -96,7 +96,7 @@ def test_questions_behind_keys_and_values_run_from_the_cache_in_runs_of_one_leng
     runs = []
     generate = model.generate
     monkeypatch.setattr(model, "generate", lambda ids, **given: runs.append(ids.shape) or generate(ids, **given))
-    monkeypatch.setattr(model, "_generate_from_forward", lambda *_: pytest.fail("nothing was cached"))
+    monkeypatch.setattr(modeling_gradmem, "generate_from_forward", lambda *_: pytest.fail("nothing was cached"))
     together = pipe(context=CONTEXTS[0], questions=asked, batch_size=8)
     assert runs == [(1, 0), (3, 3), (1, 9)]
     assert together == [pipe(context=CONTEXTS[0], question=each) for each in asked]

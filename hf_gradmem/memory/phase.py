@@ -165,6 +165,18 @@ class Phase:
         """Positions before a context or a query: those of the memory, and of the words on either side of it."""
         return self.form.prefix_length + len(self.header_ids) + len(self.prompt_ids)
 
+    def room(self, memories: int = 1) -> int | None:
+        """Most tokens behind so many memories side by side: those that the base's window has room for.
+
+        `None` where the base sets no limit; below 0 where the memories alone are too many.
+        """
+        window = self.decoder.window
+        return None if window is None else window - self.prefix_length - (memories - 1) * self.form.num_memory_tokens
+
+    def memories_in(self, memory: Tensor) -> int:
+        """How many memories stand side by side in each of `(batch, k · num_memory_tokens, width)`."""
+        return memory.shape[1] // self.form.num_memory_tokens
+
     @property
     def generates(self) -> bool:
         """Whether the base's own `generate` follows its forward pass behind memories of this form, without padding."""
@@ -183,15 +195,15 @@ class Phase:
         """
         joined = GradMemMemory.side_by_side(memory) if isinstance(memory, list | tuple) else memory
         check_memory(joined, self.form.shape, identity, several=True)
-        count = joined.shape[1] // self.form.num_memory_tokens
+        count = self.memories_in(joined.embeddings)
         if count == 1:
             return joined
         if not self.form.reads_several:
             raise ValueError(f"Memories of the form {type(self.form).__name__} are read one at a time, got {count}.")
-        window, needed = self.decoder.window, self.prefix_length + (count - 1) * self.form.num_memory_tokens
-        if window is not None and needed >= window:
+        window, room = self.decoder.window, self.room(count)
+        if window is not None and room is not None and room < 1:
             raise ValueError(
-                f"{count} memories together take {needed} positions of the {window} that are the window of "
+                f"{count} memories together take {window - room} positions of the {window} that are the window of "
                 f"{self.decoder.name}: no room is left for a question. Read fewer of them."
             )
         return joined

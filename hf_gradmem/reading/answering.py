@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ..base.layout import reorder, token_order
 from ..base.modes import evaluating, plain_generation
 from ..base.token_ids import IGNORED_LABEL
 from ..memory.written import GradMemMemory, Memories
@@ -244,6 +245,9 @@ def _log_probs(
     real = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in answers], dtype=torch.long)
     ids, mask = torch.cat([input_ids, padded], dim=1), torch.cat([attention_mask, real], dim=1)
     labels = torch.cat([torch.full_like(input_ids, IGNORED_LABEL), padded.masked_fill(real == 0, IGNORED_LABEL)], dim=1)
+    # No padding between question and answer, which might reach out of the base's window.
+    order = token_order(mask, "right")[:, : int(mask.sum(1).max()) if len(mask) else 0]
+    ids, mask, labels = (reorder(part, order) for part in (ids, mask, labels))
     index = torch.tensor(context_index, dtype=torch.long)
     ids, mask, labels, index = (part.to(model.device) for part in (ids, mask, labels, index))
     return mean_log_probs(model.read_phase, memory, Queries(ids, mask, labels, index, (len(ids),))).double().cpu()

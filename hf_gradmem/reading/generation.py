@@ -1,11 +1,12 @@
 """Generation: the base's own from memory and prompt where that is right, else from this model's forward pass."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from ..base.layout import reorder, token_order
@@ -17,6 +18,7 @@ from .queries import Queries
 from .read import read_inputs
 
 Tensor = torch.Tensor
+_NEW_TOKENS = 20  # what `generate` gives where nothing sets a length
 _REPEATING = ("num_beams", "num_return_sequences")  # each of which multiplies the rows
 
 
@@ -29,14 +31,21 @@ def can_generate_from_base(phase: Phase, queries: Queries) -> bool:
     return phase.generates and (not phase.form.in_cache or bool(queries.attention_mask.all()))
 
 
-def runs_of_prompts(phase: Phase, attention_mask: Tensor) -> list[tuple[list[int], int]]:
-    """How left-padded prompts are best generated from: all together, or, where a memory lies in the base's cache, those
-    of one length, since the base's own generation, which keeps what it has read, then bears no padding.
+def runs_of_prompts(phase: Phase, attention_mask: Tensor, room: float = math.inf) -> list[tuple[list[int], int]]:
+    """How left-padded prompts are best generated from: all together, or those of one length.
+
+    The latter where a memory lies in the base's cache, since the base's own generation, which keeps what it has read,
+    then bears no padding; and where the longest prompt would cut the answers to the others short.
+
+    Args:
+        phase: READ.
+        attention_mask: `(prompts, length)`.
+        room: most tokens of a prompt behind which the base's window has room for a whole answer.
 
     Returns:
         The rows of each run, and the position where its prompts begin.
     """
-    if not phase.form.in_cache:
+    if not phase.form.in_cache and attention_mask.shape[1] <= room:
         return [(list(range(len(attention_mask))), 0)]
     lengths, width = attention_mask.sum(1).tolist(), attention_mask.shape[1]
     return [
@@ -66,7 +75,10 @@ def new_sequences(
         longest.
     """
     index, found = torch.as_tensor(context_index), [list[list[int]]()] * len(input_ids)
-    for rows, start in runs_of_prompts(model.read_phase, attention_mask):
+    phase, width = model.read_phase, input_ids.shape[1]
+    room = phase.room(phase.memories_in(memory.embeddings))
+    whole = math.inf if room is None else room - _most_new_tokens(arguments, model.generation_config, width)
+    for rows, start in runs_of_prompts(phase, attention_mask, whole):
         prompts, mask = input_ids[rows, start:], attention_mask[rows, start:]
         output = model.generate(prompts, attention_mask=mask, memory=memory, context_index=index[rows], **arguments)
         sequences = output if isinstance(output, Tensor) else output.sequences
@@ -90,13 +102,12 @@ def generate_from_base(
         phase: READ.
         memory: `(memories, num_memory_tokens, width)`.
         queries: the prompts.
-        arguments: of `generate`, `generation_config` and `streamer` among them.
+        arguments: as of [`arguments_in_window`], `streamer` among them.
     """
     inputs, _ = read_inputs(phase, memory, queries, "left")
     base_model = generator(phase.decoder.base_model)
     if arguments["streamer"] is not None:
         arguments["streamer"].put(queries.input_ids.cpu())
-    arguments = count_new_tokens(arguments, base_model.generation_config, prompt_length=queries.input_ids.shape[1])
     given = generation_arguments(inputs)
     if inputs.past is not None:
         # `generate` repeats the rows for beams and returned sequences, and leaves a cache that it is given as it is.
@@ -106,7 +117,32 @@ def generate_from_base(
         return base_model.generate(**given, **arguments)
 
 
-def sorted_prompts(queries: Queries) -> tuple[Tensor, Tensor]:
+def generate_from_forward(
+    model: Any, memory: GradMemMemory, queries: Queries, arguments: dict[str, Any]
+) -> Tensor | ModelOutput:
+    """For bases that cannot go on from a memory: slower, since nothing is cached, but right where `forward` is.
+
+    Gives prompts and new tokens.
+
+    Args:
+        model: the reader, a `GenerationMixin`.
+        memory: what is read.
+        queries: the prompts.
+        arguments: as in [`generate_from_base`].
+    """
+    prompts, mask = _sorted_prompts(queries)
+    output = GenerationMixin.generate(
+        model,
+        prompts,
+        attention_mask=mask,
+        memory=memory,
+        context_index=queries.memory_index,
+        **arguments | {"use_cache": False},
+    )
+    return with_prompts(output, queries.input_ids, new_tokens_from=prompts.shape[1])
+
+
+def _sorted_prompts(queries: Queries) -> tuple[Tensor, Tensor]:
     """Prompts and their mask with the padding on the left, where generation goes on from the right.
 
     There is one position at least, if only of padding: `generate` looks at the last one.
@@ -138,6 +174,41 @@ def _setting(arguments: dict[str, Any], default: GenerationConfig, name: str) ->
     """A setting of a generation: given by itself, in a `generation_config`, or by default."""
     given = (arguments.get(name), getattr(arguments.get("generation_config"), name, None), getattr(default, name, None))
     return next((value for value in given if value is not None), None)
+
+
+def _most_new_tokens(arguments: dict[str, Any], default: GenerationConfig, prompt_length: int) -> int:
+    """How many new tokens `generate` would give at most."""
+    asked = _setting(count_new_tokens(arguments, default, prompt_length), default, "max_new_tokens")
+    return _NEW_TOKENS if asked is None else asked
+
+
+def arguments_in_window(
+    phase: Phase, memory: Tensor, queries: Queries, arguments: dict[str, Any], default: GenerationConfig
+) -> dict[str, Any]:
+    """Arguments of `generate`, their lengths as of [`count_new_tokens`], which end where the base's window does.
+
+    Args:
+        phase: READ.
+        memory: `(memories, num_memory_tokens, width)`.
+        queries: the prompts.
+        arguments: those of `generate`, `generation_config` among them.
+        default: the generation configuration behind them.
+
+    Raises:
+        ValueError: there is no room for a new token.
+    """
+    width, room = queries.input_ids.shape[1], phase.room(phase.memories_in(memory))
+    most, counted = _most_new_tokens(arguments, default, width), count_new_tokens(arguments, default, width)
+    if room is None or width + most <= room:
+        return counted
+    longest = int(queries.attention_mask.sum(1).max()) if width else 0
+    if longest >= room:
+        raise ValueError(
+            f"The longest prompt has {longest} tokens, but of the {phase.decoder.window} positions that are the window "
+            f"of {phase.decoder.name}, memory, control tokens and words beside them leave {room} for it and a new "
+            "token. Shorten it."
+        )
+    return counted | {"max_new_tokens": min(most, room - longest)}
 
 
 def count_new_tokens(arguments: dict[str, Any], default: GenerationConfig, prompt_length: int) -> dict[str, Any]:

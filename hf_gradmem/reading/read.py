@@ -28,13 +28,27 @@ def read_inputs(phase: Phase, memory: Tensor, queries: Queries, padding_side: st
         padding_side: `"left"` for generation, else `"right"`.
 
     Raises:
-        ValueError: the base has no such token.
+        ValueError: the base has no such token, or its window no room for as many.
     """
     check_vocabulary("input_ids", queries.input_ids, phase.decoder.vocab_size)
+    _check_window(phase, memory, queries)
     prefix = _prefixes(phase, memory, queries, padding_side)
     inputs = side_by_side([prefix, phase.decoder.tokens(queries.input_ids, queries.attention_mask)])
     order = token_order(inputs.attention_mask, padding_side)
     return inputs.reordered(order), order
+
+
+def _check_window(phase: Phase, memory: Tensor, queries: Queries) -> None:
+    room = phase.room(phase.memories_in(memory))
+    if room is None or queries.input_ids.shape[1] <= room:
+        return
+    longest = int(queries.attention_mask.sum(1).max())
+    if longest > room:
+        raise ValueError(
+            f"The longest query has {longest} tokens, answer included, but of the {phase.decoder.window} positions "
+            f"that are the window of {phase.decoder.name}, memory, control tokens and words beside them leave {room}. "
+            "Shorten it."
+        )
 
 
 def _prefixes(phase: Phase, memory: Tensor, queries: Queries, padding_side: str) -> DecoderInputs:

@@ -68,5 +68,5 @@ def _checked(model: GradMemForCausalLM, tokens: list[int]) -> list[int]:
 
 def room_for_answer(model: GradMemForCausalLM, prompt: Sequence[int]) -> float:
     """How many tokens the base can take behind a memory and a prompt."""
-    window = model.decoder.window
-    return math.inf if window is None else window - model.read_phase.prefix_length - len(prompt)
+    room = model.read_phase.room()
+    return math.inf if room is None else room - len(prompt)

@@ -37,6 +37,12 @@ def test_what_was_written_is_answered_from_the_memory_in_use(model):
     assert chat.in_use == "text-1"
 
 
+def test_a_question_beyond_the_window_is_told_and_the_conversation_goes_on(model):
+    told, _ = talk(model, "/write !a:b!", "?!a:" * 1000, "?!a:")
+    assert "The longest prompt has 4000 tokens" in told
+    assert told.endswith("b!\n")
+
+
 def test_files_are_written_under_their_names_and_memories_saved(model, tmp_path):
     (tmp_path / "pairs.txt").write_text("\ufeff!a:b!\n", encoding="utf-8")
     told, chat = talk(model, f"/write {tmp_path / 'pairs.txt'}", f"/save {tmp_path / 'kept'}")

@@ -11,6 +11,7 @@ from hf_gradmem.pipeline import GradMemTextGenerationPipeline
 from hf_gradmem.reading.answering import answer_log_probs, generate_answers
 from tests.reading.test_confidence import WHOLE
 from tests.support.small_models import PLAIN, nameless_base, small_tokenizer, with_memory
+from tests.support.tiny_models import tiny_causal_lm
 
 CONTEXTS = [["!a:1!", "!b:2!", "!c:3!", "!d:4!"], ["!e:5!", "!f:6!", "!g:7!", "!h:8!"]]
 
@@ -121,3 +122,19 @@ def test_what_cannot_be_answered_is_refused(model, memory, questions, options, m
 def test_a_question_that_is_no_text_is_said(model, memory):
     with pytest.raises(TypeError, match="a question is a text, got None"):
         model.answer(["?!a:", None], memory)
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama"])
+def test_an_answer_ends_where_the_window_does_and_leaves_its_neighbours_whole(model_type):
+    model = with_memory(tiny_causal_lm(model_type, torch.float32), **PLAIN)
+    model.tokenizer = small_tokenizer()
+    model.tokenizer.eos_token = None
+    model.generation_config.eos_token_id = None
+    memory = model.write("abcdef")
+    questions = ["ab", "q" * 120]
+    long = model.answer(questions, memory, max_new_tokens=40)
+    assert long == [model.answer(question, memory, max_new_tokens=40)[0] for question in questions]
+    generated = generate_answers(model, questions, memory, [0, 0], max_new_tokens=40)
+    assert list(map(len, generated.tokens)) == [40, 5]
+    with pytest.raises(ValueError, match="longest prompt has 125 tokens"):
+        model.answer("q" * 125, memory)

@@ -288,3 +288,16 @@ def test_generation_uses_the_configuration_of_the_base(generator):
     generator.generation_config.max_new_tokens = 3
     generator.generation_config.do_sample = False
     assert generator.generate(tiny_tokens(1, 4), memory=memory).shape[1] == 7
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "gemma3"])
+def test_reading_ends_where_the_window_of_the_base_does(model_type):
+    model, room = build(model_type, torch.float32), 128 - 3
+    memory = model.write(input_ids=tiny_tokens(1, 9, seed=1))
+    settings = {"memory": memory, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    assert model.generate(tiny_tokens(1, room - 4), max_new_tokens=50, **settings).shape[1] == room
+    assert model(input_ids=tiny_tokens(1, room), memory=memory).logits.shape[1] == room
+    with pytest.raises(ValueError, match=r"longest prompt has 125 tokens.* 128 positions .* leave 125"):
+        model.generate(tiny_tokens(1, room), max_new_tokens=1, **settings)
+    with pytest.raises(ValueError, match=r"longest query has 126 tokens.* 128 positions .* leave 125"):
+        model(input_ids=tiny_tokens(1, room + 1), memory=memory)
