@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from . import variants
 from .base.decoder import Decoder
-from .base.lora import PHASES
+from .base.lora import PHASES, lora_taken_back
 from .base.token_ids import checked_tokens
 from .checkpoint.adapter import Adapter
 from .checkpoint.base_model import base_to_wrap, check_attachable, check_base, record_base
@@ -73,13 +73,14 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         self.write_phase, self.read_phase = (Phase(name, self, self.decoder, self.form) for name in PHASES)
         self.write_head = self.write_log_learning_rate = None
         self.writer.add_parameters()
-        for phase, lora in ((self.write_phase, config.write_lora), (self.read_phase, config.read_lora)):
-            if lora is not None:
-                phase.add_lora(lora)
-        self.post_init()
-        if self.device.type != "meta":
-            self.form.check()
-            self.write_phase.check()
+        with lora_taken_back(self.base_model):
+            for phase, lora in ((self.write_phase, config.write_lora), (self.read_phase, config.read_lora)):
+                if lora is not None:
+                    phase.add_lora(lora)
+            self.post_init()
+            if self.device.type != "meta":
+                self.form.check()
+                self.write_phase.check()
         self.eval()
 
     @torch.no_grad()

@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -85,14 +85,17 @@ def _check_stays_in_phase(arguments: dict[str, Any]) -> None:
 
 
 def _check_leaves_embedding(config: LoraConfig, base_model: PreTrainedModel) -> None:
-    embedding = base_model.get_input_embeddings()
-    name = next((name for name, module in base_model.named_modules() if module is embedding), "")
-    in_modules = config.target_modules and check_target_module_exists(config, name)
-    if in_modules or any(f".{name}.weight".endswith(f".{target}") for target in config.target_parameters or ()):
-        raise ValueError(
-            f"{name} is the base's token embedding, and tokens are looked up there outside the phases. Leave it out of "
-            "the targets."
-        )
+    embedding: Any = base_model.get_input_embeddings()
+    for name, module in base_model.named_modules():
+        if getattr(module, "weight", None) is not embedding.weight:
+            continue
+        in_modules = config.target_modules and check_target_module_exists(config, name)
+        if in_modules or any(f".{name}.weight".endswith(f".{target}") for target in config.target_parameters or ()):
+            tied = "" if module is embedding else " (its weight is tied to it)"
+            raise ValueError(
+                f"{name} is the base's token embedding{tied}, and tokens are looked up there outside the phases. Leave "
+                "it out of the targets."
+            )
 
 
 class _ByPhase:
@@ -140,6 +143,28 @@ def _empty_layer(layer_class: type) -> Any:
 
 def _lora_layers(base_model: nn.Module) -> list[Any]:  # a BaseTunerLayer is a module, but PEFT's type does not say so
     return [module for module in base_model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def own_adapters(base_model: nn.Module) -> list[str]:
+    """Names of our own adapters in the base: those of the phases that have a LoRA."""
+    return [phase for phase in PHASES if any(_has(layer, phase) for layer in _lora_layers(base_model))]
+
+
+@contextmanager
+def lora_taken_back(base_model: nn.Module) -> Iterator[None]:
+    """Have a base that had no LoRA be without one again where the span fails, which injects some."""
+    try:
+        yield
+    except BaseException:
+        for parent in list(base_model.modules()):
+            for name, layer in list(parent.named_children()):
+                inside: Any = layer
+                while isinstance(inside, BaseTunerLayer):  # one may be around another
+                    inside = inside.get_base_layer()
+                if inside is not layer:
+                    setattr(parent, name, inside)
+        vars(base_model).pop("peft_config", None)
+        raise
 
 
 def other_adapters(base_model: nn.Module) -> list[str]:

@@ -23,7 +23,7 @@ from transformers.utils import (
     resolve_revision,
 )
 
-from ..base.lora import base_keys, train_beside_base
+from ..base.lora import base_keys, lora_taken_back, train_beside_base
 from ..base.precision import FASTEST
 from ..configuration_gradmem import GradMemConfig
 from ..files import whole_file
@@ -147,7 +147,8 @@ class Adapter:
             raise ValueError(f"{self.name_or_path} includes its own base and is attached to no other.")
         self.config.text_config = base_model.config
         model = model_class(self.config, base_model)
-        load_adapter(model, weights, self.name_or_path, self.added)
+        with lora_taken_back(base_model):
+            load_adapter(model, weights, self.name_or_path, self.added)
         return model
 
 

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME
 
-from ..base.lora import other_adapters
+from ..base.lora import other_adapters, own_adapters
 from ..base.precision import FASTEST, fastest_dtype
 from ..configuration_gradmem import GradMemConfig
 from ..hub.client import is_cached, loaded_commit
@@ -44,7 +44,7 @@ def check_base(base_model: PreTrainedModel) -> None:
     Raises:
         TypeError: it is no model of Transformers, no decoder with a language-model head, has no single token embedding,
             or takes no `inputs_embeds`.
-        ValueError: it has a PEFT adapter inside, which no checkpoint here would hold.
+        ValueError: it has a PEFT adapter inside, which no checkpoint here would hold, or the LoRA of another GradMem.
     """
     name = type(base_model).__name__
     if not isinstance(base_model, PreTrainedModel):
@@ -74,6 +74,12 @@ def check_base(base_model: PreTrainedModel) -> None:
         raise TypeError(
             f"{name} has no language-model head, so nothing can be reconstructed with it. Load the base with "
             "AutoModelForCausalLM."
+        )
+    if adapters := own_adapters(base_model):
+        found = " and ".join(f"{phase}_lora" for phase in adapters)
+        raise ValueError(
+            f"{name} has the {found} of another GradMem model inside, and both models would run and change it. Load "
+            "the base again for this one."
         )
     if adapters := other_adapters(base_model):
         raise ValueError(

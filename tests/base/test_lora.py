@@ -1,13 +1,17 @@
 """LoRA by phase in PEFT's own layers."""
 
 import copy
+from unittest.mock import Mock
 
 import pytest
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors.torch import save_file
 
 from hf_gradmem import GradMemConfig, get_gradmem_model
+from hf_gradmem.memory.phase import Phase
 from tests.support.messages import says
+from tests.support.small_models import EVERY_OPTION, named_base, nameless_base, with_memory
 from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
 from tests.support.writing import build
 
@@ -115,11 +119,68 @@ def test_the_token_embedding_has_no_lora_since_tokens_are_looked_up_outside_the_
     assert_refused(targets, "model.embed_tokens is the base's token embedding")
 
 
-def assert_refused(arguments, message):
-    base = tiny_causal_lm("llama")
+@pytest.mark.parametrize(
+    "targets", [{"target_modules": ["lm_head"]}, {"target_parameters": ["lm_head.weight"]}], ids=str
+)
+def test_a_head_that_is_tied_to_the_token_embedding_has_no_lora_either(targets):
+    assert_refused({"target_modules": ["q_proj"]} | targets, "lm_head is the base's token embedding (", tied=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"read_lora": {"r": 2, "target_modules": ["q_proj", "missing"], "target_parameters": ["down_proj.weight"]}},
+        {"read_lora": {"r": 2, "target_modules": ["missing"]}},
+        {"read_lora": {"r": 2, "target_modules": ["self_attn"]}},
+        {"memory_form": "key_values", "num_memory_tokens": 9, "model_type": "mistral"},
+    ],
+    ids=str,
+)
+def test_a_base_that_gets_no_memory_keeps_no_lora(options, monkeypatch):
+    options = dict(options)
+    base = tiny_causal_lm(options.pop("model_type", "llama"))
+    before = copy.deepcopy(base.state_dict())
+    monkeypatch.setattr(Phase, "check", Mock(side_effect=ValueError("no")))  # where nothing else is wrong
+    write_lora = {"r": 2, "target_modules": ["q_proj"], "target_parameters": ["up_proj.weight"]}
+    with pytest.raises(ValueError):  # noqa: PT011
+        get_gradmem_model(base, GradMemConfig(write_lora=write_lora, **options))
+    assert_as_before(base, before)
+    monkeypatch.undo()
+    get_gradmem_model(base, GradMemConfig(write_lora=write_lora))
+
+
+def test_a_base_that_gets_no_adapter_keeps_no_lora(tmp_path):
+    named_base(tmp_path / "base")
+    with_memory(named_base(tmp_path / "base"), **EVERY_OPTION).save_pretrained(tmp_path / "adapter")
+    save_file({}, tmp_path / "adapter" / "model.safetensors")
+    base = named_base(tmp_path / "base")
+    before = copy.deepcopy(base.state_dict())
+    with pytest.raises(ValueError, match="is not the adapter that its"):
+        get_gradmem_model(base, tmp_path / "adapter")
+    assert_as_before(base, before)
+
+
+@pytest.mark.parametrize("phase", ["write", "read"])
+def test_a_base_with_the_lora_of_one_model_is_given_to_no_other(phase):
+    model = moved(**{f"{phase}_lora": {"r": 2, "target_modules": ["q_proj"]}})
+    ids = tiny_tokens(1, 7)
+    memory = model.write(input_ids=ids)
+    logits = model(input_ids=ids, memory=memory).logits
+    for config in (GradMemConfig(), model.config):
+        with pytest.raises(ValueError, match=rf"has the {phase}_lora of another GradMem model .* Load the base again"):
+            get_gradmem_model(model.base_model, config)
+    assert torch.equal(model(input_ids=ids, memory=memory).logits, logits)
+
+
+def assert_refused(arguments, message, tied=False):
+    base = nameless_base(tied)
     before = copy.deepcopy(base.state_dict())
     with pytest.raises(ValueError, match=says("write_lora=", "does not fit LlamaForCausalLM", message)):
         get_gradmem_model(base, GradMemConfig(write_lora={"r": 2, **arguments}))
+    assert_as_before(base, before)
+
+
+def assert_as_before(base, before):
     after = base.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
