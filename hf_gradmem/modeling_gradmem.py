@@ -27,8 +27,8 @@ from .memory.written import GradMemMemory, Memories
 from .modeling_wrapper import GradMemPreTrainedModel, compiled_in_parts
 from .reading.answering import Answer, answer_questions
 from .reading.generation import (
-    arguments_in_window,
     can_generate_from_base,
+    checked_arguments,
     generate_from_base,
     generate_from_forward,
     with_prompts,
@@ -294,7 +294,8 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             Prompt and continuation, `(rows · num_return_sequences, prompt_length + new)`; the prompt as it was given.
 
         Raises:
-            ValueError: neither a memory nor a context, shapes that do not match, or no room for a new token.
+            ValueError: neither a memory nor a context, shapes that do not match, no room for a new token, or a setting
+                that has no meaning behind a memory (`assistant_model`, `guidance_scale`).
         """
         if memory is None:
             if context_input_ids is None:
@@ -309,15 +310,18 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             memory = self.memory_to_read(memory, context_input_ids)
         queries = checked_prompts(input_ids, attention_mask, context_index, len(memory), self.device)
         arguments = {**kwargs, "generation_config": generation_config, "streamer": streamer}
-        arguments = arguments_in_window(self.read_phase, memory.embeddings, queries, arguments, self.generation_config)
+        arguments = checked_arguments(self.read_phase, memory.embeddings, queries, arguments, self.generation_config)
         if can_generate_from_base(self.read_phase, queries):
             output = generate_from_base(self.read_phase, memory.embeddings, queries, arguments)
-            return with_prompts(output, queries.input_ids, new_tokens_from=0)
-        return generate_from_forward(self, memory, queries, arguments)
+        else:
+            output = generate_from_forward(self, memory, queries, arguments)
+        return with_prompts(output, queries.input_ids)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-        """What `forward` needs at each step of generation; the whole sequence, since nothing is cached."""
-        return {"input_ids": input_ids} | {
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, prompts: Tensor, inputs_embeds: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """What `forward` needs at each step of generation: prompt and new tokens, since nothing is cached."""
+        return {"input_ids": torch.cat([prompts, input_ids], dim=1)} | {
             name: kwargs[name] for name in ("attention_mask", "memory", "context_index") if name in kwargs
         }
 

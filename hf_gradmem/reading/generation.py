@@ -6,7 +6,13 @@ from typing import Any
 
 import torch
 from torch.nn import functional
-from transformers import GenerationConfig, GenerationMixin, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+)
 from transformers.utils import ModelOutput
 
 from ..base.layout import reorder, token_order
@@ -102,14 +108,14 @@ def generate_from_base(
         phase: READ.
         memory: `(memories, num_memory_tokens, width)`.
         queries: the prompts.
-        arguments: as of [`arguments_in_window`], `streamer` among them.
+        arguments: as of [`checked_arguments`], `streamer` among them.
     """
     inputs, _ = read_inputs(phase, memory, queries, "left")
     base_model = generator(phase.decoder.base_model)
-    if arguments["streamer"] is not None:
-        arguments["streamer"].put(queries.input_ids.cpu())
+    _stream_prompts(queries, arguments)
     given = generation_arguments(inputs)
     if inputs.past is not None:
+        arguments = arguments | {"cache_implementation": None}  # whatever the base's settings say: there is a cache
         # `generate` repeats the rows for beams and returned sequences, and leaves a cache that it is given as it is.
         times = max(_setting(arguments, base_model.generation_config, name) or 1 for name in _REPEATING)
         given["past_key_values"].batch_repeat_interleave(times)
@@ -122,7 +128,7 @@ def generate_from_forward(
 ) -> Tensor | ModelOutput:
     """For bases that cannot go on from a memory: slower, since nothing is cached, but right where `forward` is.
 
-    Gives prompts and new tokens.
+    Gives the new tokens alone, and shows no others to processors, as [`generate_from_base`] does.
 
     Args:
         model: the reader, a `GenerationMixin`.
@@ -131,15 +137,23 @@ def generate_from_forward(
         arguments: as in [`generate_from_base`].
     """
     prompts, mask = _sorted_prompts(queries)
-    output = GenerationMixin.generate(
+    _stream_prompts(queries, arguments)
+    return GenerationMixin.generate(
         model,
-        prompts,
+        inputs_embeds=torch.zeros(
+            (*prompts.shape, 1), device=prompts.device
+        ),  # stand for the prompts, and are not read
+        prompts=prompts,
         attention_mask=mask,
         memory=memory,
         context_index=queries.memory_index,
         **arguments | {"use_cache": False},
     )
-    return with_prompts(output, queries.input_ids, new_tokens_from=prompts.shape[1])
+
+
+def _stream_prompts(queries: Queries, arguments: dict[str, Any]) -> None:
+    if arguments["streamer"] is not None:
+        arguments["streamer"].put(queries.input_ids.cpu())
 
 
 def _sorted_prompts(queries: Queries) -> tuple[Tensor, Tensor]:
@@ -153,17 +167,16 @@ def _sorted_prompts(queries: Queries) -> tuple[Tensor, Tensor]:
     return reorder(input_ids, order), reorder(mask, order).long()
 
 
-def with_prompts(output: Tensor | ModelOutput, prompts: Tensor, new_tokens_from: int) -> Tensor | ModelOutput:
-    """What `generate` gave, each sequence behind its prompt as it was given.
+def with_prompts(output: Tensor | ModelOutput, prompts: Tensor) -> Tensor | ModelOutput:
+    """What `generate` gave, new tokens, each sequence behind its prompt as it was given.
 
     Args:
         output: of `generate`.
         prompts: `(rows, prompt_length)`.
-        new_tokens_from: where in a sequence the new tokens begin.
     """
     sequences = output["sequences"] if isinstance(output, ModelOutput) else output
     prompts = prompts.repeat_interleave(len(sequences) // len(prompts), dim=0)
-    sequences = torch.cat([prompts, sequences[:, new_tokens_from:]], dim=1)
+    sequences = torch.cat([prompts, sequences], dim=1)
     if not isinstance(output, ModelOutput):
         return sequences
     output.sequences = sequences
@@ -182,10 +195,35 @@ def _most_new_tokens(arguments: dict[str, Any], default: GenerationConfig, promp
     return _NEW_TOKENS if asked is None else asked
 
 
-def arguments_in_window(
+def _check_settings(phase: Phase, arguments: dict[str, Any], default: GenerationConfig) -> None:
+    refused = {"assistant_model": None, "assistant_early_exit": None, "guidance_scale": 1}
+    if phase.form.in_cache or not phase.generates:
+        refused["prompt_lookup_num_tokens"] = None
+    for name, nothing in refused.items():
+        value = _setting(arguments, default, name)
+        if value not in (None, nothing):
+            shown = type(value).__name__ if name == "assistant_model" else repr(value)
+            raise ValueError(
+                f"{name}={shown} runs the base without the memory, or over what is cached of it. Leave it out."
+            )
+
+
+def _with_own_penalty(arguments: dict[str, Any], default: GenerationConfig) -> dict[str, Any]:
+    """The repetition penalty as a processor of our own: `generate` takes as many tokens for padding, which it does not
+    look at, as there are before a row's prompt, though the prompt is not among the tokens that it looks at."""
+    penalty = _setting(arguments, default, "repetition_penalty")
+    if penalty in (None, 1):
+        return arguments
+    processors = [RepetitionPenaltyLogitsProcessor(penalty), *(arguments.get("logits_processor") or ())]
+    return arguments | {"repetition_penalty": 1.0, "logits_processor": LogitsProcessorList(processors)}
+
+
+def checked_arguments(
     phase: Phase, memory: Tensor, queries: Queries, arguments: dict[str, Any], default: GenerationConfig
 ) -> dict[str, Any]:
-    """Arguments of `generate`, their lengths as of [`count_new_tokens`], which end where the base's window does.
+    """Arguments of `generate` that mean the same behind a memory, for either way to generate.
+
+    Lengths count new tokens, which end where the base's window does, and a repetition penalty is of new tokens alone.
 
     Args:
         phase: READ.
@@ -195,8 +233,10 @@ def arguments_in_window(
         default: the generation configuration behind them.
 
     Raises:
-        ValueError: there is no room for a new token.
+        ValueError: there is no room for a new token, or a setting has no such meaning.
     """
+    _check_settings(phase, arguments, default)
+    arguments = _with_own_penalty(arguments, default)
     width, room = queries.input_ids.shape[1], phase.room(phase.memories_in(memory))
     most, counted = _most_new_tokens(arguments, default, width), count_new_tokens(arguments, default, width)
     if room is None or width + most <= room:

@@ -301,3 +301,67 @@ def test_reading_ends_where_the_window_of_the_base_does(model_type):
         model.generate(tiny_tokens(1, room), max_new_tokens=1, **settings)
     with pytest.raises(ValueError, match=r"longest query has 126 tokens.* 128 positions .* leave 125"):
         model(input_ids=tiny_tokens(1, room + 1), memory=memory)
+
+
+def penalised(model: GradMemForCausalLM, memory, prompt: torch.Tensor, penalty: float | None, steps: int) -> list[int]:
+    """Greedy tokens where each new one makes itself less likely, or impossible."""
+    new: list[int] = []
+    for _ in range(steps):
+        logits = model(input_ids=torch.cat([prompt, torch.tensor(new, dtype=torch.long)])[None], memory=memory).logits
+        scores = logits[0, -1].detach().clone()
+        for token in set(new):
+            if penalty is None:
+                scores[token] = -torch.inf
+            else:
+                scores[token] *= penalty if scores[token] < 0 else 1 / penalty
+        new.append(int(scores.argmax()))
+    return new
+
+
+WAYS = {"cached": {}, "from forward": {"model_type": "gemma3"}, "keys and values": {"memory_form": "key_values"}}
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("setting", [{"repetition_penalty": 1.5}, {"no_repeat_ngram_size": 1}], ids=str)
+@pytest.mark.parametrize("in_base", [True, False], ids=["of the base", "of the call"])
+def test_processors_see_new_tokens_whatever_stands_beside_them(options, setting, in_base):
+    model = build(**options)
+    memory, prompts = model.write(input_ids=tiny_tokens(1, 9, seed=1)), tiny_tokens(2, 9)
+    given = {"memory": memory, "do_sample": False, "max_new_tokens": 12, "eos_token_id": None, "pad_token_id": 0}
+    if in_base:
+        model.generation_config.update(**setting)
+    else:
+        given |= setting
+    expected = penalised(model, memory, prompts[0, 3:], setting.get("repetition_penalty"), 12)
+    alone = model.generate(prompts[:1, 3:], **given)
+    mask = torch.tensor([[0] * 3 + [1] * 6, [1] * 9])
+    beside = model.generate(prompts, attention_mask=mask, **given)
+    assert alone[0, 6:].tolist() == expected
+    assert beside[0, 9:].tolist() == expected
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+def test_settings_that_mean_nothing_behind_a_memory_are_refused(options):
+    model = build(**options)
+    memory, prompt = model.write(input_ids=tiny_tokens(1, 9, seed=1)), tiny_tokens(1, 8)
+    given = {"memory": memory, "do_sample": False, "max_new_tokens": 6, "eos_token_id": None}
+    refused = {"assistant_model": model.base_model, "guidance_scale": 2.0, "prompt_lookup_num_tokens": 3}
+    expected = model.generate(prompt, guidance_scale=1, **given)
+    if not options:
+        assert model.generate(prompt, prompt_lookup_num_tokens=refused.pop("prompt_lookup_num_tokens"), **given).equal(
+            expected
+        )
+    for name, value in refused.items():
+        with pytest.raises(ValueError, match=rf"{name}=.* runs the base without the memory"):
+            model.generate(prompt, **{name: value}, **given)
+
+
+@pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
+@pytest.mark.parametrize("count", [2, 140])  # so many that the memory is cached
+def test_a_cache_that_the_base_asks_for_is_no_hindrance(options, count):
+    model = build(**options)
+    memory, prompts = model.write(input_ids=tiny_tokens(1, 9, seed=1)), tiny_tokens(count, 3)
+    given = {"memory": memory, "do_sample": False, "max_new_tokens": 3, "eos_token_id": None}
+    expected = model.generate(prompts, **given)
+    model.generation_config.cache_implementation = "static"
+    assert torch.equal(model.generate(prompts, **given), expected)
