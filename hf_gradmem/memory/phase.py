@@ -206,6 +206,11 @@ class Phase:
                 f"{count} memories together take {window - room} positions of the {window} that are the window of "
                 f"{self.decoder.name}: no room is left for a question. Read fewer of them."
             )
+        if self.form.in_cache and not self.decoder.keeps_in_cache(joined.shape[1]):
+            raise ValueError(
+                f"{count} memories together are {joined.shape[1]} positions in the cache of {self.decoder.name}, which "
+                "has a sliding window and does not keep as many. Read fewer of them."
+            )
         return joined
 
     def prefix(self, memory: Tensor) -> DecoderInputs:

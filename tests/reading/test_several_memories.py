@@ -114,6 +114,15 @@ def test_what_cannot_be_read_together_is_refused(monkeypatch):
         model.generate(query, memory=[one[0], other[0]])
 
 
+def test_keys_and_values_that_a_sliding_window_cuts_are_refused_together():
+    model = with_memory(tiny_causal_lm("mistral"), num_memory_tokens=3, memory_form="key_values")
+    query, one = tiny_tokens(1, 4), model.write(input_ids=tiny_tokens(1, 5))
+    assert model(input_ids=query, memory=[one, one]).logits.shape[1] == 4
+    for read in (lambda: model(input_ids=query, memory=[one] * 3), lambda: model.generate(query, memory=[one] * 3)):
+        with pytest.raises(ValueError, match=r"3 memories together are 9 positions .* MistralForCausalLM.* Read fewer"):
+            read()
+
+
 def test_words_before_a_memory_stand_before_all_of_them():
     config = GradMemConfig(num_memory_tokens=3, template={"context": "{context}", "query": "ab{memory}{query}"})
     model = get_gradmem_model(tiny_causal_lm("llama"), config, small_tokenizer())
