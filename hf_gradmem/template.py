@@ -5,7 +5,7 @@ words stand around what READ is given, and around a context that stands in a pro
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -178,17 +178,27 @@ def template_in_use(
 
 
 def _chat(turn: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's chat template around a user's turn, up to where the answer begins.
+    return chat_text([{"role": "user", "content": turn}], tokenizer)
 
-    A token that begins every text is left out: what stands before a query is a memory.
+
+def chat_text(turns: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template around turns, up to where the answer begins.
+
+    A token that begins every text is left out: what stands before a query is a memory. One of each turn stays.
+
+    Args:
+        turns: the `role` and the `content` of each.
+        tokenizer: whose chat template it is.
+
+    Raises:
+        ValueError: it has none.
     """
     if tokenizer.chat_template is None:
         raise ValueError(
             f"The tokenizer of {tokenizer.name_or_path} has no chat template. Use template 'plain' or 'question', or "
             "words of your own."
         )
-    messages = [{"role": "user", "content": turn}]
-    text = str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    text = str(tokenizer.apply_chat_template(list(map(dict, turns)), add_generation_prompt=True, tokenize=False))
     return text.removeprefix(str(tokenizer.bos_token)) if leading_tokens(tokenizer) else text
 
 

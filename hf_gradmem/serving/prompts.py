@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling_gradmem import GradMemForCausalLM
-from ..template import CHAT, get_template
+from ..template import CHAT, chat_text, get_template
 from .schema import Message
 
 
@@ -49,9 +49,7 @@ def _chat_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]
     if len(messages) == 1:
         text = get_template(CHAT, tokenizer).question(messages[0].content)
     else:
-        turns = [message.model_dump() for message in messages]
-        text = str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-        text = text.removeprefix(str(tokenizer.bos_token)) if tokenizer.bos_token else text
+        text = chat_text([message.model_dump() for message in messages], tokenizer)
     return tokenizer(text, add_special_tokens=False).input_ids
 
 

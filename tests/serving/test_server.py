@@ -16,13 +16,15 @@ import torch
 from hf_gradmem import GradMemForCausalLM
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
 from hf_gradmem.serving.engine import Engine, Piece, Read, Sampling, Write
+from hf_gradmem.serving.prompts import chat_prompt
+from hf_gradmem.serving.schema import Message
 from hf_gradmem.serving.serve import make_server, token_for
 from hf_gradmem.serving.shelf import Shelf
 from hf_gradmem.tasks import load_task
 from hf_gradmem.tasks.kv_retrieval import build_tokenizer
 from tests.reading.test_confidence import WHOLE
 from tests.support.command_line import mistake, run
-from tests.support.small_models import templated
+from tests.support.small_models import small_tokenizer, templated
 
 DEFAULTS: dict[str, Any] = {
     "model_name": "kv",
@@ -471,3 +473,15 @@ def test_an_id_is_given_once_though_two_ask_for_it_at_once(model):
         shelf.add("a", memory)
     with pytest.raises(ValueError, match="no room"):
         shelf.add("b", memory)
+
+
+@pytest.mark.parametrize("adds_begin", [False, True])
+def test_a_token_that_begins_every_turn_begins_the_first_of_several(adds_begin, monkeypatch):
+    tokenizer = small_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}<s>{{ message['content'] }}{% endfor %}</s>"
+    monkeypatch.setattr("hf_gradmem.template.leading_tokens", lambda tokenizer: [1] if adds_begin else [])
+    model = templated(tokenizer, "chat")
+    turns = [Message(role=role, content=text) for role, text in (("system", "a"), ("user", "b"))]
+    first = "" if adds_begin else "<s>"
+    for sent, text in ((turns[1:], f"{first}b</s>"), (turns, f"{first}a<s>b</s>")):
+        assert tokenizer.decode(chat_prompt(model, sent)).replace(" ", "") == text
