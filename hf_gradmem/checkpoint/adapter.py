@@ -6,11 +6,12 @@ A checkpoint that includes its base is opened likewise; Transformers loads its w
 import copy
 import functools
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -37,7 +38,8 @@ PUSH_ARGUMENTS = frozenset({"repo_id", "commit_message", "commit_description", "
 CONFIG_OPTIONS = ({field.name for field in fields(GradMemConfig)} - {"dtype"}) | {"attn_implementation"}
 # Options that an adapter which was trained without them may be opened with, and what stands in the names of their
 # parameters, which begin such that nothing changes until they are trained.
-ADDABLE = {"write_lora": ".write.", "learn_write_learning_rate": "write_log_learning_rate"}
+_STEP_SIZES = "write_log_learning_rate"
+ADDABLE = {"write_lora": ".write.", "learn_write_learning_rate": _STEP_SIZES}
 # What lets `trust_remote_code=True` load a checkpoint where this package is installed but was not imported; where it is
 # not installed, Transformers says so. Nothing else of a repository is ever run.
 REMOTE_CODE_FILE = "modeling_gradmem_hub.py"
@@ -268,6 +270,7 @@ def load_adapter(model: nn.Module, path: str, name_or_path: str | os.PathLike, a
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file ({error}). Was it copied whole?") from error
+    _fit_step_sizes(model, tensors)
     try:
         result = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:
@@ -279,6 +282,14 @@ def load_adapter(model: nn.Module, path: str, name_or_path: str | os.PathLike, a
             f"{path} is not the adapter that its config.json describes: missing {_few(missing)}, "
             f"unexpected {_few(result.unexpected_keys)}."
         )
+
+
+def _fit_step_sizes(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Make room for as many learned step sizes as were trained: fewer steps use the first, more go on from the last."""
+    own: Any = getattr(model, _STEP_SIZES, None)
+    trained = tensors.get(_STEP_SIZES)
+    if own is not None and trained is not None and own.shape[1:] == trained.shape[1:]:
+        setattr(model, _STEP_SIZES, nn.Parameter(own.new_empty(trained.shape)))
 
 
 def _few(names: Iterable[str]) -> str:

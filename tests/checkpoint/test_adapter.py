@@ -21,7 +21,7 @@ from tests.support.comparing import (
     beside_base,
 )
 from tests.support.small_models import EVERY_OPTION, PLAIN, named_base, small_tokenizer, with_memory
-from tests.support.tiny_models import VOCAB_SIZE, tiny_causal_lm
+from tests.support.tiny_models import VOCAB_SIZE, tiny_causal_lm, tiny_tokens
 
 # ------------------------------------------------------------------------------------------------ adapters
 
@@ -101,6 +101,21 @@ def test_options_given_to_from_pretrained_replace_the_saved_ones(base, tmp_path)
         assert loaded.write(input_ids=CONTEXT).write_losses.shape[1] == 5
     with pytest.raises(ValueError, match="write_steps must be at least 0, got -1"):
         GradMemForCausalLM.from_pretrained(tmp_path / "adapter", write_steps=-1)
+
+
+@pytest.mark.parametrize("learned", ["per_step", "per_token"])
+@pytest.mark.parametrize("steps", [1, 5])
+def test_learned_step_sizes_serve_another_number_of_steps(base, tmp_path, learned, steps):
+    model = with_memory(base, **PLAIN | {"learn_write_learning_rate": learned})
+    model.save_pretrained(tmp_path / "adapter")
+    expected = model.write(input_ids=tiny_tokens(2, 9), write_steps=steps).embeddings
+    loaded = GradMemForCausalLM.from_pretrained(tmp_path / "adapter", write_steps=steps)
+    assert torch.equal(loaded.write(input_ids=tiny_tokens(2, 9)).embeddings, expected)
+    assert loaded.write_log_learning_rate.requires_grad
+    model.config.write_steps = steps
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = GradMemForCausalLM.from_pretrained(tmp_path / "adapter")
+    assert torch.equal(loaded.write(input_ids=tiny_tokens(2, 9)).embeddings, expected)
 
 
 def test_adapter_attaches_to_a_base_in_memory(base, tmp_path):
