@@ -12,19 +12,16 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from fnmatch import fnmatch
 from pathlib import Path
 
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+from transformers.utils import CHAT_TEMPLATE_DIR, CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..configuration_gradmem import SAVE_ID
 from ..files import only_writer, system_errors
-from ..hub.client import WEIGHTS
+from ..hub.client import superseded
 
 _FOLDER = ".saving-"
 _LIST = ".files.json"  # in the folder: what belongs to the version, wherever each file lies by now
-# Files of the version before that would be loaded with the new one, which does not have them.
-_REPLACED = (*WEIGHTS, GENERATION_CONFIG_NAME)
 
 
 @contextmanager
@@ -73,9 +70,10 @@ def finish_save(directory: str | os.PathLike) -> None:
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # it was moved before
             (folder / name).replace(directory / name)
-    for path in directory.iterdir():
-        if path.name not in names and any(fnmatch(path.name, pattern) for pattern in _REPLACED):
-            path.unlink(missing_ok=True)
+    found = (*directory.iterdir(), *directory.glob(f"{CHAT_TEMPLATE_DIR}/*"))
+    there = [path.relative_to(directory).as_posix() for path in found if path.is_file()]
+    for name in superseded(there, names) | ({GENERATION_CONFIG_NAME} - set(names)):
+        (directory / name).unlink(missing_ok=True)
     (folder / _LIST).unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
 

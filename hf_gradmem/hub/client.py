@@ -3,7 +3,7 @@
 import functools
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import (
@@ -18,6 +18,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HFValidationError, RevisionResolutionError
 from huggingface_hub.utils import filter_repo_objects
+from transformers.utils import CHAT_TEMPLATE_DIR
 
 from .errors import HubError, one_line_errors
 
@@ -28,6 +29,15 @@ MEMORY_FILE = "memory.safetensors"
 """What a single memory lies in."""
 # Those of an earlier push or save would be preferred by a loader to newer ones of another name.
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", "model.safetensors.index.json")
+# Likewise, where a tokenizer is saved or pushed: one that was put there by itself stays beside a model without.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    f"{CHAT_TEMPLATE_DIR}/*",
+)
 # Trainer's checkpoints, whatever is pickled, what Trainer keeps at home as well, and memories, which decode to texts.
 _NOT_PUSHED = ["checkpoint-*", "_*", "*.bin", "*.pt", "*.pth", ".*", "*/.*", MEMORY_FILE, f"*/{MEMORY_FILE}"]
 _HUB_TIMEOUT = 3.0  # seconds
@@ -44,6 +54,24 @@ def folder_files(folder: Path) -> dict[str, Path]:
     return {name: paths[name] for name in filter_repo_objects(paths, ignore_patterns=_NOT_PUSHED)}
 
 
+def superseded(
+    there: Iterable[str], files: Collection[str], kinds: Sequence[Sequence[str]] = (WEIGHTS, TOKENIZER_FILES)
+) -> set[str]:
+    """Older files that a loader would take beside new ones of their kind.
+
+    Args:
+        there: names of the files that are there.
+        files: those of the new version.
+        kinds: patterns of the files of each kind.
+    """
+    there = list(there)
+    stale: set[str] = set()
+    for patterns in map(list, kinds):
+        if any(True for _ in filter_repo_objects(files, allow_patterns=patterns)):
+            stale.update(filter_repo_objects(there, allow_patterns=patterns))
+    return stale - set(files)
+
+
 def push_files(
     files: Mapping[str, Path | bytes],
     repo_id: str,
@@ -54,17 +82,17 @@ def push_files(
     revision: str | None = None,
     create_pr: bool = False,
     repo_type: str = "model",
-    replaced: Sequence[str] = WEIGHTS,
+    replaced: Sequence[Sequence[str]] = (WEIGHTS, TOKENIZER_FILES),
 ) -> CommitInfo:
     """Upload files to a repository in one commit, so that nobody ever loads half of them.
 
-    Files of an earlier push that these replace, by default weights, are deleted in the same commit.
+    Files of an earlier push that these replace, as of [`superseded`], are deleted in the same commit.
 
     Args:
         files: path in the repository, and the local file or its content.
         repo_id, revision, repo_type: of a repository and a branch that exist; see [`prepare_repository`].
         commit_message, commit_description, token, create_pr: as in `huggingface_hub.HfApi.create_commit`.
-        replaced: patterns of the files of which nothing older is to stay beside new ones.
+        replaced: patterns of the files, by their kind, of which nothing older is to stay beside new ones.
 
     Raises:
         HubError: the Hub refused, or cannot be reached.
@@ -74,10 +102,8 @@ def push_files(
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(name, path) for name, path in files.items()
         ]
-        if any(True for _ in filter_repo_objects(files, allow_patterns=list(replaced))):
-            there = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
-            stale = set(filter_repo_objects(there, allow_patterns=list(replaced))) - files.keys()
-            operations += [CommitOperationDelete(name) for name in sorted(stale)]
+        there = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
+        operations += [CommitOperationDelete(name) for name in sorted(superseded(there, files, replaced))]
         return api.create_commit(
             repo_id,
             operations,

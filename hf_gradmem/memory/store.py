@@ -383,7 +383,7 @@ class MemoryStore:
             revision=revision,
             create_pr=create_pr,
             repo_type="dataset",
-            replaced=PUSHED[-1:],  # the files of an earlier push with more, or larger, shards
+            replaced=(PUSHED[-1:],),  # the files of an earlier push with more, or larger, shards
         )
 
 

@@ -19,7 +19,7 @@ from transformers import AutoModel
 
 from hf_gradmem import GradMemMemory
 from hf_gradmem.files import system_errors
-from tests.support.small_models import small_tokenizer
+from tests.support.small_models import PLAIN, named_base, small_tokenizer, with_memory
 from tests.support.versions import save_version, versions
 
 KINDS = ["adapter", "full"]
@@ -109,6 +109,22 @@ def test_files_of_the_users_own_stay_and_weights_of_the_version_before_go(tmp_pa
     save_version(tmp_path, 2)
     assert not (tmp_path / "model" / "generation_config.json").exists()
     assert own.items() <= contents(tmp_path / "model").items()
+
+
+def test_a_tokenizer_takes_the_place_of_the_one_before_it(tmp_path):
+    save_version(tmp_path, 1)
+    model = AutoModel.from_pretrained(tmp_path / "model")
+    model.tokenizer = small_tokenizer()
+    model.tokenizer.chat_template = {"default": "{{ messages[0]['content'] }}", "other": "{{ messages }}"}
+    model.save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "additional_chat_templates" / "other.jinja").exists()
+    model.tokenizer = small_tokenizer()
+    model.save_pretrained(tmp_path / "model")
+    assert AutoModel.from_pretrained(tmp_path / "model").tokenizer.chat_template is None
+    assert not list((tmp_path / "model").rglob("*.jinja"))
+    # Of a model that has none, one that lies there stays: it may have been put there by itself.
+    with_memory(named_base(tmp_path / "base"), **PLAIN).save_pretrained(tmp_path / "model")
+    assert (tmp_path / "model" / "tokenizer.json").exists()
 
 
 def test_a_save_of_the_same_model_is_the_same_to_the_byte_and_its_configuration_holds_nothing_of_the_save(tmp_path):

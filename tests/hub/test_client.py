@@ -50,6 +50,17 @@ def test_tokenizer_goes_to_the_hub_and_comes_back(hub, hub_base, monkeypatch, tm
     assert GradMemForCausalLM.from_pretrained(ADAPTER).tokenizer("abc").input_ids == [19, 20, 21]
 
 
+def test_a_pushed_tokenizer_takes_the_place_of_the_one_before_it(hub, hub_base):
+    model = get_gradmem_model(hub_base, GradMemConfig(**PLAIN), tokenizer=small_tokenizer())
+    model.tokenizer.chat_template = "{{ messages }}"
+    model.push_to_hub(ADAPTER)
+    assert "chat_template.jinja" in files(hub, ADAPTER)
+    model.tokenizer = small_tokenizer()
+    model.push_to_hub(ADAPTER)
+    assert files(hub, ADAPTER) >= {"tokenizer.json", "tokenizer_config.json"}
+    assert "chat_template.jinja" not in files(hub, ADAPTER)
+
+
 def test_tokenizer_of_the_base_is_fetched_with_the_token_and_cache_of_the_adapter(hub, hub_base, monkeypatch, tmp_path):
     pushed_adapter(hub_base)
     small_tokenizer().push_to_hub(BASE)
