@@ -7,7 +7,9 @@ whatever opens it moves them into their places, if that was stopped.
 
 import json
 import math
+import os
 import shutil
+import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,7 @@ from .card import store_card
 from .shards import KEEPS_TEXT, TEXT, features_of, read_facts, shard_name
 from .silence import without_progress_bars
 
+_MOVING = 5.0  # seconds at most that the moves of an append take
 _SAME = ("fingerprint", "num_memory_tokens", "hidden_size", "dtype")
 
 
@@ -77,6 +80,10 @@ def write_merged(parts: Sequence[Dataset], facts: dict[str, Any], directory: Pat
         _write_shards(_joined(parts, facts), facts, 0, unfinished / "data")
         _write_facts(facts, unfinished)
         _write_card(_card(parts[0], facts, directory), unfinished)
+        if directory.is_dir() and directory.samefile(os.curdir):  # is filled: replaced, it would be gone from under us
+            for name in ("data", CARD_FILE, FACTS_FILE):
+                (unfinished / name).rename(directory / name)
+            return
         with suppress(FileNotFoundError):
             directory.rmdir()
         unfinished.rename(directory)
@@ -120,6 +127,9 @@ def write_appended(own: Dataset, added: Dataset, facts: dict[str, Any], director
 def finish_append(directory: Path) -> None:
     """Move into their places the files of an append that has taken effect, if it was stopped before they all were.
 
+    Args:
+        directory: of the store, which no other process writes to meanwhile.
+
     Raises:
         OSError: the directory cannot be written to.
     """
@@ -131,15 +141,31 @@ def finish_append(directory: Path) -> None:
         return
     places = [directory / shard_name(index, facts["num_shards"]) for index in range(facts["num_shards"])]
     for index, place in enumerate(places):
-        if (staged / place.name).exists():
-            (staged / place.name).replace(place)
-        elif not place.exists():
-            for before in place.parent.glob(f"train-{index:05d}-of-*.parquet"):
-                before.rename(place)
+        with suppress(FileNotFoundError):  # where there are no locks, another process may have moved it
+            if (staged / place.name).exists():
+                (staged / place.name).replace(place)
+            elif not place.exists():
+                for before in place.parent.glob(f"train-{index:05d}-of-*.parquet"):
+                    before.rename(place)
     for path in (directory / "data").glob("train-*.parquet"):
         if path not in places:
-            path.unlink()
-    staged.rmdir()
+            path.unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        staged.rmdir()
+
+
+def finish_stopped_append(directory: Path) -> None:
+    """[`finish_append`] for one who opens a store: what a process is about is left to it."""
+    if any((directory / "data").glob(".append-*")):
+        with suppress(BlockingIOError), only_writer(directory, wait=False):
+            finish_append(directory)
+
+
+def wait_for_append(directory: Path) -> None:
+    """Let another process move the files of an append that has taken effect, which takes it a moment."""
+    end = time.monotonic() + _MOVING
+    while time.monotonic() < end and _staged(directory, read_facts(directory)).is_dir():
+        time.sleep(0.02)
 
 
 def merged_facts(facts: Sequence[Mapping[str, Any]], sizes: Sequence[int], shard_size: int) -> dict[str, Any]:

@@ -24,7 +24,15 @@ from ..hub.client import CARD_FILE, FACTS_FILE, folder_files, prepare_repository
 from ..hub.errors import one_line_errors
 from ..modeling_gradmem import GradMemForCausalLM
 from .bm25 import WordIndex
-from .merging import check_joinable, facts_of_part, finish_append, merged_facts, write_appended, write_merged
+from .merging import (
+    check_joinable,
+    facts_of_part,
+    finish_stopped_append,
+    merged_facts,
+    wait_for_append,
+    write_appended,
+    write_merged,
+)
 from .search import GENERIC_QUESTIONS, LikelihoodSearch, SearchResult, best_results, check_search, joined
 from .shards import KEEPS_TEXT, TEXT, checked_shards, features_of, read_facts, read_row, rows_by_id
 from .silence import silent_errors, without_progress_bars
@@ -108,10 +116,11 @@ class MemoryStore:
                     f"There is no directory {str(name_or_path)!r}, nor can it be a Hub repository: {error}"
                 ) from error
             directory = Path(snapshot)
-        if is_local:
-            finish_append(directory)
-        facts = read_facts(directory)
-        dataset = _load(checked_shards(directory, facts), facts)
+        try:
+            facts, dataset = _opened(directory)
+        except (OSError, ValueError):
+            wait_for_append(directory)  # its files may have been moved while they were looked at
+            facts, dataset = _opened(directory)
         return cls(dataset, facts, directory if is_local else None, str(name_or_path))
 
     def __len__(self) -> int:
@@ -231,7 +240,7 @@ class MemoryStore:
         size = facts[0]["shard_size"] if shard_size is None else shard_size
         if size < 1:
             raise ValueError(f"shard_size must be at least 1, got {size}.")
-        place = Path(directory).expanduser()
+        place = Path(directory).expanduser().resolve()
         whole = merged_facts(facts, list(map(len, stores)), size)
         write_merged([store.dataset for store in stores], whole, place)
         with without_progress_bars():
@@ -385,6 +394,13 @@ class MemoryStore:
             repo_type="dataset",
             replaced=(PUSHED[-1:],),  # the files of an earlier push with more, or larger, shards
         )
+
+
+def _opened(directory: Path) -> tuple[dict[str, Any], Dataset]:
+    """The facts of a store and its rows, checked."""
+    finish_stopped_append(directory)
+    facts = read_facts(directory)
+    return facts, _load(checked_shards(directory, facts), facts)
 
 
 def _load(files: list[Path], facts: dict[str, Any]) -> Dataset:

@@ -14,15 +14,15 @@ from .queries import tokenize_queries
 
 Tensor = torch.Tensor
 
-_KEPT = 1024  # texts of one model
-_known: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()
+_KEPT = 1024  # decoded memories of one model
+_known: WeakKeyDictionary[Any, dict[str, list[int]]] = WeakKeyDictionary()
 
 
 def recite(model: Any, memory: GradMemMemory) -> list[str]:
     """The text that each memory decodes to, greedily: as many tokens as were written, right or wrong.
 
     A memory that was written in segments is decoded one segment after the other, each behind what came before it. The
-    last texts of a model are kept, so the next question on a memory does not wait for it again; a model or a memory
+    last tokens of a model are kept, so the next question on a memory does not wait for it again; a model or a memory
     that has changed is decoded anew.
 
     Args:
@@ -51,10 +51,11 @@ def recite(model: Any, memory: GradMemMemory) -> list[str]:
     known.update(found)
     for key in list(known)[:-_KEPT]:
         known.pop(key, None)
-    return [found[key] for key in keys]
+    return [model.tokenizer.decode(found[key], clean_up_tokenization_spaces=False) for key in keys]
 
 
-def _decoded(model: Any, memory: GradMemMemory) -> list[str]:
+def _decoded(model: Any, memory: GradMemMemory) -> list[list[int]]:
+    """The tokens of each."""
     tokens: list[list[int]] = [[] for _ in range(len(memory))]
     whole = (~memory.is_segmented).nonzero().flatten().tolist()
     if whole:
@@ -63,7 +64,7 @@ def _decoded(model: Any, memory: GradMemMemory) -> list[str]:
             tokens[index] = row[:length]
     for index in memory.is_segmented.nonzero().flatten().tolist():
         tokens[index] = _segments(model, memory[index])
-    return [model.tokenizer.decode(row, clean_up_tokenization_spaces=False) for row in tokens]
+    return tokens
 
 
 def _segments(model: Any, memory: GradMemMemory) -> list[int]:

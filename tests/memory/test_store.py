@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import datasets
@@ -193,3 +194,32 @@ def test_an_append_to_a_store_that_has_changed_is_refused(tmp_path):
     MemoryStore.from_pretrained(tmp_path / "store").append(more)
     with pytest.raises(ValueError, match="has changed since it was opened"):
         store.append(opened(tmp_path / "further", ["e"]))
+
+
+def test_a_store_that_is_opened_while_another_appends_leaves_it_to_finish(tmp_path, monkeypatch):
+    """Opened in the middle of the moves, by a thread that goes on when they are done."""
+    store, more = opened(tmp_path / "store"), opened(tmp_path / "more", ["d", "e"])
+    expected = held(store) | held(more)
+    replace, found = Path.replace, []
+    reader = threading.Thread(target=lambda: found.append(MemoryStore.from_pretrained(tmp_path / "store")))
+
+    def moved(path, target):
+        if path.parent.name == ".append-5" != target.parent.name and not reader.ident:
+            reader.start()
+            reader.join(0.3)  # which would have moved all of them by then
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", moved)
+    store.append(more)
+    reader.join()
+    assert_holds(store, expected)
+    assert_holds(found[0], expected)
+
+
+def test_a_merge_fills_the_directory_that_it_is_called_in(tmp_path, monkeypatch):
+    store, place = opened(tmp_path / "store"), tmp_path / "place"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    assert_holds(MemoryStore.merge([store], "."), held(store))
+    assert_holds(MemoryStore.from_pretrained("."), held(store))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "place", "store"]

@@ -14,7 +14,7 @@ from hf_gradmem.memory.written import GradMemMemory
 from hf_gradmem.reading.answering import answer_log_probs
 from hf_gradmem.reading.reciting import recite
 from hf_gradmem.tasks import kv_retrieval
-from tests.support.small_models import small_llama, templated
+from tests.support.small_models import small_llama, small_tokenizer, templated
 from tests.support.writing import build
 
 RECITING = {"context": "{context}|", "query": "{context}?{query}:"}
@@ -142,6 +142,13 @@ def test_a_model_that_changed_recites_anew(model, learned):
     with torch.no_grad():
         model.get_output_embeddings().weight.neg_()
     assert recite(model, memory) != ["abc"]
+
+
+def test_another_tokenizer_tells_it_in_its_own_words(model, learned):
+    assert recite(model, learned[0]) == ["abc"]
+    other = small_tokenizer()
+    model.tokenizer = other
+    assert recite(model, learned[0]) == [other.decode(model.reconstruct(learned[0])[0])] != ["abc"]
 
 
 def test_a_model_that_writes_behind_other_words_recites_anew(model, learned):
