@@ -350,8 +350,7 @@ class _Answer:
 
 
 def _unsure(text: str, stops: tuple[str, ...]) -> int:
-    """How many characters at the end may still change: half of a character, or the beginning of a stop."""
-    if text.endswith("\ufffd"):
-        return len(text) - len(text.rstrip("\ufffd"))
-    begun = (size for stop in stops for size in range(len(stop) - 1, 0, -1) if text.endswith(stop[:size]))
-    return max(begun, default=0)
+    """How many characters at the end may still change: the beginning of a stop, and half of a character behind it."""
+    whole = text.rstrip("\ufffd")
+    begun = (size for stop in stops for size in range(len(stop) - 1, 0, -1) if whole.endswith(stop[:size]))
+    return len(text) - len(whole) + max(begun, default=0)

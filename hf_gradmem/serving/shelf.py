@@ -28,11 +28,11 @@ class Shelf:
         self._store, self._folder, self._max = store, folder, max_memories
         self._here: dict[str, GradMemMemory] = {}
         self._lock = threading.Lock()
-        self._written: set[str] = set()
+        self._written: dict[str, Path | None] = {}  # and where each lies, which a folder put there by hand says itself
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             # A folder whose memory was not written to its end has no name that counts.
-            self._written = {unquote(path.parent.name) for path in folder.glob("*/memory.safetensors")}
+            self._written = {unquote(path.parent.name): path.parent for path in folder.glob("*/memory.safetensors")}
 
     def __len__(self) -> int:
         return len(self.ids())
@@ -51,8 +51,8 @@ class Shelf:
         with self._lock:
             if name in self._here:
                 return self._here[name]
-            if name in self._written and self._folder is not None:
-                return GradMemMemory.from_pretrained(self._place(name))
+            if (place := self._written.get(name)) is not None:
+                return GradMemMemory.from_pretrained(place)
             if self._store is not None and name in self._store:
                 return self._store[name]
         raise KeyError(name)
@@ -75,17 +75,19 @@ class Shelf:
         """
         with self._lock:
             self._check(name)  # anew: another one may have been as fast
-            if self._folder is None:
+            place = None if self._folder is None else self._folder / quote(name, safe="")
+            if place is None:
                 self._here[name] = memory
             else:
-                memory.save_pretrained(self._place(name))
-            self._written.add(name)
+                memory.save_pretrained(place)
+            self._written[name] = place
 
     def delete(self, name: str) -> None:
         """Forget a memory that was written here.
 
         Raises:
             KeyError: there is none of that id.
+            OSError: it cannot be removed from disk.
             ValueError: it belongs to the store.
         """
         with self._lock:
@@ -93,10 +95,10 @@ class Shelf:
                 if self._store is not None and name in self._store:
                     raise ValueError(f"The memory {name!r} belongs to the store that is served, which stays as it is.")
                 raise KeyError(name)
-            self._written.remove(name)
+            if (place := self._written[name]) is not None:
+                shutil.rmtree(place)
             self._here.pop(name, None)
-            if self._folder is not None:
-                shutil.rmtree(self._place(name))
+            del self._written[name]
 
     def _check(self, name: str) -> None:
         if not _ID.fullmatch(name):
@@ -108,7 +110,3 @@ class Shelf:
             raise ValueError(f"There is a memory {name!r} already. Delete it first, or take another id.")
         if len(self._written) >= self._max:
             raise ValueError(f"There is no room: {self._max} memories were written. Delete some.")
-
-    def _place(self, name: str) -> Path:
-        assert self._folder is not None
-        return self._folder / quote(name, safe="")

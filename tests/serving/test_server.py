@@ -1,5 +1,7 @@
 """The server, over loopback, with the client that people use."""
 
+import functools
+import shutil
 import socket
 import threading
 import time
@@ -7,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import openai
 import pytest
 import torch
+from transformers import GenerationConfig
 
-from hf_gradmem import GradMemForCausalLM
+from hf_gradmem import GradMemConfig, GradMemForCausalLM
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
 from hf_gradmem.serving.engine import Engine, Piece, Read, Sampling, Write
 from hf_gradmem.serving.prompts import chat_prompt
@@ -485,3 +489,43 @@ def test_a_token_that_begins_every_turn_begins_the_first_of_several(adds_begin, 
     first = "" if adds_begin else "<s>"
     for sent, text in ((turns[1:], f"{first}b</s>"), (turns, f"{first}a<s>b</s>")):
         assert tokenizer.decode(chat_prompt(model, sent)).replace(" ", "") == text
+
+
+def test_folders_of_any_name_are_opened_and_deleted_where_they_lie(model, tmp_path, monkeypatch):
+    memory = model.write("!a:b!")
+    memory.save_pretrained(tmp_path / "my notes")
+    shelf = Shelf(None, tmp_path, max_memories=9)
+    shelf.add("a/b", memory)
+    assert shelf.ids() == ["a/b", "my notes"]
+    assert shelf["my notes"] == shelf["a/b"] == memory
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", Mock(side_effect=PermissionError("no")))
+        with pytest.raises(PermissionError):
+            shelf.delete("my notes")
+    assert shelf.ids() == ["a/b", "my notes"]  # as after a restart
+    for name in shelf.ids():
+        shelf.delete(name)
+    assert not shelf.ids()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_begun_stop_is_held_back_behind_which_half_a_character_stands(model):
+    class Bytes:
+        eos_token_id = pad_token_id = 0
+
+        def decode(self, tokens, **_):
+            return bytes(tokens).decode("utf-8", errors="replace")
+
+    class Speller:
+        """Says what it is to say, byte by byte."""
+
+        tokenizer, config, generation_config, device = Bytes(), GradMemConfig(), GenerationConfig(), "cpu"
+
+        def generate(self, *_, stopping_criteria, **__):
+            for byte in "yes a\u00e9 no".encode():
+                stopping_criteria[0](torch.tensor([[byte]]), None)
+
+    job = functools.partial(Read, memory=model.write("!a:b!"), prompt=[1], max_new_tokens=100, sampling=Sampling())
+    ((*_, last),) = told = told_by([functools.partial(job, stop=("a\u00e9",))], Speller())
+    assert "".join(piece.text for piece in told[0]) == "yes "
+    assert last.finish_reason == "stop"
