@@ -224,7 +224,11 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             contexts = None
         else:
             contexts = Contexts(context_input_ids, context_attention_mask, context_segment_ids)
-        trace, memory = self._written_or_given(contexts, memory, write_steps)
+        if memory is None:
+            trace, memory = self._written(contexts, write_steps)
+        else:
+            of_contexts = (context_input_ids, context_attention_mask, context_segment_ids, write_steps)
+            trace, memory = None, self.memory_to_read(memory, *of_contexts)
         with torch.inference_mode(False):  # the copies may be read for a gradient, whatever the caller runs under
             queries = checked_queries(input_ids, attention_mask, labels, context_index, len(memory), self.device)
         logits, read_loss = read(self.read_phase, memory.embeddings, queries)
@@ -242,21 +246,20 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _written_or_given(
-        self, contexts: Contexts | None, memory: Memories | None, write_steps: int | None
-    ) -> tuple[WriteTrace | None, GradMemMemory]:
-        """What a forward pass reads: the contexts, written now, or a memory that was written before."""
-        if memory is not None:
-            return None, self.memory_to_read(memory, contexts)
+    def _written(self, contexts: Contexts | None, write_steps: int | None) -> tuple[WriteTrace, GradMemMemory]:
+        """What a forward pass reads where it is given no memory: the contexts, written now."""
         if contexts is None:
             raise ValueError("There is nothing to read from: give context_input_ids, or a memory.")
         keep = needed(LOSSES, self.config)
         return write_in_forward(self.writer, contexts, write_steps, keep=keep, identity=self.identity)
 
-    def memory_to_read(self, memory: Memories, contexts: Any = None) -> GradMemMemory:
+    def memory_to_read(self, memory: Memories, *of_contexts: Any) -> GradMemMemory:
         """What READ is given for a memory, or for a list of them, read together; on the model's device."""
-        if contexts is not None:
-            raise ValueError("Give either a memory or context_input_ids, and not both.")
+        if any(argument is not None for argument in of_contexts):
+            raise ValueError(
+                "Give either a memory or context_input_ids, and not both; context_attention_mask, context_segment_ids "
+                "and write_steps go with the latter."
+            )
         return self.read_phase.memory_to_read(memory, lambda: self.identity(thorough=False)).to(self.device)
 
     @torch.no_grad()
@@ -307,7 +310,8 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
                 write_steps=write_steps,
             )
         else:
-            memory = self.memory_to_read(memory, context_input_ids)
+            of_contexts = (context_input_ids, context_attention_mask, context_segment_ids, write_steps)
+            memory = self.memory_to_read(memory, *of_contexts)
         queries = checked_prompts(input_ids, attention_mask, context_index, len(memory), self.device)
         arguments = {**kwargs, "generation_config": generation_config, "streamer": streamer}
         arguments = checked_arguments(self.read_phase, memory.embeddings, queries, arguments, self.generation_config)

@@ -81,6 +81,13 @@ def test_broken_weights_are_named_and_not_blamed_on_embeddings():
         get_gradmem_model(base, GradMemConfig(**PLAIN)).write(input_ids=CONTEXT)
 
 
+def test_base_that_gives_plain_tuples():
+    base = nameless_base()
+    base.config.return_dict = False
+    with pytest.raises(ValueError, match=says("LlamaForCausalLM gives plain tuples", "return_dict = True")):
+        get_gradmem_model(base)
+
+
 def test_peft_model_as_a_base():
     base = peft.get_peft_model(nameless_base(), peft.LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(TypeError, match=says("transformers.PreTrainedModel", "got PeftModel", "merge_and_unload()")):

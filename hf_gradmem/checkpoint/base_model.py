@@ -44,7 +44,8 @@ def check_base(base_model: PreTrainedModel) -> None:
     Raises:
         TypeError: it is no model of Transformers, no decoder with a language-model head, has no single token embedding,
             or takes no `inputs_embeds`.
-        ValueError: it has a PEFT adapter inside, which no checkpoint here would hold, or the LoRA of another GradMem.
+        ValueError: it gives plain tuples, has a PEFT adapter inside, which no checkpoint here would hold, or has the
+            LoRA of another GradMem.
     """
     name = type(base_model).__name__
     if not isinstance(base_model, PreTrainedModel):
@@ -75,6 +76,8 @@ def check_base(base_model: PreTrainedModel) -> None:
             f"{name} has no language-model head, so nothing can be reconstructed with it. Load the base with "
             "AutoModelForCausalLM."
         )
+    if not all(config.return_dict for config in (base_model.config, base_model.config.get_text_config())):
+        raise ValueError(f"{name} gives plain tuples (return_dict=False). Set base_model.config.return_dict = True.")
     if adapters := own_adapters(base_model):
         found = " and ".join(f"{phase}_lora" for phase in adapters)
         raise ValueError(

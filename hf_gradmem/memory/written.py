@@ -106,6 +106,8 @@ class GradMemMemory:
             if not -len(self) <= row < len(self):
                 raise IndexError(f"index {rows} is out of range for a memory of {len(self)} contexts")
             rows = [row]
+        elif isinstance(rows, tuple):  # of contexts: a tensor would take it for one place in several dimensions
+            rows = list(rows)
         return self._map(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str) -> "GradMemMemory":

@@ -116,9 +116,10 @@ def checked_prompts(
     device: torch.device,
 ) -> Queries:
     """Prompts of a generation, which are flat: `(rows, prompt_length)`; otherwise as [`checked_queries`]."""
-    if input_ids is not None and input_ids.dim() != 2:
+    shape = None if input_ids is None else tuple(torch.as_tensor(input_ids).shape)
+    if shape is not None and len(shape) != 2:
         raise ValueError(
-            f"generate takes flat prompts (rows, prompt_length), got shape {tuple(input_ids.shape)}. Flatten them "
+            f"generate takes flat prompts (rows, prompt_length), got shape {shape}. Flatten them "
             "and say with context_index which memory each one reads."
         )
     return checked_queries(input_ids, attention_mask, None, context_index, num_memories, device)

@@ -28,9 +28,11 @@ def read_inputs(phase: Phase, memory: Tensor, queries: Queries, padding_side: st
         padding_side: `"left"` for generation, else `"right"`.
 
     Raises:
-        ValueError: the base has no such token, or its window no room for as many.
+        ValueError: the base has no such token or label, or its window no room for as many.
     """
     check_vocabulary("input_ids", queries.input_ids, phase.decoder.vocab_size)
+    if queries.labels is not None:
+        check_vocabulary("labels", queries.labels[queries.labels != IGNORED_LABEL], phase.decoder.vocab_size)
     _check_window(phase, memory, queries)
     prefix = _prefixes(phase, memory, queries, padding_side)
     inputs = side_by_side([prefix, phase.decoder.tokens(queries.input_ids, queries.attention_mask)])

@@ -197,6 +197,11 @@ def _as_memory(
 
 def _check_finite(trace: WriteTrace, batch: Tensor, step_sizes: list[Tensor | float]) -> None:
     broken = (~trace.memory.isfinite().flatten(1).all(dim=1)).nonzero()
+    if len(broken) and not step_sizes:
+        raise FloatingPointError(
+            f"The memory that context {int(batch[broken].min())} is to be written into holds NaN or infinite numbers, "
+            "and no step was taken. Give another memory to go on from, or load the model again."
+        )
     if len(broken):
         raise FloatingPointError(
             f"The reconstruction of context {int(batch[broken].min())} became NaN or infinite within "

@@ -144,6 +144,7 @@ def test_missing_memory_is_named(tmp_path):
         (slice(1, None), [1, 2]),
         (slice(None, None, 2), [0, 2]),
         ([2, 0, 2], [2, 0, 2]),
+        ((0, 1), [0, 1]),
         (torch.tensor([1, 1]), [1, 1]),
         (torch.tensor([True, False, True]), [0, 2]),
         ([], []),

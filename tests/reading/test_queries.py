@@ -29,6 +29,18 @@ def test_neither_memory_nor_context_or_both(model, memory):
         assert all(name in str(caught.value) for name in ("context_input_ids", "a memory"))
         with pytest.raises(ValueError, match="either a memory or context_input_ids, and not both"):
             read(input_ids=QUERY, memory=memory, context_input_ids=CONTEXT)
+        for name in ("context_attention_mask", "context_segment_ids"):
+            with pytest.raises(ValueError, match=rf"not both; .*{name}"):
+                read(input_ids=QUERY, memory=memory, **{name: torch.ones_like(CONTEXT)})
+        with pytest.raises(ValueError, match=r"not both; .*write_steps"):
+            read(input_ids=QUERY, memory=memory, write_steps=5)
+
+
+def test_prompts_in_lists(model, memory):
+    given = {"memory": memory, "max_new_tokens": 2}
+    assert torch.equal(model.generate(QUERY.tolist(), **given), model.generate(QUERY, **given))
+    with pytest.raises(ValueError, match=r"flat prompts .* got shape \(3,\)"):
+        model.generate([20, 21, 22], **given)
 
 
 def test_no_query(model, memory):
@@ -112,3 +124,11 @@ def test_token_that_the_base_does_not_have(model, memory, token):
     for read in (model, model.generate):
         with pytest.raises(ValueError, match=says(f"input_ids must lie in 0..{VOCAB_SIZE - 1}", f"{token}")):
             read(input_ids=query, memory=memory)
+
+
+@pytest.mark.parametrize("token", [VOCAB_SIZE, -1])
+def test_label_that_the_base_does_not_have(model, memory, token):
+    labels = QUERY.clone()
+    labels[0, :2] = torch.tensor([-100, token])
+    with pytest.raises(ValueError, match=says(f"labels must lie in 0..{VOCAB_SIZE - 1}", f"{token}")):
+        model(input_ids=QUERY, labels=labels, memory=memory)

@@ -202,3 +202,11 @@ def test_broken_weight_is_blamed_on_the_context_that_meets_it(batch_size):
         model.get_input_embeddings().weight[50] = torch.nan
     with pytest.raises(FloatingPointError, match=says("context 2", "(the first step is 0.4 at most)")):
         model.write(input_ids=context, batch_size=batch_size)
+
+
+def test_a_broken_memory_to_go_on_from_is_said_also_without_a_step():
+    model = build()
+    memory = model.write(input_ids=tiny_tokens(2, 9))
+    memory.embeddings[1, 0, 0] = torch.nan
+    with pytest.raises(FloatingPointError, match="context 1 is to be written into holds NaN"):
+        model.write(input_ids=tiny_tokens(2, 9), memory=memory, write_steps=0)
