@@ -322,7 +322,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         return with_prompts(output, queries.input_ids)
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, prompts: Tensor, inputs_embeds: Tensor | None = None, **kwargs: Any
+        self, input_ids: Tensor, prompts: Tensor, inputs_embeds: Any = None, past_key_values: Any = None, **kwargs: Any
     ) -> dict[str, Any]:
         """What `forward` needs at each step of generation: prompt and new tokens, since nothing is cached."""
         return {"input_ids": torch.cat([prompts, input_ids], dim=1)} | {

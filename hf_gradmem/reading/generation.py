@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 from transformers import (
+    DynamicCache,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessorList,
@@ -147,7 +148,8 @@ def generate_from_forward(
         attention_mask=mask,
         memory=memory,
         context_index=queries.memory_index,
-        **arguments | {"use_cache": False},
+        # From vectors it insists on a cache, and not every base's can be made: this one stays empty.
+        **arguments | {"cache_implementation": None, "past_key_values": DynamicCache()},
     )
 
 
