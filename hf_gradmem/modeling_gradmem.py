@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 
 from . import variants
 from .base.decoder import Decoder
-from .base.lora import PHASES, lora_taken_back
+from .base.lora import PHASES, lora_taken_back, take_over
 from .base.token_ids import checked_tokens
 from .checkpoint.adapter import Adapter
 from .checkpoint.base_model import base_to_wrap, check_attachable, check_base, record_base
@@ -73,6 +73,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         self.write_phase, self.read_phase = (Phase(name, self, self.decoder, self.form) for name in PHASES)
         self.write_head = self.write_log_learning_rate = None
         self.writer.add_parameters()
+        take_over(self.base_model, self)
         with lora_taken_back(self.base_model):
             for phase, lora in ((self.write_phase, config.write_lora), (self.read_phase, config.read_lora)):
                 if lora is not None:

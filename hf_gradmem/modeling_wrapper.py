@@ -16,7 +16,7 @@ from huggingface_hub import CommitInfo, ModelCard
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .base.lora import base_keys, lora_scalings
+from .base.lora import base_keys, check_owner, lora_scalings
 from .base.weights import base_weights
 from .checkpoint import adapter as checkpoint
 from .checkpoint.base_model import load_base, load_base_tokenizer, recorded_base
@@ -204,13 +204,14 @@ class GradMemPreTrainedModel(ModelAroundBase):
 
         Args:
             save_directory: where to.
-            push_to_hub: upload it as well, as `push_to_hub` would, to `repo_id` or a repository of the directory's
-                name.
+            push_to_hub: upload it as well, to `repo_id` or a repository of the directory's name.
             kwargs: those of `PreTrainedModel.save_pretrained`.
 
         Raises:
             OSError: the directory cannot be written to, or the disk is full.
+            RuntimeError: the base was given to another model since, and its LoRA with it.
         """
+        check_owner(self.base_model, self)
         self.config.includes_base = self._saves_base() or self._base_changed()
         recorded_base(self.config).architectures = [type(self.base_model).__name__]
         self.config.auto_map = dict(checkpoint.AUTO_MAP)

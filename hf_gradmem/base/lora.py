@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -28,6 +29,9 @@ _OUTSIDE_PHASES = (
     "ensure_weight_tying",
 )
 _INITIALISATIONS = (True, False, "gaussian", "orthogonal")  # the others of PEFT alter the base's weights, or need data
+
+# The GradMem that a base was given to last; a copy of a base is nobody's yet.
+_taken_by: WeakKeyDictionary[nn.Module, ref[nn.Module]] = WeakKeyDictionary()
 
 
 def inject_lora(base_model: PreTrainedModel, arguments: dict[str, Any], phase: str, dtype: torch.dtype) -> None:
@@ -145,9 +149,20 @@ def _lora_layers(base_model: nn.Module) -> list[Any]:  # a BaseTunerLayer is a m
     return [module for module in base_model.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def own_adapters(base_model: nn.Module) -> list[str]:
-    """Names of our own adapters in the base: those of the phases that have a LoRA."""
-    return [phase for phase in PHASES if any(_has(layer, phase) for layer in _lora_layers(base_model))]
+def _has_own(base_model: nn.Module) -> bool:
+    """Whether a GradMem's LoRA is in the base."""
+    return any(_has(layer, phase) for layer in _lora_layers(base_model) for phase in PHASES)
+
+
+def _take_out(base_model: nn.Module) -> None:
+    for parent in list(base_model.modules()):
+        for name, layer in list(parent.named_children()):
+            inside: Any = layer
+            while isinstance(inside, BaseTunerLayer):  # one may be around another
+                inside = inside.get_base_layer()
+            if inside is not layer:
+                setattr(parent, name, inside)
+    vars(base_model).pop("peft_config", None)
 
 
 @contextmanager
@@ -156,15 +171,41 @@ def lora_taken_back(base_model: nn.Module) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for parent in list(base_model.modules()):
-            for name, layer in list(parent.named_children()):
-                inside: Any = layer
-                while isinstance(inside, BaseTunerLayer):  # one may be around another
-                    inside = inside.get_base_layer()
-                if inside is not layer:
-                    setattr(parent, name, inside)
-        vars(base_model).pop("peft_config", None)
+        _take_out(base_model)
         raise
+
+
+def take_over(base_model: nn.Module, model: nn.Module) -> None:
+    """Have the base be this model's: the LoRA of one that it was given to before is taken out.
+
+    Args:
+        base_model: the decoder.
+        model: the GradMem that may bring a LoRA.
+    """
+    if _has_own(base_model):
+        _take_out(base_model)
+    _taken_by[base_model] = ref(model)
+
+
+def check_owner(base_model: nn.Module, model: Any) -> None:
+    """Refuse to run a model whose base has gone to another, where either has a LoRA.
+
+    Args:
+        base_model: the decoder.
+        model: the GradMem that is to run it.
+
+    Raises:
+        RuntimeError: its LoRA was taken out of the base, or the other's is in it.
+    """
+    owner = _taken_by.get(base_model)
+    if owner is None or owner() is model:
+        return
+    config = model.config
+    if config.write_lora is not None or config.read_lora is not None or _has_own(base_model):
+        raise RuntimeError(
+            f"The {type(base_model).__name__} of this model was given to another GradMem since, and a base has the "
+            "LoRA of one alone. Load the base once for each of them."
+        )
 
 
 def other_adapters(base_model: nn.Module) -> list[str]:
@@ -210,14 +251,20 @@ def lora_scalings(base_model: nn.Module, phase: str) -> dict[str, float]:
     return {name: float(layer.scaling[phase]) for name, layer in sorted(layers.items()) if _has(layer, phase)}
 
 
-def lora_phase(phase: str) -> AbstractContextManager[None]:
+def lora_phase(phase: str, base_model: nn.Module, model: nn.Module) -> AbstractContextManager[None]:
     """Run bases with the LoRA of `phase` (`"write"` or `"read"`) alone, in this thread and for a span.
 
     A layer without a LoRA for this phase runs the base's own weights, bit for bit. Within a span of the same phase
     nothing is done, which a trace could not follow.
+
+    Raises:
+        RuntimeError: as of [`check_owner`].
     """
+    if ASKED.phase == phase:
+        return nullcontext()
+    check_owner(base_model, model)
     # What is looked up by the thread is not settled: a run stays one.
-    return nullcontext() if ASKED.phase == phase else asking(phase=phase, settled=ASKED.settled)
+    return asking(phase=phase, settled=ASKED.settled)
 
 
 def _has(layer: Any, phase: str) -> bool:

@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.utils import CONFIG_NAME
 
-from ..base.lora import other_adapters, own_adapters
+from ..base.lora import other_adapters
 from ..base.precision import FASTEST, fastest_dtype
 from ..configuration_gradmem import GradMemConfig
 from ..hub.client import is_cached, loaded_commit
@@ -78,12 +78,6 @@ def check_base(base_model: PreTrainedModel) -> None:
         )
     if not all(config.return_dict for config in (base_model.config, base_model.config.get_text_config())):
         raise ValueError(f"{name} gives plain tuples (return_dict=False). Set base_model.config.return_dict = True.")
-    if adapters := own_adapters(base_model):
-        found = " and ".join(f"{phase}_lora" for phase in adapters)
-        raise ValueError(
-            f"{name} has the {found} of another GradMem model inside, and both models would run and change it. Load "
-            "the base again for this one."
-        )
     if adapters := other_adapters(base_model):
         raise ValueError(
             f"{name} has a PEFT adapter inside ({', '.join(adapters)}), which would be neither the base's nor the "

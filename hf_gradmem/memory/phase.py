@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from ..base.decoder import Decoder
 from ..base.layout import reorder
-from ..base.lora import inject_lora, lora_parameters, lora_phase
+from ..base.lora import check_owner, inject_lora, lora_parameters, lora_phase
 from ..base.modes import layers_recomputed, settled
 from ..base.output_head import OutputHead
 from ..base.running import DecoderInputs, side_by_side
@@ -129,7 +129,8 @@ class Phase:
     @contextmanager
     def active(self) -> Iterator[None]:
         """A run of the base with the LoRA of this phase, and no other."""
-        with lora_phase(self.name), settled(self.decoder.base_model):
+        base_model = self.decoder.base_model
+        with lora_phase(self.name, base_model, self.module), settled(base_model):
             yield
 
     @property
@@ -265,6 +266,7 @@ class Phase:
 
     def extra_tensors(self) -> dict[str, Tensor]:
         """What the phase uses beside the base, the form's part left out, by the names that checkpoints have for it."""
+        check_owner(self.decoder.base_model, self.module)
         tensors: dict[str, Tensor] = dict(lora_parameters(self.decoder.base_model, self.name))
         control = {name: getattr(self.module, name) for name in self.control_vectors}
         if self.head is not None:

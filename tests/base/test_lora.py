@@ -161,15 +161,31 @@ def test_a_base_that_gets_no_adapter_keeps_no_lora(tmp_path):
 
 
 @pytest.mark.parametrize("phase", ["write", "read"])
-def test_a_base_with_the_lora_of_one_model_is_given_to_no_other(phase):
-    model = moved(**{f"{phase}_lora": {"r": 2, "target_modules": ["q_proj"]}})
+def test_a_base_has_the_lora_of_the_model_that_it_was_given_to_last(phase, tmp_path):
+    earlier = moved(**{f"{phase}_lora": {"r": 2, "target_modules": ["q_proj"]}})
+    base, ids = earlier.base_model, tiny_tokens(1, 7)
+    torch.manual_seed(0)
+    plain = get_gradmem_model(base, GradMemConfig())
+    assert not any("lora" in name for name in plain.state_dict())
+    alone = get_gradmem_model(copy.deepcopy(base), GradMemConfig())
+    alone.load_state_dict(plain.state_dict())
+    memory = plain.write(input_ids=ids)
+    assert torch.equal(memory.embeddings, alone.write(input_ids=ids).embeddings)
+    for use in (lambda: earlier.write(input_ids=ids), lambda: earlier.save_pretrained(tmp_path)):
+        with pytest.raises(RuntimeError, match=r"was given to another GradMem since.* Load the base once for each"):
+            use()
+    later = get_gradmem_model(base, earlier.config)  # as in a cell of a notebook that is run again
+    later.write(input_ids=ids)
+    with pytest.raises(RuntimeError, match="was given to another GradMem since"):
+        plain(input_ids=ids, memory=memory)
+
+
+def test_models_without_lora_share_a_base():
+    first = moved()
+    second = get_gradmem_model(first.base_model, GradMemConfig())
     ids = tiny_tokens(1, 7)
-    memory = model.write(input_ids=ids)
-    logits = model(input_ids=ids, memory=memory).logits
-    for config in (GradMemConfig(), model.config):
-        with pytest.raises(ValueError, match=rf"has the {phase}_lora of another GradMem model .* Load the base again"):
-            get_gradmem_model(model.base_model, config)
-    assert torch.equal(model(input_ids=ids, memory=memory).logits, logits)
+    for model in (first, second):
+        model(input_ids=ids, memory=model.write(input_ids=ids))
 
 
 def assert_refused(arguments, message, tied=False):
