@@ -174,7 +174,8 @@ def test_a_mixture_with_running_text_is_measured_by_losses_or_in_sets_of_their_o
     recipe: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "book.txt").write_text("One day it rained. Two days it did not. " * 6, encoding="utf-8")
-    parts = f"[{{task: text, path: {tmp_path / 'book.txt'}, num_contexts: 1}}, {{task: facts, num_contexts: 1}}]"
+    pairs = "{task: kv_retrieval, num_pairs: 4, num_contexts: 1}"
+    parts = f"[{{task: text, path: {tmp_path / 'book.txt'}, num_contexts: 1}}, {pairs}]"
     options = ["--recipe", recipe, "--override", f"eval_sets={{both: {{task: mixture, parts: {parts}}}}}"]
     refused = run("evaluate", RETRIEVAL_ADAPTER, *options)
     assert refused.exit_code == 2

@@ -148,7 +148,9 @@ def test_a_long_question_is_aligned_on_fused_attention():
     results = []
     for implementation in ("sdpa", "eager"):
         torch.manual_seed(0)
-        model = get_gradmem_model(tiny_causal_lm("llama"), GradMemConfig(num_memory_tokens=3, **ALIGNED))
+        base = tiny_causal_lm("llama")
+        base.config.max_position_embeddings = 256
+        model = get_gradmem_model(base, GradMemConfig(num_memory_tokens=3, **ALIGNED))
         model.base_model.set_attn_implementation(implementation)
         results.append(gradients(model, model(**batch).loss)["memory_init"])
     # Llama's norms compute in float32.

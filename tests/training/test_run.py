@@ -186,7 +186,7 @@ def test_a_writer_that_takes_no_steps_is_trained_and_evaluated(tmp_path):
     assert math.isfinite(results["metrics"]["eval_a_loss"])
     model = GradMemForCausalLM.from_pretrained(tmp_path)
     rows = {"a": load_task("kv_retrieval", **TINY["task_arguments"], num_contexts=4)}
-    (record,) = evaluate_model("it", model, rows, {"a": {}}, metrics={"a": "exact_match"})
+    (record,) = evaluate_model("it", model, rows, {"a": {}}, metrics={"a": "exact_match"}, split="validation")
     assert (record["write_steps"], record["write_steps_trained"]) == (0, 0)
 
 
