@@ -1,11 +1,10 @@
 """Commands that answer until they are ended: serve."""
 
 import errno
-import os
 import socket
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -75,8 +74,6 @@ def serve(
         timeout=timeout,
         max_new_tokens=max_new_tokens,
     )
-    for each in bound:
-        each.listen()
     report_done(f"Serving {served} at http://{f'[{host}]' if ':' in host else host}:{port}/v1 until interrupted.")
     if needed is not None and token is None:
         print_text(f"Requests need this token: {needed}")  # to a quiet one, too: nobody else can tell it
@@ -93,7 +90,7 @@ def _run(server: "Server", bound: list[socket.socket]) -> None:
 
 
 def _bind(host: str, port: int) -> list[socket.socket]:
-    """The addresses of a host, taken before a model is loaded; they listen when the server runs.
+    """The addresses of a host, taken before a model is loaded; who calls meanwhile waits for it.
 
     Raises:
         OSError: there is no such host, or the port is taken.
@@ -103,7 +100,7 @@ def _bind(host: str, port: int) -> list[socket.socket]:
     try:
         for family, *_, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
             try:
-                bound.append(_bound(family, (address[0], port, *address[2:])))
+                bound.append(socket.create_server((address[0], port, *address[2:]), family=family))
             except OSError as error:
                 if error.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
                     raise
@@ -119,20 +116,6 @@ def _bind(host: str, port: int) -> list[socket.socket]:
             f"{host}:{port} cannot be listened at: {error.strerror}. Give another --port or --host."
         ) from error
     return bound
-
-
-def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
-    made = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        if os.name == "posix":  # elsewhere it would let two programs have one port
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        made.bind(address)
-    except OSError:
-        made.close()
-        raise
-    return made
 
 
 __all__ = ["serve"]
