@@ -1,6 +1,7 @@
-"""What a training run of a memory shows in its logs, beside the loss."""
+"""What a training run of a memory shows in its logs, beside the loss; and when it has to end."""
 
 import math
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -18,19 +19,8 @@ def model_within(model: nn.Module | None) -> GradMemForCausalLM:
     return next(module for module in modules if isinstance(module, GradMemForCausalLM))
 
 
-class WriteLogCallback(TrainerCallback):
-    """Adds to each entry of Trainer's log, as means over this process's batches since the entry before it:
-
-    - `write_loss/k`: the reconstruction loss before step k of WRITE, in nats per token;
-    - `read_loss`: the cross-entropy of the answers;
-    - `memory_norm`: the mean norm of a written memory vector;
-    - `step_size/k`: the learned step size of step k, averaged over the memory tokens (its value now).
-    """
-
-    def __init__(self) -> None:
-        self._sums: dict[str, torch.Tensor] = {}
-        self._counts: dict[str, int] = {}
-        self._handle: Any = None
+class ObservingCallback(TrainerCallback, ABC):
+    """Looks at what the model gives in each forward pass of training."""
 
     def on_train_begin(
         self,
@@ -48,10 +38,30 @@ class WriteLogCallback(TrainerCallback):
     ) -> None:
         self._handle.remove()
 
+    @abstractmethod
+    def observe(self, output: GradMemOutput) -> None:
+        """Look at what a forward pass gave."""
+
     @torch.no_grad()
-    def _observe(self, model: GradMemForCausalLM, arguments: Any, output: GradMemOutput) -> None:
-        if not model.training or ASKED.evaluates or not isinstance(output, GradMemOutput):
-            return
+    def _observe(self, model: GradMemForCausalLM, arguments: Any, output: Any) -> None:
+        if model.training and not ASKED.evaluates and isinstance(output, GradMemOutput):
+            self.observe(output)
+
+
+class WriteLogCallback(ObservingCallback):
+    """Adds to each entry of Trainer's log, as means over this process's batches since the entry before it:
+
+    - `write_loss/k`: the reconstruction loss before step k of WRITE, in nats per token;
+    - `read_loss`: the cross-entropy of the answers;
+    - `memory_norm`: the mean norm of a written memory vector;
+    - `step_size/k`: the learned step size of step k, averaged over the memory tokens (its value now).
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, torch.Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def observe(self, output: GradMemOutput) -> None:
         if output.write_losses is None or output.memory is None:
             return
         self._add("memory_norm", output.memory.embeddings.detach().norm(dim=-1).mean())
@@ -86,7 +96,7 @@ class WriteLogCallback(TrainerCallback):
         self._sums, self._counts = {}, {}
 
 
-class DivergenceCallback(TrainerCallback):
+class DivergenceCallback(ObservingCallback):
     """Ends a run whose loss or weights are no numbers any more, before they are saved.
 
     Raises:
@@ -95,23 +105,6 @@ class DivergenceCallback(TrainerCallback):
 
     def __init__(self) -> None:
         self._finite: torch.Tensor | None = None
-        self._handle: Any = None
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self._model = model_within(model)
-        self._handle = self._model.register_forward_hook(self._observe)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._handle.remove()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Under float16 a step whose loss overflows is not taken, and its scale is lowered.
@@ -122,9 +115,8 @@ class DivergenceCallback(TrainerCallback):
         if diverged:
             raise diverged_at(state.global_step)
 
-    @torch.no_grad()
-    def _observe(self, model: GradMemForCausalLM, arguments: Any, output: GradMemOutput) -> None:
-        if model.training and not ASKED.evaluates and isinstance(output, GradMemOutput) and output.loss is not None:
+    def observe(self, output: GradMemOutput) -> None:
+        if output.loss is not None:
             finite = output.loss.detach().isfinite()
             self._finite = finite if self._finite is None else self._finite & finite
 
