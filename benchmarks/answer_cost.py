@@ -9,7 +9,6 @@ tokens after the same question. They take turns in one process on one thread; wh
 the result is the ratio within a round. The table goes to `benchmarks/results/answer_cost.md`.
 """
 
-import argparse
 import itertools
 import statistics
 import time
@@ -18,13 +17,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from hf_gradmem import GradMemForCausalLM, GradMemMemory, get_gradmem_model
 from hf_gradmem.commands.asking import ask_memory
 from hf_gradmem.commands.packaged import LANGUAGE_ADAPTER
 from hf_gradmem.reading.answering import generate_answers
 from hf_gradmem.reading.queries import tokenize_queries
+
+from .turns import base_on_one_thread, median_and_range
 
 TABLE = Path(__file__).parent / "results" / "answer_cost.md"
 NOTE = (
@@ -96,8 +97,8 @@ def table(found: list[Seconds], dtype: torch.dtype) -> str:
     rows = []
     for way in found[0]:
         ratios = [each[way] / each[BARE] for each in found]
-        ratio = " | ".join(f"{of(ratios):.2f}" for of in (statistics.median, min, max))
-        rows.append(f"| {way} | {statistics.median(each[way] for each in found):.2f} | {ratio} |")
+        seconds = statistics.median(each[way] for each in found)
+        rows.append(f"| {way} | {seconds:.2f} | {median_and_range(ratios)} |")
     return f"""# The cost of an answer
 
 `python -m benchmarks.answer_cost`: `gradmem-smollm2-135m-recite`, {len(QUESTIONS)} short questions about a note of four
@@ -112,13 +113,7 @@ sentences, with the confidence, beside the plain base generating as many tokens 
 
 def main() -> None:
     """Measure, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", required=True, help="the base's directory or Hub repository")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--dtype", default="float32")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    base = AutoModelForCausalLM.from_pretrained(given.base, dtype=given.dtype)
+    given, base = base_on_one_thread(__doc__, rounds=10)
     model = get_gradmem_model(base, LANGUAGE_ADAPTER, tokenizer=AutoTokenizer.from_pretrained(given.base))
     found = measure(model, model.write(NOTE), given.rounds)
     TABLE.write_text(table(found, model.dtype), encoding="utf-8")

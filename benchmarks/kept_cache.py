@@ -8,14 +8,15 @@ take turns in one process on one thread, and give the same tokens; what is count
 the ratio within a round. The table goes to `benchmarks/results/kept_cache.md`.
 """
 
-import argparse
 import copy
 import statistics
 import time
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+
+from .turns import base_on_one_thread, median_and_range
 
 TABLE = Path(__file__).parent / "results" / "kept_cache.md"
 SHAPES = tuple((vectors, questions) for vectors in (8, 32) for questions in (1, 16))
@@ -74,18 +75,11 @@ def size_ratio(base: PreTrainedModel) -> float:
 
 def main() -> None:
     """Measure, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", required=True, help="the base's directory or Hub repository")
-    parser.add_argument("--rounds", type=int, default=6)
-    parser.add_argument("--dtype", default="float32")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    base = AutoModelForCausalLM.from_pretrained(given.base, dtype=given.dtype).eval()
+    given, base = base_on_one_thread(__doc__, rounds=6)
     rows = []
     for vectors, questions in SHAPES:
         ratios, seconds = measure(base, vectors, questions, given.rounds)
-        figures = " | ".join(f"{of(ratios):.2f}" for of in (statistics.median, min, max))
-        rows.append(f"| {vectors} | {questions} | {statistics.median(seconds):.2f} | {figures} |")
+        rows.append(f"| {vectors} | {questions} | {statistics.median(seconds):.2f} | {median_and_range(ratios)} |")
     TABLE.write_text(
         f"""# Keys and values of a memory, kept
 

@@ -110,7 +110,7 @@ def evaluate(
     """
     from hf_gradmem.commands.opening import load_model
     from hf_gradmem.evaluation import results
-    from hf_gradmem.evaluation.limits import LIMITS
+    from hf_gradmem.evaluation.limits import limits_of
     from hf_gradmem.training.recipe import load_recipe
 
     _check_evaluation(models, revision, baseline or (), template, override or (), trust_remote_code)
@@ -123,7 +123,7 @@ def evaluate(
     options: dict[str, Any] = {
         "split": split,
         "metrics": results.metrics_of_sets(arguments.task, sets, metric),
-        "limits": {name: getattr(arguments, name) for name in LIMITS},
+        "limits": limits_of(arguments),
         "baselines": baseline or (),
         "batch_size": batch_size,
         "keep_answers": answers is not None,
@@ -212,7 +212,7 @@ def calibrate(
     from hf_gradmem.commands import calibrate as calibration
     from hf_gradmem.commands.opening import load_model
     from hf_gradmem.evaluation import results
-    from hf_gradmem.evaluation.limits import LIMITS
+    from hf_gradmem.evaluation.limits import limits_of
     from hf_gradmem.training.recipe import load_recipe
 
     directory = calibration.check_adapter_directory(model)
@@ -230,7 +230,7 @@ def calibrate(
         results.metrics_of_sets(arguments.task, sets, metric),
         f"{arguments.task} {split}: {calibration.count_contexts(rows)}",
         fit=not check,
-        limits={name: getattr(arguments, name) for name in LIMITS},
+        limits=limits_of(arguments),
         batch_size=batch_size,
         show_progress=shows_progress(as_json),
     )

@@ -44,8 +44,7 @@ def check_base(base_model: PreTrainedModel) -> None:
     Raises:
         TypeError: it is no model of Transformers, no decoder with a language-model head, has no single token embedding,
             or takes no `inputs_embeds`.
-        ValueError: it gives plain tuples, has a PEFT adapter inside, which no checkpoint here would hold, or has the
-            LoRA of another GradMem.
+        ValueError: it gives plain tuples, or has a PEFT adapter inside, which no checkpoint here would hold.
     """
     name = type(base_model).__name__
     if not isinstance(base_model, PreTrainedModel):

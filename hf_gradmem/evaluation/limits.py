@@ -6,10 +6,14 @@ from typing import Any
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks.collator import DataCollatorForGradMem
 
-LIMITS = ("max_context_length", "max_query_length", "queries_per_context")
-"""The limits of a recipe, which [`~hf_gradmem.DataCollatorForGradMem`] keeps in training."""
-
+# Those of a recipe, which the collator keeps in training.
+_LIMITS = ("max_context_length", "max_query_length", "queries_per_context")
 Row = dict[str, Any]
+
+
+def limits_of(recipe: Any) -> dict[str, int | None]:
+    """The limits of a recipe, by their names: of what [`~hf_gradmem.training.recipe.RecipeArguments`] holds."""
+    return {name: getattr(recipe, name) for name in _LIMITS}
 
 
 def limited_rows(model: GradMemForCausalLM, rows: Iterable[Row], limits: Mapping[str, int | None]) -> list[Row]:
@@ -18,12 +22,12 @@ def limited_rows(model: GradMemForCausalLM, rows: Iterable[Row], limits: Mapping
     Args:
         model: whose tokenizer counts, and whose writer says how a context comes to its segments.
         rows: of a task.
-        limits: some of [`LIMITS`]; `None` is no limit.
+        limits: of [`limits_of`], or some of them; `None` is no limit.
 
     Raises:
         ValueError: a query with its answer is longer than `max_query_length`: an answer is generated to a whole query.
     """
-    of_context, of_query, of_row = (limits.get(name) for name in LIMITS)
+    of_context, of_query, of_row = (limits.get(name) for name in _LIMITS)
     limited = [
         row | {name: row[name][:of_row] for name in ("queries", "targets", "answers", "quotes") if row.get(name)}
         for row in rows

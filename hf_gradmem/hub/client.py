@@ -54,6 +54,16 @@ def folder_files(folder: Path) -> dict[str, Path]:
     return {name: paths[name] for name in filter_repo_objects(paths, ignore_patterns=_NOT_PUSHED)}
 
 
+def _patterns_of(files: Collection[str], kinds: Sequence[Sequence[str]]) -> list[str]:
+    """The patterns of the kinds that these files have one of."""
+    return [
+        pattern
+        for patterns in map(list, kinds)
+        if any(True for _ in filter_repo_objects(files, allow_patterns=patterns))
+        for pattern in patterns
+    ]
+
+
 def superseded(
     there: Iterable[str], files: Collection[str], kinds: Sequence[Sequence[str]] = (WEIGHTS, TOKENIZER_FILES)
 ) -> set[str]:
@@ -64,12 +74,7 @@ def superseded(
         files: those of the new version.
         kinds: patterns of the files of each kind.
     """
-    there = list(there)
-    stale: set[str] = set()
-    for patterns in map(list, kinds):
-        if any(True for _ in filter_repo_objects(files, allow_patterns=patterns)):
-            stale.update(filter_repo_objects(there, allow_patterns=patterns))
-    return stale - set(files)
+    return set(filter_repo_objects(there, allow_patterns=_patterns_of(files, kinds))) - set(files)
 
 
 def push_files(
@@ -102,8 +107,9 @@ def push_files(
         operations: list[CommitOperationAdd | CommitOperationDelete] = [
             CommitOperationAdd(name, path) for name, path in files.items()
         ]
-        there = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
-        operations += [CommitOperationDelete(name) for name in sorted(superseded(there, files, replaced))]
+        if _patterns_of(files, replaced):
+            there = api.list_repo_files(repo_id, revision=revision, repo_type=repo_type)
+            operations += [CommitOperationDelete(name) for name in sorted(superseded(there, files, replaced))]
         return api.create_commit(
             repo_id,
             operations,

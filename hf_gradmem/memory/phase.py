@@ -174,6 +174,13 @@ class Phase:
         window = self.decoder.window
         return None if window is None else window - self.prefix_length - (memories - 1) * self.form.num_memory_tokens
 
+    def told_room(self, room: int) -> str:
+        """What leaves a query so much [`room`], for an error."""
+        return (
+            f"of the {self.decoder.window} positions that are the window of {self.decoder.name}, memory, control "
+            f"tokens and words beside them leave {room}"
+        )
+
     def memories_in(self, memory: Tensor) -> int:
         """How many memories stand side by side in each of `(batch, k · num_memory_tokens, width)`."""
         return memory.shape[1] // self.form.num_memory_tokens

@@ -84,7 +84,9 @@ def new_sequences(
     index, found = torch.as_tensor(context_index), [list[list[int]]()] * len(input_ids)
     phase, width = model.read_phase, input_ids.shape[1]
     room = phase.room(phase.memories_in(memory.embeddings))
-    whole = math.inf if room is None else room - _most_new_tokens(arguments, model.generation_config, width)
+    whole, default = math.inf, model.generation_config
+    if room is not None:
+        whole = room - _most_new_tokens(count_new_tokens(arguments, default, width), default)
     for rows, start in runs_of_prompts(phase, attention_mask, whole):
         prompts, mask = input_ids[rows, start:], attention_mask[rows, start:]
         output = model.generate(prompts, attention_mask=mask, memory=memory, context_index=index[rows], **arguments)
@@ -141,9 +143,8 @@ def generate_from_forward(
     _stream_prompts(queries, arguments)
     return GenerationMixin.generate(
         model,
-        inputs_embeds=torch.zeros(
-            (*prompts.shape, 1), device=prompts.device
-        ),  # stand for the prompts, and are not read
+        # They stand for the prompts, and are not read.
+        inputs_embeds=torch.zeros((*prompts.shape, 1), device=prompts.device),
         prompts=prompts,
         attention_mask=mask,
         memory=memory,
@@ -191,9 +192,9 @@ def _setting(arguments: dict[str, Any], default: GenerationConfig, name: str) ->
     return next((value for value in given if value is not None), None)
 
 
-def _most_new_tokens(arguments: dict[str, Any], default: GenerationConfig, prompt_length: int) -> int:
-    """How many new tokens `generate` would give at most."""
-    asked = _setting(count_new_tokens(arguments, default, prompt_length), default, "max_new_tokens")
+def _most_new_tokens(counted: dict[str, Any], default: GenerationConfig) -> int:
+    """How many new tokens `generate` would give at most, by arguments as of [`count_new_tokens`]."""
+    asked = _setting(counted, default, "max_new_tokens")
     return _NEW_TOKENS if asked is None else asked
 
 
@@ -240,15 +241,14 @@ def checked_arguments(
     _check_settings(phase, arguments, default)
     arguments = _with_own_penalty(arguments, default)
     width, room = queries.input_ids.shape[1], phase.room(phase.memories_in(memory))
-    most, counted = _most_new_tokens(arguments, default, width), count_new_tokens(arguments, default, width)
+    counted = count_new_tokens(arguments, default, width)
+    most = _most_new_tokens(counted, default)
     if room is None or width + most <= room:
         return counted
     longest = int(queries.attention_mask.sum(1).max()) if width else 0
     if longest >= room:
         raise ValueError(
-            f"The longest prompt has {longest} tokens, but of the {phase.decoder.window} positions that are the window "
-            f"of {phase.decoder.name}, memory, control tokens and words beside them leave {room} for it and a new "
-            "token. Shorten it."
+            f"The longest prompt has {longest} tokens, but {phase.told_room(room)} for it and a new token. Shorten it."
         )
     return counted | {"max_new_tokens": min(most, room - longest)}
 

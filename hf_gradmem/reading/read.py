@@ -47,9 +47,7 @@ def _check_window(phase: Phase, memory: Tensor, queries: Queries) -> None:
     longest = int(queries.attention_mask.sum(1).max())
     if longest > room:
         raise ValueError(
-            f"The longest query has {longest} tokens, answer included, but of the {phase.decoder.window} positions "
-            f"that are the window of {phase.decoder.name}, memory, control tokens and words beside them leave {room}. "
-            "Shorten it."
+            f"The longest query has {longest} tokens, answer included, but {phase.told_room(room)}. Shorten it."
         )
 
 
