@@ -26,7 +26,15 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig, PreTrainedModel
 
-from benchmarks.gemm_floor import SECOND_ORDER_STEP, TRAINED_READ, attention_products, weight_products
+from benchmarks.gemm_floor import (
+    FROZEN_READ,
+    FROZEN_SECOND_ORDER_STEP,
+    SECOND_ORDER_STEP,
+    TRAINED_READ,
+    WRITE_STEP,
+    attention_products,
+    weight_products,
+)
 from benchmarks.meta_gradient import FORWARD_MODE, forward_over_reverse
 from benchmarks.reference_style import ReferenceSettings, ReferenceStyle
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
@@ -118,10 +126,8 @@ def train_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
     """
     steps, batch, frozen = cell["steps"], cell["batch"], cell["trains"] == "lora"
     base = build_base(cell["shape"], "eager" if variant == "reference" else "sdpa", cell["dtype"])
-    if variant == "floor":
-        work = [(batch * (length + MEMORY_TOKENS), batch * length, SECOND_ORDER_STEP)] * steps
-        work.append((batch * (QUERY_TOKENS_TRAINED + MEMORY_TOKENS), batch * QUERY_TOKENS_TRAINED, TRAINED_READ))
-        products = [weight_products(base, *arguments) for arguments in work]
+    if variant.startswith("floor"):
+        products = training_products(base, cell, length, last_step=variant.endswith("last step"))
         return lambda: [run() for run in products]
     context = tokens(batch, length, base.config.vocab_size)
     query = tokens(batch, QUERY_TOKENS_TRAINED, base.config.vocab_size, seed=1)
@@ -156,6 +162,17 @@ def train_variant(cell: dict[str, Any], variant: str, length: int) -> Run:
     if variant == FORWARD_MODE:
         return mock.patch.object(finite_difference, "differenced_gradient", forward_over_reverse)(step)
     return step
+
+
+def training_products(base: PreTrainedModel, cell: dict[str, Any], length: int, last_step: bool) -> list[Run]:
+    """The products with the base's weights of a training step, of second order in each step of WRITE or in the last."""
+    batch, frozen = cell["batch"], cell["trains"] == "lora"
+    second_order, read = (FROZEN_SECOND_ORDER_STEP, FROZEN_READ) if frozen else (SECOND_ORDER_STEP, TRAINED_READ)
+    steps = [WRITE_STEP if last_step else second_order] * (cell["steps"] - 1) + [second_order]
+    return [
+        *(weight_products(base, batch * (length + MEMORY_TOKENS), batch * length, step) for step in steps),
+        weight_products(base, batch * (QUERY_TOKENS_TRAINED + MEMORY_TOKENS), batch * QUERY_TOKENS_TRAINED, read),
+    ]
 
 
 def _training_step(model: nn.Module, loss: Callable[[], Tensor]) -> Run:

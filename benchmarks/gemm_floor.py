@@ -16,8 +16,9 @@ _BLOCK = 512
 
 # How often each weight is multiplied: with activations, with their gradients, and the two with one another for its own
 # gradient. The outer backward pass goes through both passes of a step, hence twice two products more.
-WRITE_STEP = (1, 1, 0)
-SECOND_ORDER_STEP = (2, 2, 2)
+# No gradient of a frozen weight is formed.
+WRITE_STEP = FROZEN_READ = (1, 1, 0)
+SECOND_ORDER_STEP, FROZEN_SECOND_ORDER_STEP = (2, 2, 2), (2, 2, 0)
 TRAINED_READ = (1, 1, 1)
 
 

@@ -113,7 +113,7 @@ def _add_training(found: _Cells) -> None:
     ways = ["exact", "exact, last step", "exact, last step, unrolled", "finite_difference", "reference"]
     for precision in PRECISIONS:
         found.add("memory", ways, 14, **shape, **precision)
-        found.add("time", ways, 16, rounds=2, **shape, **precision)
+        found.add("time", [*ways, "floor", "floor, last step"], 16, rounds=2, **shape, **precision)
     for length in (40, 256):
         shape = {"kind": "reader", "batch": 16, "tokens": length, "shape": "smollm2"}
         for precision in PRECISIONS:
