@@ -50,11 +50,12 @@ def answer_sets(
     arguments: RecipeArguments,
     split: str,
     write_steps: Sequence[int] = (),
+    **options: Any,
 ) -> list[Record]:
-    """The records of a recipe's evaluation sets, from contexts of this split."""
+    """The records of a recipe's evaluation sets, from contexts of this split; `options` are of `evaluate_rows`."""
     sets = evaluation_sets(arguments.eval_sets, arguments.task_arguments)
     rows, metrics = load_sets(arguments.task, sets, split), metrics_of_sets(arguments.task, sets)
-    return evaluate_model(label, model, rows, sets, write_steps, metrics=metrics, split=split)
+    return evaluate_model(label, model, rows, sets, write_steps, metrics=metrics, split=split, **options)
 
 
 def save_table(path: Path, title: str, text: str, header: str, rows: Iterable[str]) -> None:

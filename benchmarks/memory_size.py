@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 
 from hf_gradmem.commands.opening import load_model
@@ -32,21 +33,24 @@ STEPS = (1, 2)
 SETS = ("n8", "n16")
 
 
-def keep_first_vectors(directory: Path, count: int) -> None:
-    """A copy of the adapter that has its first vectors alone."""
-    shutil.copytree(SOURCE, directory, dirs_exist_ok=True)
+def with_positions(source: str | Path, directory: Path, count: int) -> None:
+    """A copy of an adapter that has so many positions: its first ones, or, past its last, these once more."""
+    shutil.copytree(source, directory, dirs_exist_ok=True)
     weights = load_file(directory / "model.safetensors")
-    weights["memory_init"] = weights["memory_init"][:count].clone()
-    weights["write_log_learning_rate"] = weights["write_log_learning_rate"][:, :count].clone()
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    taken = torch.arange(count) % config["num_memory_tokens"]
+    for name, axis in (("memory_init", 0), ("memory_start", 0), ("write_log_learning_rate", 1)):
+        if name in weights:
+            weights[name] = weights[name].index_select(axis, taken)
     save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((directory / "config.json").read_text(encoding="utf-8")) | {"num_memory_tokens": count}
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(config | {"num_memory_tokens": count}, indent=2)
+    (directory / "config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def run_arm(name: str) -> dict[str, Any]:
     """Train on from so many vectors, and answer contexts that no run looked at."""
     directory, (count, steps) = Path("runs") / "memory_size" / name, ARMS[name]
-    keep_first_vectors(directory / "start", count)
+    with_positions(SOURCE, directory / "start", count)
     where = [f"adapter={directory / 'start'}", f"output_dir={directory / 'run'}"]
     recipe = load_recipe(RECIPE, [*where, f"stages.0.steps={steps}"])
     run_training(recipe)

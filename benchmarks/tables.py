@@ -193,8 +193,9 @@ def _training_tables(cells: Cells) -> list[str]:
         *_train_table(cells, "kv-4-layers"),
         "SmolLM2-135M's shape, all 30 layers, frozen: LoRA of rank 16 on every linear layer, one for WRITE and one for "
         "READ, and the memory's start train. The reference is a plain loop that differentiates twice: the same base, "
-        "frozen, with eager attention and one LoRA for both. The floors are the products with the frozen weights, timed "
-        "bare, LoRA's own left out: four forward passes' worth for a second-order step, two for any other and for READ.",
+        "frozen, with eager attention and one LoRA for both. The floors are the products with the frozen weights, "
+        "timed bare, LoRA's own left out: four forward passes' worth for a second-order step, two for any other and "
+        "for READ.",
         "",
         *_train_table(cells, "smollm2"),
     ]
