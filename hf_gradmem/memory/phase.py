@@ -112,19 +112,24 @@ class Phase:
             )
 
     def check_trainable(self) -> None:
-        """Refuse a LoRA whose layers would be recomputed outside the phase.
+        """Refuse layers that would be recomputed outside the phase, or that drop the cache in which a memory stands.
 
         Raises:
             ValueError: the base is under activation checkpointing.
         """
-        if any(True for _ in lora_parameters(self.decoder.base_model, self.name)) and layers_recomputed(
-            self.decoder.base_model
-        ):
-            raise ValueError(
-                "The base's activation (gradient) checkpointing recomputes its layers after the phase in which "
-                "write_lora or read_lora was on. Disable it on the base; checkpoint_write_steps=True saves "
-                "WRITE's memory."
-            )
+        base_model = self.decoder.base_model
+        if not any(module.training for module in layers_recomputed(base_model)):
+            return
+        if any(True for _ in lora_parameters(base_model, self.name)):
+            reason = "recomputes its layers after the phase in which write_lora or read_lora was on"
+        elif self.form.in_cache:
+            reason = 'runs its layers without a cache, in which a memory of memory_form="key_values" stands'
+        else:
+            return
+        raise ValueError(
+            f"The base's activation (gradient) checkpointing {reason}. Disable it on the base; "
+            "checkpoint_write_steps=True saves WRITE's memory."
+        )
 
     @contextmanager
     def active(self) -> Iterator[None]:

@@ -91,6 +91,8 @@ def answer_loss(phase: Phase, queries: Queries, memory: Tensor) -> Tensor:
 
 def _run(phase: Phase, memory: Tensor, queries: Queries) -> tuple[Tensor, Tensor | None]:
     """Logits of memory and query, padding last, and their loss."""
+    if torch.is_grad_enabled():
+        phase.check_trainable()
     inputs, order = read_inputs(phase, memory, queries, "right")
     logits = phase.logits(inputs)
     if queries.labels is None:

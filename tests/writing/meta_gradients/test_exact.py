@@ -132,10 +132,18 @@ def test_activation_checkpointing_of_the_base_changes_no_gradient(mode, checkpoi
         torch.testing.assert_close(results[1][name], gradient, rtol=1e-8, atol=1e-12, msg=name)
 
 
-def test_lora_by_phase_refuses_activation_checkpointing_of_the_base():
-    model = build(write_lora=LORA)
-    model.train()
+@pytest.mark.parametrize("option", [{"write_lora": LORA}, {"read_lora": LORA}, {"memory_form": "key_values"}], ids=str)
+def test_what_is_on_in_a_run_refuses_activation_checkpointing_of_the_base(option):
+    model = build(**option)
     model.activation_checkpointing_enable()
+    model.train()
+    loss_of(model)  # a frozen base stays in eval mode, in which no layer is recomputed
+    model.base_model.requires_grad_(True)
+    model.train()
+    memory = model.write(input_ids=torch.ones(2, 4, dtype=torch.long))
+    if "write_lora" not in option:
+        with pytest.raises(ValueError, match="activation"):
+            model(memory=memory, input_ids=torch.ones(2, 3, dtype=torch.long))
     with pytest.raises(ValueError, match="activation"):
         loss_of(model)
 
