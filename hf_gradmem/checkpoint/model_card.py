@@ -69,6 +69,7 @@ def model_card(
         width=width,
         holds_vectors=form.holds_vectors,
         write=_describe_write(config),
+        descends=config.writer == "gradient",
         memory_bytes=memory_bytes,
         cache_bytes=cache_bytes_per_token(text_config, dtype),
         dtype=dtype,
@@ -113,6 +114,8 @@ def with_confidence(card: str, confidence: Mapping[str, Any]) -> str:
 
 
 def _describe_write(config: GradMemConfig) -> str:
+    if config.writer == "pooled":
+        return "the means of its embeddings, without a step"
     if config.writer == "forward":
         return f"{config.write_steps} reading{'s' * (config.write_steps != 1)} of it, without gradients"
     optimizer = {"sgd": "gradient descent", "momentum": "gradient descent with momentum", "adam": "Adam"}
@@ -122,7 +125,8 @@ def _describe_write(config: GradMemConfig) -> str:
 
 
 def _with_steps(result: Result, config: GradMemConfig) -> dict[str, Any]:
-    return vars(result) | {"write_steps": config.write_steps if result.write_steps is None else result.write_steps}
+    taken = 0 if config.writer == "pooled" else config.write_steps
+    return vars(result) | {"write_steps": taken if result.write_steps is None else result.write_steps}
 
 
 def eval_results(result: Result, config: GradMemConfig) -> list[EvalResult]:

@@ -60,7 +60,7 @@ def memory_card(
         MARK,
         f"# {repo_id.rsplit('/', 1)[-1]}",
         f"{count} context{'s' * (count != 1)}, written into {vectors} vectors of width {width} "
-        f"{'each ' * (count != 1)}by gradient descent ([GradMem](https://arxiv.org/abs/2603.13875)): "
+        f"{'each ' * (count != 1)}by WRITE ([GradMem](https://arxiv.org/abs/2603.13875)): "
         f"{num_bytes:,} bytes.",
         f"- tokens written: {tokens}{', ...' * (count > _SHOWN_LENGTHS)}",
         f"- written by: `{fingerprint}`{f' on {base_name}' if base_name else ''}. Models of that fingerprint read "

@@ -9,6 +9,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..checkpoint.run_facts import OWN_RECIPE_FILE, RECIPE_FILE, published_recipe
+from ..files import save_text
 from ..hub.client import FACTS_FILE, MEMORY_FILE
 from .recipe import Recipe
 
@@ -46,22 +47,29 @@ def _is_readable(state: Path) -> bool:
 
 
 def keep_recipe(recipe: Recipe, output: Path) -> None:
-    """Write the recipe beside its results, as it is published and as it is; refuse another one's run."""
-    kept = output / OWN_RECIPE_FILE
-    kept = kept if kept.is_file() else output / RECIPE_FILE  # which was whole in runs of before
+    """Write the recipe beside its results, as it is published and as it is; refuse another one's run, or file."""
+    own, shown = output / OWN_RECIPE_FILE, output / RECIPE_FILE
+    text = yaml.safe_dump(recipe.values, sort_keys=False)
+    published = f"{published_recipe(text).strip()}\n"
+    kept = own if own.is_file() else shown  # which was whole in runs of before
     begun = last_checkpoint(output) is not None or (output / TRAINER_STATE_NAME).is_file()  # which is left at the end
     if begun and kept.is_file():
-        before = yaml.safe_load(kept.read_text(encoding="utf-8"))
-        changed = sorted(
-            key for key in before.keys() | recipe.values.keys() if before.get(key) != recipe.values.get(key)
+        _check_same(recipe, kept)
+    elif kept == shown and shown.is_file() and shown.read_text(encoding="utf-8") != published:
+        raise ValueError(
+            f"{shown} was written by no run, and the recipe as it is published would take its place. Move it, or give "
+            "another output_dir."
         )
-        if changed:
-            raise ValueError(
-                f"{output} holds a run of another recipe; {', '.join(changed)} changed. Give another output_dir, or "
-                "remove that run."
-            )
     if recipe.training.process_index == 0:
-        output.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(recipe.values, sort_keys=False)
-        (output / OWN_RECIPE_FILE).write_text(text, encoding="utf-8")
-        (output / RECIPE_FILE).write_text(f"{published_recipe(text).strip()}\n", encoding="utf-8")
+        save_text(text, own)
+        save_text(published, shown)
+
+
+def _check_same(recipe: Recipe, kept: Path) -> None:
+    before = yaml.safe_load(kept.read_text(encoding="utf-8"))
+    changed = sorted(key for key in before.keys() | recipe.values.keys() if before.get(key) != recipe.values.get(key))
+    if changed:
+        raise ValueError(
+            f"{kept.parent} holds a run of another recipe; {', '.join(changed)} changed. Give another output_dir, or "
+            "remove that run."
+        )

@@ -139,7 +139,13 @@ def written_rows(
     return WrittenRows(rows.select_columns(columns_of(rows)), store, distractors)
 
 
-def check_rows(model: GradMemForCausalLM, rows: Dataset | IterableDataset, name: str, distractors: int = 0) -> None:
+def check_rows(
+    model: GradMemForCausalLM,
+    rows: Dataset | IterableDataset,
+    name: str,
+    distractors: int = 0,
+    longest: int | None = None,
+) -> None:
     """Refuse, before hours of writing, what could not be trained on or measured afterwards.
 
     Args:
@@ -147,6 +153,7 @@ def check_rows(model: GradMemForCausalLM, rows: Dataset | IterableDataset, name:
         rows: of a task.
         name: what to call them.
         distractors: as in [`WrittenRows`].
+        longest: tokens of query and answer, to which a collator cuts the query; none when `None`.
 
     Raises:
         ValueError: the rows are a stream without end or too few, a row has no answers, or a question does not fit into
@@ -166,7 +173,8 @@ def check_rows(model: GradMemForCausalLM, rows: Dataset | IterableDataset, name:
         for query, target in zip(row["queries"], targets_of(row, words), strict=True):
             asked = words.question(query, context_text(row["context"])) + target
             tokens = model.tokenizer(asked, add_special_tokens=False).input_ids
-            needed = model.read_phase.prefix_length + beside + len(tokens) + 1
+            read = len(tokens) + bool(row.get("add_end_token", True))
+            needed = model.read_phase.prefix_length + beside + (read if longest is None else min(read, longest))
             if window is not None and needed > window:
                 raise ValueError(
                     f"A question of row {number} of {name} needs {needed} positions with memory and answer, but the "

@@ -39,7 +39,7 @@ from ..checkpoint.run_facts import (
 )
 from ..checkpoint.tokenizer import open_tokenizer
 from ..commands.packaged import HUB_NAME, find_demo_model, needs_copy, packaged_adapter
-from ..files import check_directory
+from ..files import check_directory, save_text
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
 from ..tasks import columns_of, get_task, load_set, load_task
 from ..tasks.collator import DataCollatorForGradMem
@@ -87,7 +87,7 @@ def run_training(recipe: Recipe, *, trust_remote_code: bool = False, show_progre
         if not all(math.isfinite(value) for value in results["metrics"].values()):
             raise diverged_at(trainer.state.global_step)
     if trainer.is_world_process_zero():
-        (output / RESULTS_FILE).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        save_text(json.dumps(results, indent=2) + "\n", output / RESULTS_FILE)
     if recipe.training.push_to_hub:
         trainer.push_to_hub()
     else:
@@ -199,7 +199,7 @@ def training_data(
     sets = {TRAINING_SET: rows, **eval_sets}
     if arguments.memories is not None:
         for name, of_set in sets.items():
-            check_rows(model, of_set, name, arguments.distractors)
+            check_rows(model, of_set, name, arguments.distractors, arguments.max_query_length)
     if arguments.start is not None:
         begin_with_start(model, rows, Start.of(arguments.start), str(training.output_dir), **options)
     if arguments.memories is None:
@@ -237,7 +237,7 @@ def build_model(
         model = GradMemForCausalLM.from_pretrained(arguments.adapter, **load, **changes)
     else:
         tokenizer = _task_tokenizer(arguments)
-        model = get_gradmem_model(_new_base(arguments.base_config or {}, tokenizer), arguments.config, tokenizer)
+        model = get_gradmem_model(_new_base(arguments.base_config or {}, tokenizer, dtype), arguments.config, tokenizer)
     train_beside_base(model, base_trains=arguments.train_base)
     return model
 
@@ -287,14 +287,15 @@ def _known_rows(arguments: RecipeArguments) -> Iterator[Mapping[str, Any]]:
         yield from load_set(arguments.task, {"split": "validation" if "task" in part else "test"} | part)
 
 
-def _new_base(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _new_base(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype | str) -> PreTrainedModel:
     special = {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**special | values))
+    precision = {} if dtype == "auto" else {"dtype": dtype}  # which is for weights that are loaded
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**special | values), **precision)
 
 
 def training_stream(arguments: RecipeArguments, training: TrainingArguments, write_steps: int) -> IterableDataset:

@@ -17,7 +17,7 @@ from datasets import Dataset
 from safetensors import safe_open
 from tqdm.auto import tqdm
 
-from ..files import save_tensors
+from ..files import save_tensors, save_text
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..writing.write import write_contexts
@@ -167,8 +167,7 @@ def begin_with_start(
     if not path.is_file():
         order = np.random.default_rng(0).permutation(len(rows))
         report = learn_start(model, [rows[int(number)]["context"] for number in order], start, **options)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        save_text(json.dumps(report, indent=2) + "\n", path.with_suffix(".json"))
         save_tensors(dict(parameters), path, origin | {"write_learning_rate": str(model.config.write_learning_rate)})
     with safe_open(path, "pt") as kept, torch.no_grad():
         facts = kept.metadata() or {}

@@ -55,7 +55,8 @@ def write_contexts(
         raise ValueError(f"tolerance must be at least 0, which never stops, got {tolerance}.")
     with torch.inference_mode(False), torch.enable_grad():
         contexts = _checked(writer, contexts)
-        step_sizes = writer.step_sizes(write_steps, write_learning_rate)
+        with evaluating():  # relative to a start that the base makes, it may be
+            step_sizes = writer.step_sizes(write_steps, write_learning_rate)
         # Contexts of about one length share a batch, so that the padding of the longest is not computed for the rest.
         order = contexts.mask.sum(1).argsort(descending=True, stable=True)
         batches = order.split(batch_size or len(contexts))

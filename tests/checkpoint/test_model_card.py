@@ -112,6 +112,15 @@ def test_card_is_brought_up_to_date_at_the_next_save(tmp_path):
     assert card.data.base_model is None  # a directory is nothing to others
 
 
+def test_card_of_a_writer_that_takes_no_step_tells_of_none():
+    model = with_memory(tiny_causal_lm("llama", torch.float32), writer="pooled")
+    facts = CardFacts({}, results=[Result("babi", "qa1", {"exact_match": 0.5})])
+    text = model_card(model.config, "me/pooled", facts).text
+    assert "by the means of its embeddings, without a step" in text
+    assert "| qa1 (validation) | 0 | 0.5000 |" in text
+    assert "backward pass" not in text
+
+
 def test_trainer_that_pushes_writes_this_card_and_an_adapter_that_loads(hub, base, tmp_path):
     rows = load_task("kv_retrieval", num_contexts=6, num_pairs=2, key_length=1, value_length=1)
     settings = {"max_steps": 2, "per_device_train_batch_size": 2, "save_steps": 1, "eval_strategy": "steps"}

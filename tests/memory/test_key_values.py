@@ -11,7 +11,7 @@ from hf_gradmem.commands.write_dataset import write_dataset
 from hf_gradmem.training.run import build_trainer, run_training
 from tests.support.gradients import SEGMENT_IDS, build, loss_of
 from tests.support.small_models import named_base, small_tokenizer
-from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
+from tests.support.tiny_models import tiny_causal_lm, tiny_config, tiny_tokens
 from tests.support.tiny_training import TINY, tiny_recipe
 from tests.writing.meta_gradients.test_exact import assert_gradient_is_the_slope
 
@@ -69,6 +69,18 @@ def test_a_relative_step_is_a_share_of_the_starts_size_in_each_tensor(form, lear
     for before, after in zip(start.split(model.form.blocks, -1), memory.split(model.form.blocks, -1), strict=True):
         size = 0.25 * before[0].square().mean().sqrt()
         torch.testing.assert_close((after - before).abs(), size.expand_as(before), rtol=1e-3, atol=1e-6)
+
+
+def test_relative_steps_are_the_same_in_train_mode():
+    """What they are relative to, the base makes of M₀, with dropout off."""
+    settings = {"write_relative_step_size": True, "write_learning_rate": 0.25, "memory_form": VALUES}
+    config = tiny_config("gpt2")
+    config.embd_pdrop = config.resid_pdrop = 0.5
+    base = AutoModelForCausalLM.from_config(config)
+    model = get_gradmem_model(base, GradMemConfig(num_memory_tokens=3, **settings)).requires_grad_(True)
+    ids = tiny_tokens(2, 6)
+    expected = model.eval().write(input_ids=ids).embeddings
+    torch.testing.assert_close(model.train().write(input_ids=ids).embeddings, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("model_type", ["mamba", "rwkv", "recurrent_gemma", "jamba"])

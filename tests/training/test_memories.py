@@ -148,6 +148,11 @@ def test_rows_that_could_not_be_trained_on_are_refused_before_they_are_written()
     ):
         with pytest.raises(ValueError, match=message):
             check_rows(model, Dataset.from_list([fits, row]), "mine")
+    check_rows(model, Dataset.from_list([fits | {"queries": ["k" * 80]}]), "mine", longest=60)
+    text = {"context": ["ab"], "queries": [""], "targets": ["v" * 60]}  # 60 positions beside those of the memory
+    check_rows(model, Dataset.from_list([text | {"add_end_token": False}]), "mine")
+    with pytest.raises(ValueError, match="needs 65 positions"):
+        check_rows(model, Dataset.from_list([text | {"targets": ["v" * 62]}]), "mine")
 
 
 # ------------------------------------------------------------------------------------------------ distractors

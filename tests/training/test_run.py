@@ -17,7 +17,7 @@ from hf_gradmem.tasks.kv_retrieval import build_tokenizer
 from hf_gradmem.training.callbacks import log_writes
 from hf_gradmem.training.checkpoints import last_checkpoint
 from hf_gradmem.training.recipe import make_recipe
-from hf_gradmem.training.run import build_trainer, run_training
+from hf_gradmem.training.run import build_model, build_trainer, run_training
 from tests.support.small_models import small_llama
 from tests.support.tiny_training import (
     TINY,
@@ -353,6 +353,18 @@ def test_a_finished_run_without_checkpoints_is_not_written_over_by_another_recip
         run_training(tiny_recipe(tmp_path, seed=1))
     assert_same_weights(weights(tmp_path), trained)
     run_training(tiny_recipe(tmp_path))
+
+
+def test_a_recipe_of_ones_own_in_the_runs_folder_is_not_written_over(tmp_path):
+    own = "# mine\ntask: kv_retrieval\n"
+    (tmp_path / "recipe.yaml").write_text(own, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"recipe\.yaml was written by no run"):
+        run_training(tiny_recipe(tmp_path))
+    assert (tmp_path / "recipe.yaml").read_text(encoding="utf-8") == own
+
+
+def test_a_base_that_a_recipe_builds_has_the_precision_that_it_names(tmp_path):
+    assert build_model(tiny_recipe(tmp_path, base_dtype="bfloat16").arguments).base_model.dtype == torch.bfloat16
 
 
 def test_accumulated_batches_count_as_one(tmp_path):
