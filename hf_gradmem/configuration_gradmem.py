@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .base.precision import FASTEST
 from .losses import LOSSES, weight_name
 from .reading.confidence import check_confidence
 from .template import check_template, places_memory
@@ -300,7 +301,9 @@ class GradMemConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """As usual; which save the values were read from is no part of the configuration."""
+        """As usual; which save the values were read from is no part of the configuration, nor "fastest" a precision."""
+        if kwargs.get("dtype") == FASTEST:  # which the Auto classes hand to the model as well, which finds it out
+            del kwargs["dtype"]
         return super().from_dict({name: value for name, value in config_dict.items() if name != SAVE_ID}, **kwargs)
 
     @classmethod

@@ -1,7 +1,7 @@
 """A `PreTrainedModel` that stands in for the one inside it: embeddings, precision, modes and generation settings."""
 
 from collections.abc import Callable, Iterator
-from typing import Self, cast
+from typing import Any, NoReturn, Self, cast
 
 import torch
 from torch import nn
@@ -85,6 +85,17 @@ class ModelAroundBase(PreTrainedModel):
             for module in lora_only_modules(self.base_model):
                 module.train(mode)
         return self
+
+    def add_adapter(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Refuse Transformers' own adapters: a save would keep them alone, and no memory."""
+        raise ValueError(
+            "An adapter inside a GradMem would take the place of its memory on saving. read_lora and write_lora of its "
+            "configuration give a LoRA; peft.get_peft_model wraps a model that has neither."
+        )
+
+    def load_adapter(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Likewise."""
+        self.add_adapter()
 
     def _trains_base(self) -> bool:
         base = base_keys(self)

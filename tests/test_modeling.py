@@ -94,6 +94,18 @@ def test_peft_model_as_a_base():
         get_gradmem_model(base)
 
 
+def test_adapters_that_would_be_lost_or_train_nothing_are_refused():
+    lora = {"r": 2, "target_modules": ["q_proj"]}
+    model = get_gradmem_model(nameless_base(), GradMemConfig(num_memory_tokens=2, read_lora=lora))
+    with pytest.raises(ValueError, match=says("read_lora and write_lora", "get_peft_model")):
+        model.add_adapter(peft.LoraConfig(**lora))
+    with pytest.raises(ValueError, match=says("read_lora and write_lora", "get_peft_model")):
+        model.load_adapter("me/adapter")
+    wrapped, ids = peft.get_peft_model(model, peft.LoraConfig(**lora)), torch.ones(1, 3, dtype=torch.long)
+    with pytest.raises(ValueError, match=says("a PEFT adapter (default) beside write_lora or read_lora")):
+        wrapped(context_input_ids=ids, input_ids=ids, labels=ids)
+
+
 def test_module_that_is_no_pretrained_model():
     with pytest.raises(TypeError, match=says("transformers.PreTrainedModel", "got Linear")):
         get_gradmem_model(torch.nn.Linear(2, 2))

@@ -214,6 +214,19 @@ def other_adapters(base_model: nn.Module) -> list[str]:
     return sorted({name for part in parts for name in part} - set(PHASES))
 
 
+def check_own_alone(base_model: nn.Module) -> None:
+    """Refuse a LoRA by phase beside other adapters, which are off wherever it is on or off.
+
+    Raises:
+        ValueError: the base has both.
+    """
+    if _has_own(base_model) and (others := other_adapters(base_model)):
+        raise ValueError(
+            f"The base has a PEFT adapter ({', '.join(others)}) beside write_lora or read_lora, which alone would be "
+            "used, and trained. Leave the adapter out, or make the model without a LoRA of its own."
+        )
+
+
 def lora_modules(base_model: nn.Module) -> dict[str, nn.Module]:
     """The containers of LoRA weights in the base, by their name in it."""
     return {

@@ -104,12 +104,13 @@ class Adapter:
         # Resolved once, so that all files come from one commit.
         if (revision := resolve_revision(name, hub.get("revision"), **_place(hub))) is not None:
             hub["revision"] = revision
-        if isinstance(config, GradMemConfig):
-            return cls(name, copy.deepcopy(config), hub, trust_remote_code)
-        values, options = config_values(name if config is None else config, hub), options or {}
+        given = copy.deepcopy(config) if isinstance(config, GradMemConfig) else None  # as by the Auto classes
+        values = config_values(name if config is None or given is not None else config, hub)
+        opened: GradMemConfig = GradMemConfig.from_dict(values | (options or {})) if given is None else given
         without = (None, "none")
-        added = frozenset(name for name in ADDABLE if values.get(name) in without and options.get(name) not in without)
-        opened: GradMemConfig = GradMemConfig.from_dict(values | options)
+        added = frozenset(
+            name for name in ADDABLE if values.get(name) in without and getattr(opened, name) not in without
+        )
         if added and opened.includes_base:
             raise ValueError(
                 f"{name} includes its base, and only an adapter on a frozen one can be given "

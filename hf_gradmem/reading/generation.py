@@ -26,6 +26,7 @@ from .read import read_inputs
 
 Tensor = torch.Tensor
 _NEW_TOKENS = 20  # what `generate` gives where nothing sets a length
+_PROMPTS = ("inputs", "inputs_embeds", "past_key_values", "position_ids")
 _REPEATING = ("num_beams", "num_return_sequences")  # each of which multiplies the rows
 
 
@@ -200,6 +201,11 @@ def _most_new_tokens(counted: dict[str, Any], default: GenerationConfig) -> int:
 
 def _check_settings(phase: Phase, arguments: dict[str, Any], default: GenerationConfig) -> None:
     refused = {"assistant_model": None, "assistant_early_exit": None, "guidance_scale": 1}
+    if given := [name for name in _PROMPTS if arguments.get(name) is not None]:
+        raise ValueError(
+            f"{' and '.join(given)} of generate means the prompt, which stands behind a memory here. Give input_ids "
+            "and attention_mask alone."
+        )
     if phase.form.in_cache or not phase.generates:
         refused["prompt_lookup_num_tokens"] = None
     for name, nothing in refused.items():

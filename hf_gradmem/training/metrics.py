@@ -16,7 +16,8 @@ def most_likely_tokens(logits: Tensor, labels: Tensor | None = None) -> Tensor:
 class TeacherForcedExactMatch:
     """The share of answers whose every token is the most likely one, for `Trainer(compute_metrics=...)`.
 
-    Takes an evaluation set whole, or under `batch_eval_metrics` batch by batch. Each token of an answer is predicted
+    Takes an evaluation set batch by batch under `batch_eval_metrics=True`, or whole, where the collator gives all of
+    its batches one width (`padding="queries"`): Trainer joins no others. Each token of an answer is predicted
     from the right ones before it, so no generation is needed; an answer counts if, and only if, greedy decoding would
     give it too. A label at the first token of a query is not scored: it is predicted from the memory, for which
     `logits` have no position.

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 import yaml
@@ -348,6 +348,7 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
             f"{source} holds a hub_token, and what a run is made of is pushed with it. Set HF_TOKEN, or log in with "
             "`hf auth login`."
         )
+    _check_numbers(values, source)
     parser = HfArgumentParser((RecipeArguments, TrainingArguments))  # type: ignore[arg-type] # its name for any class
     try:
         arguments, training_arguments = parser.parse_dict(training | values)
@@ -355,6 +356,18 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
         raise ValueError(f"{source} is not a complete recipe: {error}") from error
     check_loss_is_the_models(training_arguments)
     return Recipe(arguments, training_arguments, values)
+
+
+def _check_numbers(values: dict[str, Any], source: str) -> None:
+    """Refuse what is no number where one belongs, which would be found out deep inside, and without its name."""
+    kinds = get_type_hints(RecipeArguments) | get_type_hints(TrainingArguments)
+    for name, value in values.items():
+        expected = set(get_args(kinds.get(name)) or [kinds.get(name)]) - {type(None)}
+        if value is None or not expected or expected - {int, float}:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int if expected == {int} else int | float):
+            kind = "whole number" if expected == {int} else "number"
+            raise ValueError(f"{name} in {source} must be a {kind}, got {value!r}.")
 
 
 def _override(values: dict[str, Any], override: str) -> None:

@@ -53,17 +53,15 @@ def write_contexts(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     if tolerance is not None and not tolerance >= 0:  # NaN is not
         raise ValueError(f"tolerance must be at least 0, which never stops, got {tolerance}.")
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), evaluating():
         contexts = _checked(writer, contexts)
-        with evaluating():  # relative to a start that the base makes, it may be
-            step_sizes = writer.step_sizes(write_steps, write_learning_rate)
+        step_sizes = writer.step_sizes(write_steps, write_learning_rate)
         # Contexts of about one length share a batch, so that the padding of the longest is not computed for the rest.
         order = contexts.mask.sum(1).argsort(descending=True, stable=True)
         batches = order.split(batch_size or len(contexts))
         rows = [writer.rows(contexts.take(batch)) for batch in batches]
         written = []
         with (
-            evaluating(),
             out_of_memory_explained(
                 f"Lower batch_size (now {batch_size or len(contexts)} contexts), or cut the contexts shorter with "
                 "write_segment_length, which is also the longest row that is held at a time."

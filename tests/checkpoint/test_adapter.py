@@ -94,6 +94,17 @@ def test_shard_size_and_variant_do_not_move_an_adapter_out_of_its_one_file(base,
     assert_same_results(model, AutoModel.from_pretrained(tmp_path / "adapter"))
 
 
+@pytest.mark.parametrize("auto_class", [GradMemForCausalLM, AutoModel, AutoModelForCausalLM])
+def test_parts_and_precisions_that_are_asked_for_on_loading(base, tmp_path, auto_class):
+    """A LoRA and step sizes that the adapter was trained without, and a precision that is left to the machine."""
+    model = with_memory(base, **PLAIN)
+    model.save_pretrained(tmp_path / "adapter")
+    options = {"write_lora": {"r": 2, "target_modules": ["q_proj"]}, "learn_write_learning_rate": "per_step"}
+    loaded = auto_class.from_pretrained(tmp_path / "adapter", **options, dtype="fastest")
+    assert loaded.write_log_learning_rate.shape == (model.config.write_steps,)
+    assert any("lora_A.write" in name for name in loaded.state_dict())
+
+
 def test_options_given_to_from_pretrained_replace_the_saved_ones(base, tmp_path):
     with_memory(base, **PLAIN).save_pretrained(tmp_path / "adapter")
     for loader in (GradMemForCausalLM, AutoModel):

@@ -354,6 +354,9 @@ def test_settings_that_mean_nothing_behind_a_memory_are_refused(options):
     for name, value in refused.items():
         with pytest.raises(ValueError, match=rf"{name}=.* runs the base without the memory"):
             model.generate(prompt, **{name: value}, **given)
+    for name in ("inputs", "inputs_embeds", "past_key_values", "position_ids"):
+        with pytest.raises(ValueError, match=f"{name} of generate means the prompt"):
+            model.generate(prompt, **{name: prompt}, **given)
 
 
 @pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)

@@ -73,6 +73,9 @@ def test_unreadable_recipe_is_named(text, message, tmp_path):
         ("stages={steps: 3}", "stages must be a list"),
         ("task=[kv_retrieval]", "task must be a text"),
         ("base_config=llama", "base_config must be a mapping"),
+        ("learning_rate=abc", "learning_rate in .* must be a number, got 'abc'"),
+        ("seed=1.5", "seed in .* must be a whole number, got 1.5"),
+        ("max_context_length=true", "max_context_length in .* must be a whole number, got True"),
         ("label_smoothing_factor=0.1", "label_smoothing_factor=0.1 makes Trainer compute a loss of its own"),
     ],
 )
