@@ -179,7 +179,8 @@ class Chat:
         return self.store[name]
 
     def _new_id(self) -> str:
-        return next(name for number in range(1, len(self.written) + 2) if (name := f"text-{number}") not in self.ids())
+        taken = set(self.ids())
+        return next(name for number in count(1) if (name := f"text-{number}") not in taken)
 
 
 def typed_line(chat: Chat, history: Path) -> Callable[[], str | None]:

@@ -63,6 +63,13 @@ def test_a_name_that_is_taken_gets_a_number(model, tmp_path):
     assert chat.ids() == ["pairs.txt", "pairs.txt-2", "pairs.txt-3"]
 
 
+def test_a_text_is_numbered_beside_the_ids_of_the_store(model, tmp_path):
+    write_dataset(model, Dataset.from_dict({"id": ["text-1"], "context": ["!a:1!"]}), tmp_path / "store")
+    told, chat = talk(model, "/write !a:b!", "?!a:", store=MemoryStore.from_pretrained(tmp_path / "store"))
+    assert told.endswith("b!\n")
+    assert chat.ids() == ["text-1", "text-2"]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
