@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .app import command, shows_progress
-from .inputs import choose, read_context
+from .inputs import check_files, choose, read_context
 from .options import (
     AsJson,
     Device,
@@ -184,14 +184,12 @@ def inspect(
     from hf_gradmem.base.cache_size import kv_cache_bytes
     from hf_gradmem.commands.opening import load_memory, load_reader
     from hf_gradmem.evaluation.memory_facts import decode_memory, memory_facts
-    from hf_gradmem.files import check_writable
 
     if html is not None and context_file is None:
         raise ValueError("--html shows the tokens of a context: give the text that was written as --context-file.")
     if context_file is not None and model is None:
         raise ValueError("--context-file needs the --model that the memory was written with.")
-    if html is not None:
-        check_writable(html)
+    check_files(html, beside=[] if context_file is None else [context_file])
     context = None if context_file is None else read_context(None, context_file)
     loaded = load_memory(memory, revision=memory_revision)
     if index is not None or context is not None:

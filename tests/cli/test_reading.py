@@ -53,6 +53,14 @@ def test_inspect_lists_every_context_and_decodes_those_written_whole(base: str, 
     assert "written in segments" in run("inspect", tmp_path, "--model", base).stdout
 
 
+def test_a_page_is_not_written_over_the_text_that_it_is_about(base: str, memory: str, tmp_path: Path) -> None:
+    text = tmp_path / "notes.txt"
+    text.write_text(TEXT, encoding="utf-8")
+    asked = ["inspect", memory, "--model", base, "--context-file", text, "--html", tmp_path / "." / "notes.txt"]
+    assert "another file of this command" in mistake(run(*asked))
+    assert text.read_text(encoding="utf-8") == TEXT
+
+
 # ------------------------------------------------------------------------------------------------ ask
 
 
