@@ -40,7 +40,8 @@ def address_card(text: str, repo_id: str, directory: str | os.PathLike) -> str:
 def keeps_card(directory: str | os.PathLike) -> bool:
     """Whether the card in a directory is the user's own."""
     path = Path(directory) / CARD_FILE
-    return path.exists() and not is_own_card(path.read_text(encoding="utf-8"))
+    # The mark is ASCII: a card in another encoding is the user's, and no reason to fail.
+    return path.exists() and not is_own_card(path.read_text(encoding="utf-8", errors="replace"))
 
 
 def write_card(card: ModelCard, directory: str | os.PathLike) -> None:

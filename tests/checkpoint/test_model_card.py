@@ -98,6 +98,14 @@ def test_users_own_card_is_never_written_over(hub, base, tmp_path):
     assert hub.repos[ADAPTER].files["README.md"].decode() == OWN
 
 
+def test_a_card_that_is_not_utf_8_is_the_users_own_and_the_model_is_saved(tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "README.md").write_bytes("Résumé".encode("latin-1"))
+    with_memory(named_base(tmp_path / "base"), **PLAIN).save_pretrained(tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "README.md").read_bytes() == "Résumé".encode("latin-1")
+    assert (tmp_path / "adapter" / "model.safetensors").is_file()
+
+
 def test_card_is_brought_up_to_date_at_the_next_save(tmp_path):
     model = with_memory(named_base(tmp_path / "base"), **PLAIN)
     model.save_pretrained(tmp_path / "adapter")
