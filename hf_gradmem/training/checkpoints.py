@@ -2,16 +2,19 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import yaml
 from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..checkpoint.run_facts import OWN_RECIPE_FILE, RECIPE_FILE, published_recipe
 from ..files import save_text
 from ..hub.client import FACTS_FILE, MEMORY_FILE
 from .recipe import Recipe
+
+_CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 
 
 def check_pushed(recipe: Recipe, output: Path) -> None:
@@ -31,11 +34,12 @@ def check_pushed(recipe: Recipe, output: Path) -> None:
 
 def last_checkpoint(output: str | os.PathLike) -> str | None:
     """The newest whole checkpoint of a run; Trainer writes `trainer_state.json` last, and a kill may cut it off."""
-    output = Path(output)
-    if not output.is_dir() or get_last_checkpoint(str(output)) is None:
-        return None
-    whole = [path.parent for path in output.glob(f"checkpoint-*/{TRAINER_STATE_NAME}") if _is_readable(path)]
-    return str(max(whole, key=lambda path: int(path.name.rsplit("-", 1)[1]))) if whole else None
+    whole = {
+        int(named[1]): state.parent
+        for state in Path(output).glob(f"*/{TRAINER_STATE_NAME}")
+        if (named := _CHECKPOINT.fullmatch(state.parent.name)) and _is_readable(state)
+    }
+    return str(whole[max(whole)]) if whole else None
 
 
 def _is_readable(state: Path) -> bool:

@@ -291,6 +291,14 @@ def test_killed_and_resumed_run_equals_an_unbroken_one(tmp_path, monkeypatch, op
     assert losses[0] == losses[1]
 
 
+def test_a_folder_that_is_only_named_like_a_checkpoint_is_none(tmp_path):
+    for name in ("checkpoint-4", "checkpoint-20", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "trainer_state.json").write_text("{}", encoding="utf-8")
+    assert last_checkpoint(tmp_path).endswith("checkpoint-20")
+    assert last_checkpoint(tmp_path / "missing") is None
+
+
 def test_a_run_that_kept_the_model_alone_does_not_go_on_from_it(tmp_path):
     settings = {"save_strategy": "steps", "save_steps": 2, "save_only_model": True, "stages": [{"steps": 4}]}
     run_training(tiny_recipe(tmp_path, **settings))
