@@ -140,19 +140,25 @@ def facts_of_directory(directory: str | os.PathLike) -> CardFacts:
     """What `recipe.yaml` and `results.json` of a training run or a published adapter say.
 
     Raises:
-        ValueError: one of them cannot be read.
+        ValueError: one of them cannot be read, or holds something else.
     """
-    directory, facts = Path(directory), CardFacts()
-    recipe, results = {}, {}
     try:
-        if (directory / RECIPE_FILE).is_file():
-            text = (directory / RECIPE_FILE).read_text(encoding="utf-8").strip()
-            recipe = yaml.safe_load(text)
-            facts.recipe = published_recipe(text)
-        if (directory / RESULTS_FILE).is_file():
-            results = json.loads((directory / RESULTS_FILE).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{directory} has an unreadable {RECIPE_FILE} or {RESULTS_FILE}: {error}") from error
+        return _facts(Path(directory))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:  # the latter of files that others wrote
+        raise ValueError(
+            f"{directory} has an unreadable {RECIPE_FILE} or {RESULTS_FILE} ({type(error).__name__}: {error}). Remove "
+            "what is not of a training run or an evaluation."
+        ) from error
+
+
+def _facts(directory: Path) -> CardFacts:
+    facts, recipe, results = CardFacts(), {}, {}
+    if (directory / RECIPE_FILE).is_file():
+        text = (directory / RECIPE_FILE).read_text(encoding="utf-8").strip()
+        facts.recipe = published_recipe(text)
+        recipe = yaml.safe_load(text)
+    if (directory / RESULTS_FILE).is_file():
+        results = json.loads((directory / RESULTS_FILE).read_text(encoding="utf-8"))
     task = results.get("task", recipe.get("task"))
     steps = results.get("steps", sum(stage["steps"] for stage in recipe.get("stages", [])) or None)
     given = {"task": task, "outer steps": steps, "seed": results.get("seed", recipe.get("seed"))}
@@ -180,8 +186,18 @@ def arguments_of_set(of_all: Mapping[str, Any], of_set: Mapping[str, Any]) -> di
 
 
 def published_recipe(text: str) -> str:
-    """A recipe as others may see it: without where it runs, and with local files named without their folders."""
-    values = {key: value for key, value in yaml.safe_load(text).items() if key not in _OF_THIS_MACHINE}
+    """A recipe as others may see it: without where it runs, and with local files named without their folders.
+
+    Raises:
+        ValueError: it is no YAML, or no options with their values.
+    """
+    try:
+        given = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"The recipe is no YAML: {error}") from error
+    if not isinstance(given, dict):
+        raise ValueError(f"A recipe has options with their values, got {given!r}. Remove it, or give the run's own.")
+    values = {key: value for key, value in given.items() if key not in _OF_THIS_MACHINE}
     named = _without_folders(values)
     text = _ENTRIES_OF_THIS_MACHINE.sub("", text)  # so that comments stay, where nothing else is changed
     return text if named == yaml.safe_load(text) else yaml.safe_dump(named, sort_keys=False).strip()

@@ -201,6 +201,26 @@ def test_facts_are_read_from_the_files_of_a_run_or_an_evaluation(tmp_path):
         facts_of_directory(folder)
 
 
+@pytest.mark.parametrize("recipe", ["", "- a\n- b\n", "stages: [1]\n", "eval_sets: [qa1]\n", "a: b: c\n"])
+def test_a_recipe_of_another_kind_is_refused(tmp_path, recipe):
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"an unreadable recipe.yaml or results.json"):
+        facts_of_directory(tmp_path)
+
+
+@pytest.mark.parametrize("results", [["a"], {"results": ["a"]}, {"results": [{"a": 1}]}, {"metrics": ["a"]}, None])
+def test_results_of_another_kind_are_refused(tmp_path, results):
+    (tmp_path / "results.json").write_text(json.dumps(results), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"an unreadable recipe.yaml or results.json"):
+        facts_of_directory(tmp_path)
+
+
+def test_a_recipe_without_anything_cannot_be_published():
+    for recipe in ("", "- a\n", "a: b: c\n"):
+        with pytest.raises(ValueError, match="recipe"):
+            published_recipe(recipe)
+
+
 PRIVATE = "/home/me/secret/patients.json"
 SOURCES = [
     # task, arguments, data set of the model-index: type, name, config, revision; what the table says
