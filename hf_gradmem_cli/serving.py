@@ -75,7 +75,7 @@ def serve(
         max_new_tokens=max_new_tokens,
     )
     report_done(f"Serving {served} at http://{f'[{host}]' if ':' in host else host}:{port}/v1 until interrupted.")
-    if needed is not None and token is None:
+    if needed is not None and needed != token:
         print_text(f"Requests need this token: {needed}")  # to a quiet one, too: nobody else can tell it
     _run(server, bound)
 

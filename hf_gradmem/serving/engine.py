@@ -2,8 +2,8 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -238,13 +238,11 @@ class Engine:
 
     def _read(self, batch: list[Read]) -> None:
         model, sampling = self.model, batch[0].sampling
-        if sampling.seed is not None:
-            torch.manual_seed(sampling.seed)
         input_ids, mask = pad_left([job.prompt for job in batch])
         ending = ending_tokens(model.tokenizer, model.generation_config)
         rows = [_Answer(job, model, ending.get("eos_token_id") or []) for job in batch]
         answers = _Answers(rows, lambda: self._closing)
-        with plain_generation():
+        with plain_generation(), _drawn_from(sampling.seed):
             model.generate(
                 input_ids.to(model.device),
                 attention_mask=mask.to(model.device),
@@ -255,6 +253,19 @@ class Engine:
                 **sampling.arguments(),
             )
         _tell_ends(model, answers.rows)
+
+
+@contextmanager
+def _drawn_from(seed: int | None) -> Iterator[None]:
+    """Draw from a seed for a span. It is the process's own, so later draws would repeat themselves: they begin anew."""
+    if seed is None:
+        yield
+        return
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.seed()  # on every device
 
 
 def _tell_ends(model: GradMemForCausalLM, answers: list["_Answer"]) -> None:

@@ -77,7 +77,7 @@ def make_server(
         shelf,
         model_name=model_name,
         token=token,
-        hosts=_LOOPBACK_NAMES if token is None and is_loopback(host) else ("*",),
+        hosts=[*_LOOPBACK_NAMES, host] if token is None and is_loopback(host) else ("*",),
         max_body=max_body,
         timeout=timeout,
         max_new_tokens=max_new_tokens,

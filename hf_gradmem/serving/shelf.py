@@ -10,6 +10,7 @@ from ..memory.store import MemoryStore
 from ..memory.written import GradMemMemory
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:/-]{0,99}")  # which quoting makes the name of a folder, and never ".."
+_LONGEST_NAME = 240  # of a folder as it is quoted; systems take 255, of which a name for a trial has a few more
 
 
 class Shelf:
@@ -105,6 +106,12 @@ class Shelf:
             raise ValueError(
                 f"An id has 1 to 100 letters, digits, blanks and . _ : / -, and begins with a letter or digit, got "
                 f"{name!r}."
+            )
+        length = len(quote(name, safe=""))
+        if self._folder is not None and length > _LONGEST_NAME:
+            raise ValueError(
+                f"The id {name!r} would name a folder with {length} characters, each blank, : and / as three of them; "
+                f"{_LONGEST_NAME} fit. Give a shorter id."
             )
         if name in self._written or (self._store is not None and name in self._store):
             raise ValueError(f"There is a memory {name!r} already. Delete it first, or take another id.")

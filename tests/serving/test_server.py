@@ -15,6 +15,7 @@ import httpx
 import openai
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from transformers import GenerationConfig
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM
@@ -299,6 +300,9 @@ def test_others_need_the_token_and_the_name_of_this_machine(model):
             client_of(address, "guess").models.list()
     with running(model) as address:
         assert httpx.get(f"{address}/v1/models", headers={"Host": "page.example"}).status_code == 400
+    with TestClient(make_server(model, **DEFAULTS | {"host": "127.0.0.2"}).config.app, "http://127.0.0.2") as client:
+        assert client.get("/v1/models").status_code == 200
+        assert client.get("/v1/models", headers={"Host": "page.example"}).status_code == 400
     assert token_for("127.0.0.1", None) is None
     assert token_for("::1", None) is None
     assert len(token_for("0.0.0.0", None) or "") >= 24
@@ -324,6 +328,17 @@ def test_the_command_says_that_it_serves_once_it_listens_and_refuses_a_port_that
     assert "no.such.host.invalid:8000 cannot be listened at" in mistake(
         run("serve", ADAPTER, "--host", "no.such.host.invalid")
     )
+
+
+@pytest.mark.parametrize("given", [[], ["--token", ""], ["--token", "mine"]])
+def test_a_token_that_was_made_up_is_shown(monkeypatch, given):
+    needed = []
+    server = SimpleNamespace(run=lambda sockets: None)
+    monkeypatch.setattr("hf_gradmem.serving.serve.make_server", lambda *_, token, **__: needed.append(token) or server)
+    served = run("--quiet", "serve", ADAPTER, "--host", "0.0.0.0", "--port", 0, *given)
+    assert served.exit_code == 0, served.output
+    assert served.output == ("" if "mine" in given else f"Requests need this token: {needed[0]}\n")
+    assert needed[0]
 
 
 def test_more_than_the_queue_holds_are_told_to_come_again(model, rows, monkeypatch):
@@ -444,6 +459,18 @@ def test_requests_with_a_seed_are_drawn_as_if_each_were_alone(model):
     assert texts[0] == texts[1]
 
 
+def test_a_seed_leaves_the_draws_of_other_requests_alone(model):
+    memory = model.write("!a:b!")
+    drawn = []
+    for seed in (1, None, 1, None):
+        read = functools.partial(
+            Read, memory=memory, prompt=[5, 6], max_new_tokens=20, sampling=Sampling(2.0, seed=seed)
+        )
+        drawn.append(["".join(piece.text for piece in told) for told in told_by([read] * 8, model)])
+    assert drawn[0] == drawn[2]
+    assert drawn[1] != drawn[3]
+
+
 def test_a_confidence_does_not_depend_on_the_requests_beside(model, monkeypatch):
     monkeypatch.setattr(model.config, "confidence", WHOLE | {"features": ["write_loss"]})
     memories = [model.write("!a:b!", measure_final_loss=True), model.write("!c:d!")]
@@ -477,6 +504,15 @@ def test_an_id_is_given_once_though_two_ask_for_it_at_once(model):
         shelf.add("a", memory)
     with pytest.raises(ValueError, match="no room"):
         shelf.add("b", memory)
+
+
+def test_an_id_that_is_too_long_for_the_name_of_a_folder_is_refused_before_anything_is_written(model, tmp_path):
+    too_long, longest = "a" + "/" * 99, "a" * 30 + "/" * 70
+    with pytest.raises(ValueError, match="Give a shorter id"):
+        Shelf(None, tmp_path, max_memories=1).check_new(too_long)
+    Shelf(None, None, max_memories=1).check_new(too_long)  # which names no folder
+    Shelf(None, tmp_path, max_memories=1).add(longest, model.write("!a:b!"))
+    assert Shelf(None, tmp_path, max_memories=1).ids() == [longest]
 
 
 @pytest.mark.parametrize("adds_begin", [False, True])
