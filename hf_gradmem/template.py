@@ -27,6 +27,7 @@ TEMPLATES: dict[str, dict[str, str]] = {
 }
 """The templates that are spelled out, by name. `"chat"` and `"chat_inside"` are the tokenizer's own."""
 CHAT, CHAT_INSIDE = "chat", "chat_inside"
+TEMPLATE_NAMES = (*TEMPLATES, CHAT, CHAT_INSIDE)
 
 
 @dataclass(frozen=True)
@@ -99,12 +100,11 @@ def check_template(value: Any) -> None:
     Raises:
         ValueError: it is something else, or its words lack their field.
     """
-    names = [*TEMPLATES, CHAT, CHAT_INSIDE]
-    if isinstance(value, str) and value in names:
+    if isinstance(value, str) and value in TEMPLATE_NAMES:
         return
     if not isinstance(value, Mapping) or set(value) - {_ANSWER_AFTER} != set(_FIELDS):
         raise ValueError(
-            f"template must be one of {', '.join(names)}, or a mapping with {' and '.join(_FIELDS)} (and "
+            f"template must be one of {', '.join(TEMPLATE_NAMES)}, or a mapping with {' and '.join(_FIELDS)} (and "
             f"{_ANSWER_AFTER}, if answers are to quote), got {value!r}."
         )
     after = value.get(_ANSWER_AFTER, " ")

@@ -48,7 +48,10 @@ Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cu
 Seed = Annotated[int, typer.Option(help="Seed of the random vectors that a base without an adapter writes from.")]
 Template = Annotated[
     str | None,
-    typer.Option(help="Words around a question: plain, question, chat, chat_inside; the adapter's own when absent."),
+    typer.Option(
+        help="Words around a question: plain, question, quote, recite, chat, chat_inside; the adapter's own when "
+        "absent."
+    ),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Contexts at a time.")]
 SegmentLength = Annotated[

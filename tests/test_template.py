@@ -6,7 +6,8 @@ import torch
 from hf_gradmem import DataCollatorForGradMem, GradMemConfig
 from hf_gradmem.evaluation import answer_queries, evaluate_rows
 from hf_gradmem.tasks import kv_retrieval
-from hf_gradmem.template import get_template
+from hf_gradmem.template import TEMPLATE_NAMES, get_template
+from hf_gradmem_cli.options import Template
 from tests.support.small_models import templated
 
 OWN = {"context": "!{context}!", "query": "?{query}:"}
@@ -87,6 +88,12 @@ def test_words_that_hold_a_context_have_what_the_memory_recites_before_a_questio
 def test_a_template_without_its_fields_is_refused_before_anything_runs(value, message):
     with pytest.raises(ValueError, match=message):
         GradMemConfig(template=value)
+
+
+def test_the_help_of_the_commands_names_every_template():
+    """By hand: a command's help is shown without the libraries underneath."""
+    (option,) = Template.__metadata__
+    assert option.help == f"Words around a question: {', '.join(TEMPLATE_NAMES)}; the adapter's own when absent."
 
 
 def test_a_tokenizer_without_a_chat_template_is_named(tokenizer):
