@@ -147,14 +147,16 @@ class LikelihoodSearch:
         return mean_log_probs(model.read_phase, memory.to(model.device).embeddings, queries).double().cpu()
 
 
-def check_search(method: str, **numbers: int | None) -> None:
-    """Refuse a way of searching that there is not, and numbers below 1.
+def check_search(questions: Sequence[str], method: str, **numbers: int | None) -> None:
+    """Refuse an empty question, a way of searching that there is not, and numbers below 1.
 
     Raises:
         ValueError: names the value, and what was expected.
     """
     if method not in ("likelihood", "joint", "bm25"):
         raise ValueError(f"method must be 'likelihood', 'joint' or 'bm25', got {method!r}.")
+    if not all(questions):
+        raise ValueError("The question '' is empty: there is nothing to find a memory by.")
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")

@@ -326,7 +326,7 @@ class MemoryStore:
                 the memories are not the model's.
         """
         questions = [question] if isinstance(question, str) else list(question)
-        check_search(method, k=k, batch_size=batch_size, shortlist=shortlist)
+        check_search(questions, method, k=k, batch_size=batch_size, shortlist=shortlist)
         if method == "bm25":
             found = [self._by_words(each, k) for each in questions]
         elif model is None:
