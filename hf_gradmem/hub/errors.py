@@ -63,7 +63,8 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 def _explain_answer(error: HfHubHTTPError, repo_id: str, revision: str | None) -> str:
     status, repo_id = error.response.status_code, getattr(error, "repo_id", None) or repo_id
     said = " ".join((error.server_message or "").split())
-    page = f"{constants.ENDPOINT}/{repo_id}"
+    kind = constants.REPO_TYPES_URL_PREFIXES.get(getattr(error, "repo_type", None) or "", "")
+    page = f"{constants.ENDPOINT}/{kind}{repo_id}"
     log_in = "log in with `hf auth login`, or set HF_TOKEN"
     if isinstance(error, GatedRepoError):
         return f"{repo_id} is gated: ask for access on {page}, then {log_in}."

@@ -482,6 +482,8 @@ def test_a_store_goes_to_the_hub_as_a_data_set_and_comes_back(model, tmp_path, m
             fetched.push_to_hub("me/again")
         with pytest.raises(OSError, match="me/nothing"):
             MemoryStore.from_pretrained("me/nothing")
+        with pytest.raises(OSError, match=f"no revision 'v9': see {hub.endpoint}/datasets/me/memories/tree/main"):
+            MemoryStore.from_pretrained("me/memories", revision="v9")
 
 
 def of_data_sets(route):
