@@ -78,11 +78,11 @@ def ask(
     Sensible answers need a trained adapter; a base without one can only continue the text of its memory.
     """
     from hf_gradmem.commands.asking import ask_memory, ask_store, read_questions
-    from hf_gradmem.commands.opening import load_memory, load_reader
+    from hf_gradmem.commands.opening import load_memory, load_reader, load_store
 
     _check_asked(question, questions, memory, memories, name, index)
     asked = [question or ""] if questions is None else read_questions(questions)
-    store = None if memories is None else _open_store(memories, memory_revision)
+    store = None if memories is None else load_store(memories, revision=memory_revision)
     if memory is not None:
         chosen = choose(load_memory(memory, revision=memory_revision), index)
     elif store is not None:
@@ -140,14 +140,6 @@ def _print_answer(asked: "Asked", several: bool, searched: bool) -> None:
         report_done(", ".join(told))
     if several:
         report_done("")
-
-
-def _open_store(memories: str, revision: str | None) -> "MemoryStore":
-    from hf_gradmem.commands.opening import load_store
-    from hf_gradmem.memory.silence import without_progress_bars
-
-    with without_progress_bars():
-        return load_store(memories, revision=revision)
 
 
 def _look_up(store: "MemoryStore", name: str) -> "GradMemMemory":

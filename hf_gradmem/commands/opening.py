@@ -176,10 +176,14 @@ def load_store(name: str, *, revision: str | None = None) -> "MemoryStore":
         OSError: there is none.
         ValueError: it is not finished, or holds something else.
     """
+    from ..memory.silence import without_progress_bars
     from ..memory.store import MemoryStore
 
     _check_name(name, FACTS_FILE, "memories by id")
-    return _from_cache_or_hub(name, revision, lambda: MemoryStore.from_pretrained(_expanded(name), revision=revision))
+    with without_progress_bars():  # of the copy that `datasets` makes at the first opening
+        return _from_cache_or_hub(
+            name, revision, lambda: MemoryStore.from_pretrained(_expanded(name), revision=revision)
+        )
 
 
 def _from_cache_or_hub(name: str | None, revision: str | None, load: Callable[[], _Loaded]) -> _Loaded:

@@ -26,8 +26,8 @@ from ..hub.client import (
     push_files,
     remote_card,
 )
-from ..memory.store import MemoryStore
 from ..memory.written import GradMemMemory
+from .opening import load_store
 
 # Weights of published adapters that come with the package; their cards lie under model_cards/.
 _PACKAGED = Path(__file__).parents[1] / "pretrained"
@@ -85,7 +85,7 @@ def push(
         commit = GradMemMemory.from_pretrained(source).push_to_hub(repo_id, **options)
         return [Pushed(str(source), commit.repo_url.repo_id, commit)]
     if (source / FACTS_FILE).is_file():
-        commit = MemoryStore.from_pretrained(source).push_to_hub(repo_id, **options)
+        commit = load_store(str(source)).push_to_hub(repo_id, **options)
         return [Pushed(str(source), commit.repo_url.repo_id, commit)]
     if (source / CONFIG_NAME).is_file():
         return [_push_adapter(source, source, repo_id, **options)]

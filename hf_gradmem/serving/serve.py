@@ -6,7 +6,7 @@ from pathlib import Path
 
 import uvicorn
 
-from ..memory.store import MemoryStore, without_progress_bars
+from ..memory.store import MemoryStore
 from ..modeling_gradmem import GradMemForCausalLM
 from .app import make_app
 from .engine import Engine
@@ -69,8 +69,7 @@ def make_server(
             f"These memories were written by {memories.fingerprint}, and the model to be served is "
             f"{model.fingerprint()}: it cannot read them."
         )
-    with without_progress_bars():
-        shelf = Shelf(memories, keep, max_memories)
+    shelf = Shelf(memories, keep, max_memories)
     engine = Engine(model, batch_size=batch_size, max_waiting=max_waiting)
     app = make_app(
         engine,

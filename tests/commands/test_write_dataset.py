@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, GradMemMemory, MemoryStore, get_gradmem_model
 from hf_gradmem.commands.dataset_rows import load_source
+from hf_gradmem.commands.opening import load_store
 from hf_gradmem.commands.push import push
 from hf_gradmem.commands.write_dataset import write_dataset
 from hf_gradmem.writing.writers.gradient import GradientWriter
@@ -26,6 +27,7 @@ from hf_gradmem_cli import app
 from tests.support import hub_server
 from tests.support.hub_server import running_hub, use_hub
 from tests.support.small_models import cutting_adapter, nameless_base, small_tokenizer
+from tests.support.stores import save_store
 
 CONTEXTS = ["thequickbrown", ["fox", "jumps", "over"], "the", "lazydog", ["a", "b"], "z", "abcdefghijklmnop"]
 IDS = [f"id{index}" for index in range(len(CONTEXTS))]
@@ -441,6 +443,16 @@ def test_what_is_not_in_a_store_is_said(model, tmp_path):
     (tmp_path / "store" / "memories.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="not of format"):
         MemoryStore.from_pretrained(tmp_path / "store")
+
+
+def test_a_store_that_a_command_opens_for_the_first_time_shows_no_bar(tmp_path, capsys):
+    store = save_store(tmp_path / "store")
+    datasets.enable_progress_bars()
+    try:
+        assert len(load_store(str(store))) == 3
+    finally:
+        datasets.disable_progress_bars()
+    assert capsys.readouterr().err == ""
 
 
 def test_any_reader_of_data_sets_can_read_a_store(model, tmp_path):
