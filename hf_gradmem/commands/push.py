@@ -28,9 +28,8 @@ from ..hub.client import (
 )
 from ..memory.written import GradMemMemory
 from .opening import load_store
+from .packaged import PRETRAINED
 
-# Weights of published adapters that come with the package; their cards lie under model_cards/.
-_PACKAGED = Path(__file__).parents[1] / "pretrained"
 _WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
@@ -105,7 +104,8 @@ def _adapters_under(directory: Path) -> Iterator[tuple[Path, Path]]:
     for folder in sorted(path for path in directory.iterdir() if path.is_dir()):
         if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             continue
-        for weights in [folder] if _is_run(folder) else [folder, _PACKAGED / folder.name]:
+        # The cards of the adapters that come with the package lie under model_cards/ without their weights.
+        for weights in [folder] if _is_run(folder) else [folder, PRETRAINED / folder.name]:
             if (weights / CONFIG_NAME).is_file() and _has_weights(weights):
                 yield weights, folder
                 break

@@ -151,7 +151,7 @@ def remote_card(repo_id: str, *, revision: str | None, token: str | bool | None 
         return Path(api.hf_hub_download(repo_id, CARD_FILE, revision=revision)).read_text(encoding="utf-8")
 
 
-def loaded_commit(name: str | None, revision: str | None = None, cache_dir: str | None = None) -> str | None:
+def loaded_commit(name: str | None, revision: str | None = None) -> str | None:
     """The commit that a revision of a repository last resolved to when it was loaded here.
 
     A model does not say which commit it came from; the cache that it was loaded through does, without a call.
@@ -162,7 +162,7 @@ def loaded_commit(name: str | None, revision: str | None = None, cache_dir: str 
     if name is None or os.path.exists(name):
         return revision
     try:
-        return resolve_revision(name, revision=revision, local_files_only=True, cache_dir=cache_dir).resolved
+        return resolve_revision(name, revision=revision, local_files_only=True).resolved
     except (RevisionResolutionError, HFValidationError):
         return revision
 

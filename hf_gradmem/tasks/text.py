@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from datasets import Dataset
 
+from ..texts.cutting import split_paragraphs
 from ..texts.reading import read_text
 from ..texts.sentences import sentences as sentences_of_paragraph
 from .rows import FEATURES_OF_TEXT, check_split, checked
@@ -22,7 +23,6 @@ _END = re.compile(
     r"^(?:\*\*\* ?END OF (?:THE|THIS) PROJECT GUTENBERG|End of (?:the )?Project Gutenberg).*$",
     re.MULTILINE | re.IGNORECASE,
 )
-_BETWEEN_PARAGRAPHS = re.compile(r"\n\s*\n")
 
 
 def load(
@@ -90,7 +90,7 @@ def strip_gutenberg(text: str) -> str:
 def sentences(text: str) -> list[str]:
     """The sentences of a text in paragraphs, each with the white space before it: a space, or an empty line."""
     found: list[str] = []
-    for paragraph in _BETWEEN_PARAGRAPHS.split(text):
+    for paragraph in split_paragraphs(text):
         joined = " ".join(paragraph.split())
         if joined:
             parts = sentences_of_paragraph(joined)
