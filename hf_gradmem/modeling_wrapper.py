@@ -27,7 +27,7 @@ from .checkpoint.whole_save import whole_save
 from .configuration_gradmem import GradMemConfig
 from .exports import cartridge, prompt_embeds, prompt_tuning
 from .exports.export import StockPrefix, stock_prefix
-from .hub.cards import is_own_card, keeps_card, local_id, write_card
+from .hub.cards import gives_way, keeps_card, local_id, write_card
 from .hub.client import CARD_FILE, folder_files, prepare_repository, push_files, remote_card
 from .memory.fingerprint import Identity, WriterFingerprint, check_memory, shown_name
 from .memory.form import MemoryForm
@@ -266,9 +266,9 @@ class GradMemPreTrainedModel(ModelAroundBase):
         with tempfile.TemporaryDirectory() as directory:
             self.save_pretrained(directory, max_shard_size=max_shard_size)
             files: dict[str, Path | bytes] = dict(folder_files(Path(directory)))
-            files[CARD_FILE] = str(self.model_card(repo_id, tags=tags)).encode()
-            there = remote_card(repo_id, revision=revision, token=token)
-            if there is not None and not is_own_card(there):
+            card = str(self.model_card(repo_id, tags=tags))
+            files[CARD_FILE] = card.encode()
+            if gives_way(card, remote_card(repo_id, revision=revision, token=token)):
                 del files[CARD_FILE]
             return push_files(
                 files,

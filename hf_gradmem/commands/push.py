@@ -16,7 +16,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 from ..checkpoint.adapter import Adapter
 from ..checkpoint.model_card import model_card
 from ..checkpoint.run_facts import OWN_RECIPE_FILE, RECIPE_FILE, facts_of_directory, published_recipe
-from ..hub.cards import address_card, is_own_card
+from ..hub.cards import address_card, gives_way
 from ..hub.client import (
     CARD_FILE,
     FACTS_FILE,
@@ -144,14 +144,13 @@ def _push_adapter(
     if isinstance(recipe := files.get(RECIPE_FILE), Path):
         files[RECIPE_FILE] = f"{published_recipe(recipe.read_text(encoding='utf-8').rstrip())}\n".encode()
     repo_id = prepare_repository(repo_id, revision=revision, private=private)
-    there = remote_card(repo_id, revision=revision)
     own_card = files.get(CARD_FILE)
     if isinstance(own_card, Path):
         card = address_card(own_card.read_text(encoding="utf-8"), repo_id, folder)
     else:
         card = str(model_card(config, repo_id, facts_of_directory(folder)))
     files[CARD_FILE] = card.encode()
-    if there is not None and is_own_card(card) and not is_own_card(there):
-        del files[CARD_FILE]  # somebody wrote the repository's
+    if gives_way(card, remote_card(repo_id, revision=revision)):
+        del files[CARD_FILE]
     commit = push_files(files, repo_id, commit_message=commit_message, revision=revision)
     return Pushed(str(folder), repo_id, commit)

@@ -22,6 +22,11 @@ def is_own_card(text: str) -> bool:
     return MARK in text
 
 
+def gives_way(card: str, there: str | None) -> bool:
+    """Whether a card that was written here is to leave the one that is in the repository, which is the user's."""
+    return there is not None and is_own_card(card) and not is_own_card(there)
+
+
 def local_id(directory: str | os.PathLike) -> str:
     """What stands in a card for the repository that a directory has not been pushed to."""
     return f"{_NAMESPACE}/{Path(directory).resolve().name}"
@@ -33,8 +38,10 @@ def address_card(text: str, repo_id: str, directory: str | os.PathLike) -> str:
     In the user's own card nothing else is changed; in one that was written here, wherever it was saved, the namespace
     stands before no other name.
     """
-    name = r"[\w.-]+" if is_own_card(text) else re.escape(Path(directory).resolve().name) + r"(?![\w.-])"
-    return re.sub(rf"{_NAMESPACE}/{name}", repo_id, text)
+    name = re.escape(Path(directory).resolve().name) + r"(?![\w.-])"  # which may have blanks
+    if is_own_card(text):
+        name += r"|[\w.-]+"
+    return re.sub(rf"{_NAMESPACE}/(?:{name})", repo_id, text)
 
 
 def keeps_card(directory: str | os.PathLike) -> bool:

@@ -142,13 +142,16 @@ def prepare_repository(
     return repo_id
 
 
-def remote_card(repo_id: str, *, revision: str | None, token: str | bool | None = None) -> str | None:
+def remote_card(
+    repo_id: str, *, revision: str | None, token: str | bool | None = None, repo_type: str = "model"
+) -> str | None:
     """The text of a repository's README.md, or `None` where it has none."""
     api = HfApi(token=token)
     with one_line_errors(repo_id, revision):
-        if not api.file_exists(repo_id, CARD_FILE, revision=revision):
+        if not api.file_exists(repo_id, CARD_FILE, revision=revision, repo_type=repo_type):
             return None
-        return Path(api.hf_hub_download(repo_id, CARD_FILE, revision=revision)).read_text(encoding="utf-8")
+        path = api.hf_hub_download(repo_id, CARD_FILE, revision=revision, repo_type=repo_type)
+        return Path(path).read_text(encoding="utf-8")
 
 
 def loaded_commit(name: str | None, revision: str | None = None) -> str | None:

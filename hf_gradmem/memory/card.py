@@ -18,6 +18,8 @@ configs:
   data_files: data/train-*.parquet
 ---
 
+{mark}
+
 # Memories
 
 {num_rows} contexts, each written into {num_memory_tokens} vectors of width {hidden_size} ({dtype}) by {writers}.
@@ -88,4 +90,6 @@ def store_card(facts: Mapping[str, Any], first_id: str, repo_id: str) -> str:
     """
     names = dict.fromkeys(part.get("model") for part in facts.get("parts", [facts]))
     writers = " and ".join(f"`{name}`" for name in names if name is not None) or "a model without a name"
-    return _STORE.format(**facts, writers=writers, first_id=json.dumps(first_id, ensure_ascii=False), repo_id=repo_id)
+    return _STORE.format(
+        **facts, mark=MARK, writers=writers, first_id=json.dumps(first_id, ensure_ascii=False), repo_id=repo_id
+    )

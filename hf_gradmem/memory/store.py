@@ -19,8 +19,8 @@ from huggingface_hub.utils import filter_repo_objects
 from tqdm.auto import tqdm
 
 from ..files import literal_paths
-from ..hub.cards import address_card
-from ..hub.client import CARD_FILE, FACTS_FILE, folder_files, prepare_repository, push_files
+from ..hub.cards import address_card, gives_way
+from ..hub.client import CARD_FILE, FACTS_FILE, folder_files, prepare_repository, push_files, remote_card
 from ..hub.errors import one_line_errors
 from ..modeling_gradmem import GradMemForCausalLM
 from .bm25 import WordIndex
@@ -382,8 +382,10 @@ class MemoryStore:
             name: present[name] for name in filter_repo_objects(present, allow_patterns=PUSHED)
         }
         if CARD_FILE in present:
-            card = present[CARD_FILE].read_text(encoding="utf-8")
-            files[CARD_FILE] = address_card(card, repo_id, self.directory).encode()
+            card = address_card(present[CARD_FILE].read_text(encoding="utf-8"), repo_id, self.directory)
+            files[CARD_FILE] = card.encode()
+            if gives_way(card, remote_card(repo_id, revision=revision, token=token, repo_type="dataset")):
+                del files[CARD_FILE]
         return push_files(
             files,
             repo_id,

@@ -14,7 +14,7 @@ from hf_gradmem.base.cache_size import cache_bytes_per_token, kv_cache_bytes
 from hf_gradmem.checkpoint.model_card import model_card
 from hf_gradmem.checkpoint.run_facts import CardFacts, Result, facts_of_directory, published_recipe
 from hf_gradmem.commands.push import push
-from hf_gradmem.hub.cards import is_own_card
+from hf_gradmem.hub.cards import MARK, address_card, is_own_card
 from hf_gradmem.tasks import load_task
 from hf_gradmem.training.card import ModelCardCallback, fill_model_card
 from hf_gradmem.training.run import build_trainer, run_training
@@ -104,6 +104,13 @@ def test_a_card_that_is_not_utf_8_is_the_users_own_and_the_model_is_saved(tmp_pa
     with_memory(named_base(tmp_path / "base"), **PLAIN).save_pretrained(tmp_path / "adapter")
     assert (tmp_path / "adapter" / "README.md").read_bytes() == "Résumé".encode("latin-1")
     assert (tmp_path / "adapter" / "model.safetensors").is_file()
+
+
+def test_a_card_is_addressed_whatever_the_name_of_its_folder(tmp_path):
+    for folder in ("my run", "run", "run.v2"):
+        card = f"{MARK} your-name/{folder} or, where it was saved, your-name/before"
+        assert address_card(card, ADAPTER, tmp_path / folder) == f"{MARK} {ADAPTER} or, where it was saved, {ADAPTER}"
+    assert address_card("your-name/run your-name/run-2", ADAPTER, tmp_path / "run") == f"{ADAPTER} your-name/run-2"
 
 
 def test_card_is_brought_up_to_date_at_the_next_save(tmp_path):

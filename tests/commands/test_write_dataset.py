@@ -13,7 +13,7 @@ import pandas
 import pytest
 import torch
 from datasets import Dataset
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCard, HfApi
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
@@ -484,6 +484,15 @@ def test_a_store_goes_to_the_hub_as_a_data_set_and_comes_back(model, tmp_path, m
         assert pushed.repo_id == "me/memories"
         assert sorted(hub.repos["me/memories"].files)[1:-1] == ["data/train-00000-of-00001.parquet"]
         card = hub.repos["me/memories"].files["README.md"].decode()
+        edited = b"# My own words"
+        HfApi().upload_file(
+            path_or_fileobj=edited, path_in_repo="README.md", repo_id="me/memories", repo_type="dataset"
+        )
+        store.push_to_hub("me/memories")
+        assert hub.repos["me/memories"].files["README.md"] == edited
+        (tmp_path / "store" / "README.md").write_text("# Words of the folder", encoding="utf-8")
+        store.push_to_hub("me/memories")
+        assert hub.repos["me/memories"].files["README.md"] == b"# Words of the folder"
         namespace: dict = {}
         exec(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1], namespace)  # as a visitor of the Hub runs it
         assert_same(namespace["memory"], store["0"])
