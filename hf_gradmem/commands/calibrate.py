@@ -123,6 +123,6 @@ def save_confidence(directory: Path, confidence: Mapping[str, Any]) -> None:
         with whole_file(path) as unfinished:
             unfinished.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         card = directory / CARD_FILE
-        if card.is_file() and is_own_card(text := card.read_text(encoding="utf-8")):
+        if card.is_file() and is_own_card(text := card.read_text(encoding="utf-8", errors="replace")):
             with whole_file(card) as unfinished:
                 unfinished.write_text(with_confidence(text, confidence), encoding="utf-8")

@@ -120,7 +120,7 @@ def write_appended(own: Dataset, added: Dataset, facts: dict[str, Any], director
         _write_facts(facts, directory)
         finish_append(directory)
         card = directory / CARD_FILE
-        if card.is_file() and card.read_text(encoding="utf-8") == before:  # nobody has changed it
+        if card.is_file() and card.read_text(encoding="utf-8", errors="replace") == before:  # nobody has changed it
             _write_card(_card(own, facts, directory), directory)
 
 

@@ -182,6 +182,6 @@ def test_the_card_shows_how_far_the_confidence_holds(tmp_path):
     model.config.confidence = WHOLE | {"num_questions": 240, "measured": measured}
     model.save_pretrained(tmp_path / "adapter")
     assert (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8") == card
-    (tmp_path / "adapter" / "README.md").write_text("mine", encoding="utf-8")
+    (tmp_path / "adapter" / "README.md").write_text("à moi", encoding="latin-1")
     save_confidence(tmp_path / "adapter", WHOLE)
-    assert (tmp_path / "adapter" / "README.md").read_text(encoding="utf-8") == "mine"
+    assert (tmp_path / "adapter" / "README.md").read_text(encoding="latin-1") == "à moi"

@@ -125,9 +125,10 @@ def test_a_merged_store_has_a_card_that_says_what_it_holds_now(tmp_path):
     merged.append(third)
     appended = (place / "README.md").read_text(encoding="utf-8")
     assert appended == card.replace("5 contexts", "7 contexts")
-    (place / "README.md").write_text("my own", encoding="utf-8")
-    merged.append(opened(tmp_path / "h", ["h"]))
-    assert (place / "README.md").read_text(encoding="utf-8") == "my own"
+    for number, own in enumerate((b"my own", "Mémoires".encode("latin-1"))):
+        (place / "README.md").write_bytes(own)
+        merged.append(opened(tmp_path / f"h{number}", [f"h{number}"]))
+        assert (place / "README.md").read_bytes() == own
 
 
 def test_a_merge_that_is_stopped_leaves_nothing_and_can_be_given_again(tmp_path, monkeypatch):
