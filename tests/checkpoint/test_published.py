@@ -2,8 +2,8 @@
 
 `published.json` was recorded before the package was laid out in folders (commit 90e6442), on one CPU thread: for each
 adapter two contexts of its task that it was not trained on, the memories' norms and greedy answers, one token longer
-than the targets. Adapters that came later were recorded when they came. Those that bring their base are here; the one
-on SmolLM2 is asked in tests/cli/test_demo.py.
+than the targets. Adapters that came later, or were trained on, were recorded then. Those that bring their base
+are here; the one on SmolLM2 is asked in tests/cli/test_demo.py.
 """
 
 import json
