@@ -60,8 +60,8 @@ def check_row(row: Mapping[str, Any], name: str = "the row") -> None:
         name: how to call the row in a message.
 
     Raises:
-        ValueError: a column is missing, the context holds no text, a target is empty, or there are not as many targets,
-            or quotes, as queries.
+        ValueError: a column is missing, the context holds no text, a target is empty, there are not as many targets,
+            quotes or answers as queries, or the answers of one are not a list of texts.
     """
     for column in FEATURES:
         if column not in row:
@@ -79,9 +79,18 @@ def check_row(row: Mapping[str, Any], name: str = "the row") -> None:
         raise ValueError(
             f"{name} has {len(queries)} queries and {len(targets)} targets; it needs as many, and one at least."
         )
-    quotes = row.get("quotes")
-    if quotes is not None and len(quotes) != len(queries):
-        raise ValueError(f"{name} has {len(queries)} queries and {len(quotes)} quotes; it needs as many, or no quotes.")
+    quotes, answers = row.get("quotes"), row.get("answers") or None
+    for what, given in (("quotes", quotes), ("answers", answers)):
+        if given is not None and len(given) != len(queries):
+            raise ValueError(
+                f"{name} has {len(queries)} queries and {len(given)} {what}; it needs as many, or no {what}."
+            )
+    for accepted in answers or ():
+        if not isinstance(accepted, list | tuple) or not all(isinstance(text, str) for text in accepted):
+            raise ValueError(
+                f"answers of {name} must hold a list of accepted texts for each query, got {accepted!r} for one. Put a "
+                "single answer into a list of its own."
+            )
     for query, target in zip(queries, targets, strict=True):
         if not target:
             raise ValueError(f"The target of query {query!r} in {name} is empty.")

@@ -30,6 +30,9 @@ def test_task_needs_a_source_that_exists(name, tmp_path):
         ({"queries": [], "targets": []}, "0 queries"),
         ({"queries": "q"}, "lists of texts"),
         ({"targets": None}, "no column 'targets'"),
+        ({"answers": ["t"]}, "a list of accepted texts for each query, got 't'"),
+        ({"answers": [["t", None]]}, "a list of accepted texts for each query"),
+        ({"answers": [["t"], ["u"]]}, "1 queries and 2 answers"),
     ],
 )
 def test_row_that_cannot_be_trained_on_is_refused(change, message):
