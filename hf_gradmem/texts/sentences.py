@@ -2,13 +2,13 @@
 
 import re
 
-# The end of a sentence: its last mark with the quotes and brackets that close there, then white space, then something
-# that can begin a sentence.
-_END = re.compile(r"""[.!?…]["'”’)\]]*(?=\s+["'“‘(\[_]*[A-Z0-9])""")
-# Words whose full stop ends no sentence, and initials.
+# The end of a sentence: its last mark with the quotes and brackets that close there, then white space, then a letter or
+# digit of any script, which begins a sentence unless it is a small letter.
+_END = re.compile(r"""[.!?…]["'”’“»)\]]*(?=\s+["'“‘„«(\[_]*([^\W_]))""")
+# Words whose full stop ends no sentence, and initials: capitals, and small letters outside English (г. Тула).
 _ABBREVIATION = re.compile(
-    r"(?:^|[\s(\[\"'“‘])(?:Mr|Mrs|Ms|Messrs|Dr|Prof|Rev|Hon|Gen|Col|Capt|Lt|Sgt|Gov|Sen|Rep|Pres|St|Mt|Jr|Sr|vs|etc|No|"
-    r"Nos|Vol|Fig|Ch|cf|ca|approx|e\.g|i\.e|[A-Z]|(?:[A-Z]\.)+[A-Z])\.$"
+    r"(?:^|[\s(\[\"'“‘„«])(?:Mr|Mrs|Ms|Messrs|Dr|Prof|Rev|Hon|Gen|Col|Capt|Lt|Sgt|Gov|Sen|Rep|Pres|St|Mt|Jr|Sr|vs|etc|No|"
+    r"Nos|Vol|Fig|Ch|cf|ca|approx|e\.g|i\.e|(?:[^\W\d_a-z]\.)*[^\W\d_a-z])\.$"
 )
 _LONGEST_ABBREVIATION = 24
 
@@ -26,6 +26,8 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
     """
     ends = []
     for match in _END.finditer(text):
+        if match[1].islower():
+            continue
         stop = match.start() + 1
         if text[match.start()] == "." and _ABBREVIATION.search(text[max(0, stop - _LONGEST_ABBREVIATION) : stop]):
             continue

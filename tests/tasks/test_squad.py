@@ -53,6 +53,19 @@ def test_sentences_cover_the_text_and_stop_at_no_abbreviation():
     assert split_sentences("One. Two. ") == [(0, 4), (4, 10)]
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["Она живёт в г. Туле.", " Она работает у А. С. Орлова.", " Ей сорок лет."],
+        ["Er kam spät.", " Älter war er nie.", " „So. etwa?“", " «Über» ihm war es dunkel."],
+        ["She left at 7 p.m. and came back.", " 12 followed: a. b. c.", " It was over."],
+    ],
+)
+def test_sentences_begin_with_a_capital_of_any_script(parts):
+    text = "".join(parts)
+    assert [text[start:end] for start, end in split_sentences(text)] == parts
+
+
 def test_a_paragraph_that_is_there_several_times_is_in_one_split_with_all_its_questions(tmp_path):
     given = [{"context": f"It was {n % 3}.", "qas": [{"question": f"Q{n}", "answer": str(n % 3)}]} for n in range(9)]
     (tmp_path / "dev.json").write_text(json.dumps(given), encoding="utf-8")
