@@ -9,6 +9,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from ..files import literal_paths
 from ..memory.silence import silent_errors
+from .json_lines import JsonLines
 from .rows import Rows
 from .text_folder import TextFolder
 
@@ -18,7 +19,7 @@ CONTEXT_COLUMN = "context"
 _CONTEXTS = (CONTEXT_COLUMN, "segments")
 
 
-def load_source(name: str, split: str = "train") -> Dataset | TextFolder:
+def load_source(name: str, split: str = "train") -> Dataset | JsonLines | TextFolder:
     """What a JSON-lines, CSV or Parquet file, a folder of text files, or a data set on the Hub gives to write.
 
     Args:
@@ -36,6 +37,8 @@ def load_source(name: str, split: str = "train") -> Dataset | TextFolder:
     if path.suffix in _BUILDERS:
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {name!r}.")
+        if path.suffix == ".jsonl":
+            return JsonLines(path)
         try:
             with silent_errors():
                 files = literal_paths([path])
@@ -92,7 +95,7 @@ class DatasetRows(Rows):
         ValueError: a column is missing, or there are no rows.
     """
 
-    def __init__(self, dataset: Dataset, context_column: str, id_column: str | None) -> None:
+    def __init__(self, dataset: Dataset | JsonLines, context_column: str, id_column: str | None) -> None:
         given = _CONTEXTS if context_column == CONTEXT_COLUMN else (context_column,)
         self._contexts = [column for column in given if column in dataset.column_names]
         missing = [] if self._contexts else [context_column]
@@ -103,32 +106,40 @@ class DatasetRows(Rows):
             raise ValueError("There is nothing to write: the source has no rows.")
         if id_column is None and "id" in dataset.column_names:
             id_column = "id"
+        self.context_column, self.id_column = context_column, id_column
+        self._rows = self._columns(dataset) if isinstance(dataset, Dataset) else dataset
+
+    def _columns(self, dataset: Dataset) -> Dataset:
+        """What is read of a data set, whose ids must not have been taken for dates."""
+        id_column = self.id_column
         kind = None if id_column is None else getattr(dataset.features[id_column], "dtype", None)
         if kind is not None and kind.startswith(("timestamp", "date", "time")):
             raise ValueError(
                 f"The ids in the column {id_column!r} were read as dates ({kind}): as texts they would not be what the "
                 "file says. Give ids of another form, such as with a letter before."
             )
-        self.context_column, self.id_column = context_column, id_column
         columns = [*self._contexts, *([] if id_column is None else [id_column])]
-        self._dataset = dataset.with_format(None).select_columns(list(dict.fromkeys(columns)))
+        return dataset.with_format(None).select_columns(list(dict.fromkeys(columns)))
 
     def __len__(self) -> int:
-        return len(self._dataset)
+        return len(self._rows)
 
     def read(self, numbers: range) -> tuple[list[str], list[str | list[str]]]:
         """Ids and contexts of some rows.
 
         Raises:
-            ValueError: a row has no id, or its context is not a text or a list of texts.
+            ValueError: a row has no id, or one that is neither text nor number, or its context is not a text or a list
+                of texts.
         """
-        part = self._dataset[numbers.start : numbers.stop]
+        part = self._rows[numbers.start : numbers.stop]
         columns = zip(*(part[column] for column in self._contexts), strict=True)
         contexts: list[Any] = [next((held for held in row if held is not None), None) for row in columns]
         ids = list(numbers) if self.id_column is None else part[self.id_column]
         for number, name, context in zip(numbers, ids, contexts, strict=True):
             if name is None:
                 raise ValueError(f"Row {number} has no id: column {self.id_column!r} is empty there.")
+            if isinstance(name, bool | list | dict):
+                raise ValueError(f"The id of row {number} must be a text or a number, got {name!r}.")
             segments = [context] if isinstance(context, str) else context
             if not isinstance(segments, list) or not all(isinstance(segment, str) for segment in segments):
                 where = " or ".join(map(repr, self._contexts))

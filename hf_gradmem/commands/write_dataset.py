@@ -40,6 +40,7 @@ from ..writing.contexts import Contexts
 from ..writing.fitting import fit_contexts
 from ..writing.write import write_contexts
 from .dataset_rows import CONTEXT_COLUMN, DatasetRows
+from .json_lines import JsonLines
 from .rows import Rows
 from .text_folder import TextFolder
 
@@ -224,7 +225,7 @@ class _Job:
 
 def write_dataset(
     model: GradMemForCausalLM,
-    source: Dataset | TextFolder,
+    source: Dataset | JsonLines | TextFolder,
     directory: str | os.PathLike,
     *,
     context_column: str = CONTEXT_COLUMN,
@@ -281,7 +282,9 @@ def write_dataset(
     return _carry_out(job, model_name, source_name)
 
 
-def _rows_of(source: Dataset | TextFolder, context_column: str, id_column: str | None, directory: Path) -> Rows:
+def _rows_of(
+    source: Dataset | JsonLines | TextFolder, context_column: str, id_column: str | None, directory: Path
+) -> Rows:
     if not isinstance(source, TextFolder):
         return DatasetRows(source, context_column, id_column)
     if id_column is not None or context_column != CONTEXT_COLUMN:

@@ -137,14 +137,44 @@ def test_ids_and_contexts_come_from_any_column_of_any_kind_of_file(model, tmp_pa
 # ------------------------------------------------------------------------------------------------ interruptions
 
 
-def test_a_csv_file_is_read_as_it_stands_and_ids_that_are_taken_for_dates_are_refused(model, tmp_path):
+def test_a_csv_file_is_read_as_it_stands_and_ids_that_were_taken_for_dates_are_refused(model, tmp_path):
     path, store = tmp_path / "rows.csv", tmp_path / "store"
     path.write_text("id,context\n007,NA\n1.10,abc\n2024-01-01,None\n", encoding="utf-8-sig")
     write_dataset(model, load_source(str(path)), store)
     assert MemoryStore.from_pretrained(store).ids == ["007", "1.10", "2024-01-01"]
-    (tmp_path / "rows.jsonl").write_text('{"id": "2024-01-01", "context": "abc"}', encoding="utf-8")
+    (tmp_path / "rows.json").write_text('[{"id": "2024-01-01", "context": "abc"}]', encoding="utf-8")
     with pytest.raises(ValueError, match="'id' were read as dates"):
-        write_dataset(model, load_source(str(tmp_path / "rows.jsonl")), tmp_path / "other")
+        write_dataset(model, load_source(str(tmp_path / "rows.json")), tmp_path / "other")
+
+
+def test_json_lines_are_read_as_they_stand_whatever_other_lines_hold(model, tmp_path):
+    path, store = tmp_path / "rows.jsonl", tmp_path / "store"
+    ids = ['"007"', "8", "2.50", "12345678901234567890123", '"2024-01-01"', '"\u2028"']
+    contexts = ['"abc"', '["de", "f"]', '"g"', '["h"]', '"2024-01-01"', '"i"']
+    lines = [f'{{"id": {name}, "context": {context}}}' for name, context in zip(ids, contexts, strict=True)]
+    more = '{"other": {"x": [1]}, "id": "z", "segments": ["j", "k"]}'
+    path.write_bytes("\r\n\n".join([*lines, more]).encode("utf-8-sig"))
+    write_dataset(model, load_source(str(path)), store, shard_size=3)
+    opened = MemoryStore.from_pretrained(store)
+    assert opened.ids == ["007", "8", "2.50", "12345678901234567890123", "2024-01-01", "\u2028", "z"]
+    assert_same(opened["8"], model.write([["de", "f"]], measure_final_loss=True))
+    assert_same(opened["z"], model.write([["j", "k"]], measure_final_loss=True))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"context": "a', r"line 3 of .*rows\.jsonl is not JSON in UTF-8"),
+        ('["a"]', r"line 3 of .*rows\.jsonl must be an object with a context"),
+        ('{"id": "\\ud800", "context": "a"}', r"line 3 of .* is not JSON in UTF-8 .*surrogates"),
+        ('{"id": true, "context": "a"}', "id of row 1 must be a text or a number, got True"),
+        ('{"id": 2, "context": 7.5}', "Row 1 .id '2'. has no context"),
+    ],
+)
+def test_a_line_that_holds_no_row_is_named(model, tmp_path, line, message):
+    (tmp_path / "rows.jsonl").write_text('{"id": 1, "context": "a"}\n\n' + line, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        write_dataset(model, load_source(str(tmp_path / "rows.jsonl")), tmp_path / "store")
 
 
 def test_a_csv_file_may_have_columns_without_a_name_and_long_texts_and_no_more_fields_than_its_header(tmp_path):
@@ -421,7 +451,7 @@ def test_a_directory_or_source_of_something_else_is_refused(model, tmp_path):
     with pytest.raises(ValueError, match=r"thesis\.txt is none of \.jsonl"):
         load_source(str(tmp_path / "full" / "thesis.txt"))
     (tmp_path / "broken.jsonl").write_text('{"context": ', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"broken\.jsonl cannot be read as json"):
+    with pytest.raises(ValueError, match=r"line 1 of .*broken\.jsonl is not JSON"):
         load_source(str(tmp_path / "broken.jsonl"))
 
 
