@@ -31,7 +31,7 @@ def read_context(text: str | None, file: Path | None) -> str:
 
 
 def lines_of_stdin() -> Iterator[str]:
-    """The lines of stdin as UTF-8 text, whatever the system takes it for.
+    """The lines of stdin as UTF-8 text without its byte order mark, whatever the system takes it for.
 
     Raises:
         ValueError: it is closed, or no such text.
@@ -39,7 +39,7 @@ def lines_of_stdin() -> Iterator[str]:
     if sys.stdin is None:
         raise ValueError("stdin is closed: there is nothing to read.")
     if isinstance(sys.stdin, TextIOWrapper):
-        sys.stdin.reconfigure(encoding="utf-8", errors="strict")
+        sys.stdin.reconfigure(encoding="utf-8-sig", errors="strict")
     try:
         yield from sys.stdin
     except UnicodeDecodeError as error:

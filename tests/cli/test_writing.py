@@ -49,8 +49,10 @@ def test_text_file_and_stdin_give_the_same_memory(base: str, memory: str, tmp_pa
     options = ["--model", base, "--steps", 3]
     assert run("write", "--file", tmp_path / "context.txt", *options, "--output", tmp_path / "file").exit_code == 0
     assert run("write", *options, "--output", tmp_path / "stdin", stdin=TEXT + "\n").exit_code == 0
+    marked = (TEXT + "\r\n").encode("utf-8-sig")
+    assert run("write", *options, "--output", tmp_path / "marked", stdin=marked).exit_code == 0
     expected = GradMemMemory.from_pretrained(memory).embeddings
-    for source in ("file", "stdin"):
+    for source in ("file", "stdin", "marked"):
         assert torch.equal(GradMemMemory.from_pretrained(tmp_path / source).embeddings, expected)
 
 
