@@ -293,9 +293,11 @@ def _requests(inputs: dict[str, Any]) -> tuple[list[_Request], bool]:
     unknown = sorted(inputs.keys() - _INPUTS)
     if unknown:
         raise ValueError(f"There is no input {unknown[0]!r}. The inputs are {', '.join(sorted(_INPUTS))}.")
+    inputs = {name: value for name, value in inputs.items() if value is not None}  # a data set fills up with None
     for either, other in (("context", "memory"), ("question", "questions")):
         if (either in inputs) == (other in inputs):
-            raise ValueError(f"Give either {either} or {other}, and not both: got {sorted(inputs)}.")
+            both = ", and not both" if either in inputs else ""
+            raise ValueError(f"Give either {either} or {other}{both}: got {', '.join(sorted(inputs)) or 'neither'}.")
     sources, several = _sources(inputs.get("context", inputs.get("memory")), "memory" in inputs)
     nested = "questions" in inputs
     questions = inputs["questions"] if nested else inputs["question"]

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from datasets import Dataset
 from tokenizers import processors
 from transformers import AutoModelForCausalLM, GenerationConfig, TextStreamer, pipeline
 
@@ -106,6 +107,12 @@ def test_questions_behind_keys_and_values_run_from_the_cache_in_runs_of_one_leng
     alone = [pipe(context=CONTEXTS[0], question=each, **beams) for each in asked]
     assert [len(answers) for answers in several] == [2] * len(asked)
     assert several == alone
+
+
+def test_a_data_set_may_have_one_question_in_some_rows_and_several_in_others(pipe):
+    items = [{"context": "abc", "question": "who"}, {"context": "lazydog", "questions": ["fox", "who"]}]
+    rows = Dataset.from_list([{"question": None, "questions": None} | item for item in items])
+    assert list(pipe(rows)) == pipe(items)
 
 
 def test_a_memory_stands_in_for_its_context(model, pipe, writes):
@@ -318,9 +325,9 @@ def test_saving_saves_the_adapter_and_no_copy_of_the_pipeline(pipe, tmp_path):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"question": "who"}, "context or memory"),
-        ({"context": "abc"}, "question or questions"),
-        ({"context": "abc", "question": "who", "questions": ["who"]}, "question or questions"),
+        ({"question": "who"}, "context or memory: got question"),
+        ({"context": "abc"}, "question or questions: got context"),
+        ({"context": "abc", "question": "who", "questions": ["who"]}, "question or questions, and not both"),
         ({"context": ["a", "b"], "question": ["x", "y", "z"]}, "3 contexts, but 2"),
         ({"context": "abc", "question": ["x"]}, "one context"),
         ({"context": "abc", "questions": []}, "empty list"),
