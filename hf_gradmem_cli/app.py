@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -115,7 +116,7 @@ def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., 
         def run(*arguments: Any, **options: Any) -> None:
             try:
                 with _notes_told(), nullcontext() if manners.verbose else _libraries_silenced():
-                    function(*arguments, **options)
+                    function(*arguments, **{name: _at_home(value) for name, value in options.items()})
             except (typer.Exit, BrokenPipeError):  # the latter is a reader that has seen enough, as `head`
                 raise
             except (KeyboardInterrupt, Exception) as error:
@@ -126,6 +127,13 @@ def command(*examples: str, name: str | None = None) -> Callable[[Callable[..., 
         return run
 
     return decorate
+
+
+def _at_home(value: Any) -> Any:
+    """A path below ~, which a shell leaves to the program within quotes, or several; other values as they are."""
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
 
 def _explain(error: BaseException) -> tuple[str, int]:

@@ -1,5 +1,6 @@
 """What commands are given: a context, one of several memories, a directory to write to."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
@@ -60,7 +61,7 @@ def read_contexts(text: str | None, file: Path | None) -> "tuple[list[str], Text
 
 def _is_a_place(text: str) -> bool:
     try:
-        return Path(text).exists()
+        return Path(os.path.expanduser(text)).exists()
     except (OSError, ValueError):  # too long for a name, or with a byte 0 in it
         return False
 

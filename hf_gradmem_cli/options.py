@@ -1,20 +1,14 @@
 """Options that several commands have, under one name."""
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 
-def _at_home(path: Path | None) -> Path | None:
-    """A path below ~, which a shell leaves to the program within quotes."""
-    return None if path is None else Path(os.path.expanduser(path))
-
-
 def output_option(text: str, *names: str) -> Any:
     """Where a command writes to, by these names or as --output."""
-    return typer.Option(*(names or ("--output", "--out", "-o")), help=text, callback=_at_home)
+    return typer.Option(*(names or ("--output", "--out", "-o")), help=text)
 
 
 _MODEL = (

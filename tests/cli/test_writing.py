@@ -27,7 +27,7 @@ def test_write_saves_what_the_library_would_write(base: str, tmp_path: Path) -> 
     assert saved.fingerprint == expected.fingerprint
 
 
-def test_an_output_below_the_home_folder_is_written_there(
+def test_paths_below_the_home_folder_are_found_and_written_there(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A shell leaves ~ as it is within quotes."""
@@ -36,11 +36,15 @@ def test_an_output_below_the_home_folder_is_written_there(
     monkeypatch.chdir(tmp_path)
     written = run("write", TEXT, "--model", base, "--output", "~/memory", "--steps", 1)
     assert written.exit_code == 0, written.output
-    page = ["--context-file", tmp_path / "text.txt", "--html", "~/tokens.html"]
-    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    page = ["--context-file", "~/notes/text.txt", "--html", "~/tokens.html"]
+    (tmp_path / "home" / "notes").mkdir()
+    (tmp_path / "home" / "notes" / "text.txt").write_text(TEXT, encoding="utf-8")
     shown = run("inspect", tmp_path / "home" / "memory", "--model", base, *page)
     assert shown.exit_code == 0, shown.output
-    assert {path.name for path in (tmp_path / "home").iterdir()} == {"memory", "tokens.html"}
+    of_folder = run("write", "--file", "~/notes", "--model", base, "--output", "~/of folder", "--steps", 1)
+    assert of_folder.exit_code == 0, of_folder.output
+    assert {path.name for path in (tmp_path / "home").iterdir()} == {"memory", "tokens.html", "notes", "of folder"}
+    assert "is a file or folder here" in mistake(run("write", "~/notes", "--model", base, "--output", tmp_path / "no"))
     assert not (tmp_path / "~").exists()
 
 
