@@ -72,7 +72,7 @@ def read_questions(path: Path) -> list[str]:
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not numbered:
         raise ValueError(f"{path} holds no question.")
-    if path.suffix != ".jsonl":
+    if path.suffix.lower() != ".jsonl":
         return [line.strip() for _, line in numbered]
     return [_question_of(line, f"Line {number} of {path}") for number, line in numbered]
 

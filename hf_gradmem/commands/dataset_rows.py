@@ -34,21 +34,20 @@ def load_source(name: str, split: str = "train") -> Dataset | JsonLines | TextFo
     path = Path(name).expanduser()
     if path.is_dir():
         return TextFolder(path)
-    if path.suffix in _BUILDERS:
+    suffix = path.suffix.lower()
+    if suffix in _BUILDERS:
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {name!r}.")
-        if path.suffix == ".jsonl":
+        if suffix == ".jsonl":
             return JsonLines(path)
         try:
             with silent_errors():
                 files = literal_paths([path])
-                return load_dataset(_BUILDERS[path.suffix], data_files=files, split="train", **_as_text(path))
+                return load_dataset(_BUILDERS[suffix], data_files=files, split="train", **_as_text(path))
         except (DatasetGenerationError, ValueError, StopIteration, csv.Error) as error:
             if isinstance(error, StopIteration) or "corresponds to no data" in str(error):  # which tell nobody more
                 raise ValueError(f"{name} has no rows: there is nothing to write.") from error
-            raise ValueError(
-                f"{name} cannot be read as {_BUILDERS[path.suffix]}: {error.__cause__ or error}"
-            ) from error
+            raise ValueError(f"{name} cannot be read as {_BUILDERS[suffix]}: {error.__cause__ or error}") from error
     if path.exists():
         raise ValueError(
             f"{name} is none of {', '.join(_BUILDERS)}, nor a folder of text files or a data set on the Hub. A single "
@@ -63,7 +62,7 @@ def _as_text(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: a row has more fields than the header, of which the reader would make other columns.
     """
-    if path.suffix != ".csv":
+    if path.suffix.lower() != ".csv":
         return {}
     longest = csv.field_size_limit(2**31 - 1)  # a context may be a book
     try:

@@ -104,8 +104,9 @@ def test_an_answer_that_is_not_sure_enough_is_not_given(store, calibrated):
     assert "must lie in 0..1, got 2" in mistake(run("ask", "?!a:", *options[:-1], 2))
 
 
-def test_a_file_of_questions_may_begin_with_a_mark_and_hold_any_text(tmp_path):
-    question, path = "Who\u2028built\x85it?", tmp_path / "questions.jsonl"
+@pytest.mark.parametrize("suffix", ["jsonl", "JSONL"])
+def test_a_file_of_questions_may_begin_with_a_mark_and_hold_any_text(tmp_path, suffix):
+    question, path = "Who\u2028built\x85it?", tmp_path / f"questions.{suffix}"
     path.write_text(json.dumps({"question": question}, ensure_ascii=False), encoding="utf-8-sig")
     assert read_questions(path) == [question]
     (tmp_path / "questions.txt").write_text("Who?\r\nWhere?\n", encoding="utf-8-sig")

@@ -121,11 +121,14 @@ def test_memories_of_a_double_precision_base_keep_their_precision(tmp_path):
     assert embeddings.dtype == torch.float64
 
 
+@pytest.mark.parametrize("letters", ["small", "capitals"])
 @pytest.mark.parametrize("extension", ["csv", "parquet", "jsonl"])
-def test_ids_and_contexts_come_from_any_column_of_any_kind_of_file(model, tmp_path, extension):
+def test_ids_and_contexts_come_from_any_column_of_any_kind_of_file(model, tmp_path, extension, letters):
     rows = Dataset.from_dict({"number": [30, 10, 20], "text": ["abc", "defg", "h"], "other": [1.0, 2.0, 3.0]})
     path = tmp_path / f"rows.{extension}"
     {"csv": rows.to_csv, "parquet": rows.to_parquet, "jsonl": rows.to_json}[extension](path)
+    if letters == "capitals":
+        path = path.rename(path.with_suffix(path.suffix.upper()))
     loaded = load_source(str(path))
     write_dataset(model, loaded, tmp_path / "named", context_column="text", id_column="number")
     write_dataset(model, loaded, tmp_path / "numbered", context_column="text")
