@@ -23,10 +23,9 @@ class WordIndex:
     """
 
     def __init__(self, texts: Sequence[str]) -> None:
-        self._bm25s = _package()
-        tokens = self._tokens(texts)
+        package, tokens = _package(), self._tokens(texts)
         self._size = len(texts)
-        self._index = self._bm25s.BM25()
+        self._index = package.BM25()
         self._words: set[str] = set(tokens.vocab)  # of two letters or more
         if self._words:
             self._index.index(tokens, show_progress=False)
@@ -42,7 +41,7 @@ class WordIndex:
 
     def _tokens(self, texts: Sequence[str], **options: Any) -> Any:
         # No list of stop words, which would be of one language: words that many texts have weigh little by themselves.
-        return self._bm25s.tokenize(list(texts), stopwords=None, show_progress=False, **options)
+        return _package().tokenize(list(texts), stopwords=None, show_progress=False, **options)
 
 
 def can_search_words() -> bool:

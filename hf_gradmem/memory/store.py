@@ -6,7 +6,7 @@ README.md                           the card of a data set on the Hub
 """
 
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -184,7 +184,7 @@ class MemoryStore:
             part = ids[start : start + batch_size]
             yield part, self._read(slice(start, start + len(part)), part)
 
-    def filter(self, keep: Collection[str] | Callable[[dict[str, Any]], bool]) -> "MemoryStore":
+    def filter(self, keep: Iterable[str] | Callable[[dict[str, Any]], bool]) -> "MemoryStore":
         """A part of the store, on the same files, in the store's order.
 
         Args:
@@ -204,6 +204,7 @@ class MemoryStore:
         elif isinstance(keep, str):
             raise TypeError(f"Give the ids to keep in a list, or a function of a row's facts, got {keep!r}.")
         else:
+            keep = list(keep)
             for name in keep:
                 if name not in self:
                     raise KeyError(f"There is no memory {name!r} among these {len(self)}.")

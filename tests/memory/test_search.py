@@ -1,5 +1,7 @@
 """Which memory a question is about: by its likelihood under each, by its words, and by both."""
 
+import copy
+import pickle
 import sys
 from pathlib import Path
 
@@ -193,6 +195,12 @@ def test_words_find_the_text_and_a_store_without_texts_stays_as_it_was(written, 
     found = written.search(None, list(asked), k=1, method="bm25")
     assert [results[0].id for results in found] == list(asked.values())
     assert [result.score for result in written.search(None, "zzz", method="bm25")] == [0, 0, 0]
+
+
+def test_a_store_that_was_searched_by_words_can_be_copied(written):
+    found = written.search(None, "the pier", method="bm25")
+    for copied in (copy.deepcopy(written), pickle.loads(pickle.dumps(written))):
+        assert copied.search(None, "the pier", method="bm25") == found
 
 
 def test_a_shortlist_leaves_what_words_find_and_ranks_it_by_likelihood(model, written):

@@ -58,6 +58,7 @@ def test_a_part_by_ids_or_by_facts_reads_the_same_memories(tmp_path):
     tokens = int(store[most].num_context_tokens)
     assert store.filter(lambda row: row["num_context_tokens"] == tokens and row["id"] == most).ids == [most]
     assert store.filter(["a", "c"]).filter(["c"]).ids == ["c"]
+    assert store.filter(name for name in ("c", "a")).ids == ["a", "c"]
 
 
 def test_a_part_that_cannot_be_made_is_refused(tmp_path):
