@@ -34,6 +34,8 @@ def answer_queries(
     Raises:
         ValueError: a memory of another model.
     """
+    if not queries:
+        return []
     setting = template_in_use(template, model.config.template, model.tokenizer)
     input_ids, mask = tokenize_asked(model, memory, queries, context_index, setting)
     ending = ending_tokens(model.tokenizer, model.generation_config)

@@ -39,3 +39,7 @@ def test_only_a_memory_in_the_cache_parts_prompts(model):
     assert runs_of_prompts(model.read_phase, mask) == [([0, 2], 1), ([1], 0)]
     vectors = get_gradmem_model(model.base_model, GradMemConfig(num_memory_tokens=2))
     assert runs_of_prompts(vectors.read_phase, mask) == [([0, 1, 2], 0)]
+
+
+def test_no_questions_have_no_answers(model):
+    assert answer_queries(model, model.write("Gate 7 opens."), [], [], max_new_tokens=6) == []
