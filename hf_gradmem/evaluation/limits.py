@@ -1,7 +1,10 @@
 """Rows as a recipe's limits leave them: what is measured is then what a run with these limits sees."""
 
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks.collator import DataCollatorForGradMem
@@ -54,15 +57,26 @@ def _check_queries(model: GradMemForCausalLM, rows: list[Row], limit: int) -> No
 def _beginning(model: GradMemForCausalLM, context: str | list[str], limit: int) -> str | list[str]:
     """The context itself where it fits, else its first tokens."""
     segments = model.writer.segments([context] if isinstance(context, str) else context)
-    encoded = model.tokenizer(segments, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ends = [[end for _, end in offsets] for offsets in encoded["offset_mapping"]]
-    if sum(map(len, ends)) <= limit:
+    encoded = model.tokenizer(segments, add_special_tokens=False, verbose=False).input_ids
+    if sum(map(len, encoded)) <= limit:
         return context
     kept: list[str] = []
-    for segment, of_tokens in zip(segments, ends, strict=True):
-        if limit < len(of_tokens):
-            kept += [segment[: of_tokens[limit - 1]]] if limit else []
+    for segment, tokens in zip(segments, encoded, strict=True):
+        if limit < len(tokens):
+            kept += [_first_tokens(model.tokenizer, segment, limit)] if limit else []
             break
         kept.append(segment)
-        limit -= len(of_tokens)
+        limit -= len(tokens)
     return kept[0] if isinstance(context, str) and len(segments) == 1 else kept
+
+
+def _first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> str:
+    """The text of so many tokens, or, where the tokenizer does not tell where they lie, the most that has no more."""
+    if tokenizer.is_fast:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return text[: encoded["offset_mapping"][count - 1][1]]
+
+    def tokens_before(end: int) -> int:
+        return len(tokenizer(text[:end], add_special_tokens=False, verbose=False).input_ids)
+
+    return text[: bisect_right(range(len(text) + 1), count, key=tokens_before) - 1]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import ByT5Tokenizer
 from typer.testing import CliRunner, Result
 
 from hf_gradmem import DataCollatorForGradMem, GradMemForCausalLM
@@ -230,6 +231,14 @@ def test_what_limits_leave_of_rows_is_what_the_collator_leaves() -> None:
             if segments is not None and segments.any():
                 assert torch.equal(found.pop("context_segment_ids"), segments)
             assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_context_is_cut_also_where_the_tokenizer_does_not_tell_where_its_tokens_lie() -> None:
+    model = GradMemForCausalLM.from_pretrained(RETRIEVAL_ADAPTER)
+    model.tokenizer = ByT5Tokenizer(extra_ids=0)  # a token for each byte
+    row = {"context": ["Zoë sits", " in Trieste."], "queries": ["Where?"], "targets": ["in Trieste"]}
+    for limit, left in ((3, ["Zo"]), (4, ["Zoë"]), (11, ["Zoë sits", " i"]), (21, row["context"])):
+        assert limited_rows(model, [row], {"max_context_length": limit}) == [row | {"context": left}]
 
 
 # ------------------------------------------------------------------------------------------------ pictures
