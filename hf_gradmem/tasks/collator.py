@@ -81,7 +81,7 @@ class DataCollatorForGradMem:
         before = dict(self.truncated)
         for index, row in enumerate(rows):
             check_row(row, f"row {index} of the batch")
-        written = [row["memory"] for row in rows if "memory" in row]
+        written = [row["memory"] for row in rows if row.get("memory") is not None]
         if written and len(written) < len(rows):
             raise ValueError(f"Of the {len(rows)} rows of a batch, {len(written)} have a memory: all must, or none.")
         source = {"memory": type(written[0]).cat(written)} if written else self._contexts(rows)

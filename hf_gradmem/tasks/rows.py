@@ -70,7 +70,7 @@ def check_row(row: Mapping[str, Any], name: str = "the row") -> None:
                 "name: set remove_unused_columns=False."
             )
     context = row["context"]
-    if not context_text(context):
+    if context is None or not context_text(context):
         raise ValueError(f"The context of {name} is empty: {context!r}.")
     queries, targets = row["queries"], row["targets"]
     if isinstance(queries, str) or isinstance(targets, str):

@@ -86,6 +86,11 @@ def test_sentences_of_a_context_that_is_one_text_are_segments():
     assert collate([row])["context_segment_ids"].tolist() == [[0] * 5 + [1] * 6]
 
 
+def test_a_memory_that_is_none_is_no_memory():
+    batch = DataCollatorForGradMem(TOKENIZER)([row | {"memory": None} for row in ROWS])
+    assert torch.equal(batch["context_input_ids"], DataCollatorForGradMem(TOKENIZER)(ROWS)["context_input_ids"])
+
+
 def test_query_may_be_empty():
     row = {"context": ["!a:1!"], "queries": [""], "targets": ["!a:1!"]}
     batch = DataCollatorForGradMem(TOKENIZER)([row])
