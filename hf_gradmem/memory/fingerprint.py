@@ -85,12 +85,18 @@ def check_memory(
 
     Raises:
         TypeError: it is not a memory.
-        ValueError: it has another shape, or was written by another model.
+        ValueError: it has another shape, is several where one is needed, or was written by another model.
     """
     if not isinstance(memory, GradMemMemory):
         raise TypeError(f"memory must be a GradMemMemory, got {type(memory).__name__}.")
     given = tuple(memory.embeddings.shape[1:])
-    if shape != given and not (several and shape[1] == given[1] and given[0] and given[0] % shape[0] == 0):
+    side_by_side = shape[1] == given[1] and given[0] > shape[0] and given[0] % shape[0] == 0
+    if side_by_side and not several and memory.fingerprint is not None and memory.fingerprint == identity().fingerprint:
+        raise ValueError(
+            f"memory is {given[0] // shape[0]} memories side by side, {given[0]} vectors in place of {shape[0]}, which "
+            "only READ takes. Give one of them."
+        )
+    if shape != given and not (side_by_side and several):
         raise ValueError(
             f"memory has {given[0]} vectors of width {given[1]}, but this model reads {shape[0]} of width "
             f"{shape[1]}. It was written by another model."

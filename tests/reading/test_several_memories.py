@@ -104,8 +104,12 @@ def test_what_cannot_be_read_together_is_refused(monkeypatch):
             model.generate(query, memory=memories)
     with pytest.raises(TypeError, match=r"a list of them, got a str in it"):
         model.generate(query, memory=[one, "other"])
-    with pytest.raises(ValueError, match="memory has 6 vectors"):  # WRITE goes on from one alone
-        model.write(input_ids=tiny_tokens(2, 5), memory=GradMemMemory.side_by_side([one, other]))
+    both = GradMemMemory.side_by_side([one, other])
+    for memory, message in ((both, "memory is 2 memories side by side, 6 vectors"), (foreign, "was written by")):
+        with pytest.raises(ValueError, match=message):  # WRITE goes on from one alone
+            model.write(input_ids=tiny_tokens(2, 5), memory=memory)
+    with pytest.raises(ValueError, match=r"memory has 6 vectors of width .* written by another model"):
+        model.write(input_ids=tiny_tokens(2, 5), memory=GradMemMemory.side_by_side([foreign, foreign]))
     model.base_model.config.max_position_embeddings = 9
     with pytest.raises(ValueError, match=r"3 memories together take 9 positions of the 9"):
         model.generate(query, memory=[one[0]] * 3)
