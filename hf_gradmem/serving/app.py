@@ -65,6 +65,7 @@ def make_app(
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
     app.add_exception_handler(HTTPException, _tell_http_error)  # type: ignore[arg-type] # its own kind of exception
     app.add_exception_handler(RequestValidationError, _tell_invalid)  # type: ignore[arg-type] # likewise
+    app.add_exception_handler(Exception, _tell_failure)
     served = _Served(engine, shelf, model_name, timeout, max_new_tokens)
     app.add_api_route("/health", served.health)
     app.add_api_route("/v1/models", served.models)
@@ -81,6 +82,11 @@ async def _tell_http_error(_: Request, error: HTTPException) -> JSONResponse:
     kinds = {401: "authentication_error", 404: "not_found_error", 503: "overloaded_error", 504: "timeout_error"}
     kind = kinds.get(error.status_code, "invalid_request_error" if error.status_code < 500 else "server_error")
     return JSONResponse(error_body(error.detail, kind), error.status_code, headers=error.headers)
+
+
+async def _tell_failure(_: Request, error: Exception) -> JSONResponse:
+    """What nobody foresaw, such as a full disk: in the form of all errors, without what it says of this machine."""
+    return JSONResponse(error_body(f"The server failed ({type(error).__name__}).", "server_error"), 500)
 
 
 async def _tell_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -131,10 +137,11 @@ class _Served:
         texts = [body.context] if isinstance(body.context, str) else body.context
         if not texts or not all(text.strip() for text in texts):
             raise HTTPException(400, "context: an empty text cannot be written.")
-        try:
-            self.shelf.check_new(name)
-        except ValueError as error:
-            raise HTTPException(409, str(error)) from None
+        for check, status in ((self.shelf.check_id, 400), (self.shelf.check_new, 409)):
+            try:
+                check(name)
+            except ValueError as error:
+                raise HTTPException(status, str(error)) from None
         async with self._pieces(lambda tell: Write(tell, body.context), request) as pieces:
             memory = (await anext(pieces)).memory
         assert memory is not None

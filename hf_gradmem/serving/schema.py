@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .engine import Sampling
 
@@ -46,6 +46,12 @@ class _Continuation(_Request):
     stream_options: dict[Literal["include_usage"], bool] | None = None
     n: Literal[1] = 1
     user: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, given: Any) -> Any:
+        """Null is as good as absent, as in OpenAI's API."""
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
     @property
     def sampling(self) -> Sampling:

@@ -58,11 +58,31 @@ class Shelf:
                 return self._store[name]
         raise KeyError(name)
 
+    def check_id(self, name: str) -> None:
+        """Refuse what is no id.
+
+        Raises:
+            ValueError: it has another form, or is too long for the name of a folder.
+        """
+        if not _ID.fullmatch(name):
+            raise ValueError(
+                f"An id has 1 to 100 letters, digits, blanks and . _ : / -, and begins with a letter or digit, got "
+                f"{name!r}."
+            )
+        if {".", ".."} & set(name.split("/")):  # which clients leave out of an address: it would be another's
+            raise ValueError(f"An id has no part . or .. between its slashes, got {name!r}.")
+        length = len(quote(name, safe=""))
+        if self._folder is not None and length > _LONGEST_NAME:
+            raise ValueError(
+                f"The id {name!r} would name a folder with {length} characters, each blank, : and / as three of them; "
+                f"{_LONGEST_NAME} fit. Give a shorter id."
+            )
+
     def check_new(self, name: str) -> None:
         """Refuse an id before anything is written.
 
         Raises:
-            ValueError: it is no id, it is taken, or there is no room.
+            ValueError: as [`check_id`]; it is taken, or there is no room.
         """
         with self._lock:
             self._check(name)
@@ -102,17 +122,7 @@ class Shelf:
             del self._written[name]
 
     def _check(self, name: str) -> None:
-        if not _ID.fullmatch(name):
-            raise ValueError(
-                f"An id has 1 to 100 letters, digits, blanks and . _ : / -, and begins with a letter or digit, got "
-                f"{name!r}."
-            )
-        length = len(quote(name, safe=""))
-        if self._folder is not None and length > _LONGEST_NAME:
-            raise ValueError(
-                f"The id {name!r} would name a folder with {length} characters, each blank, : and / as three of them; "
-                f"{_LONGEST_NAME} fit. Give a shorter id."
-            )
+        self.check_id(name)
         if name in self._written or (self._store is not None and name in self._store):
             raise ValueError(f"There is a memory {name!r} already. Delete it first, or take another id.")
         if len(self._written) >= self._max:

@@ -240,7 +240,9 @@ def test_a_seed_repeats_what_was_drawn(rows, address):
             "takes one question",
         ),
         ("memories", {"context": " "}, 400, "empty text"),
-        ("memories", {"context": "!a:b!", "id": "../out"}, 409, "begins with a letter"),
+        ("memories", {"context": "!a:b!", "id": "../out"}, 400, "begins with a letter"),
+        ("memories", {"context": "!a:b!", "id": "a/../b"}, 400, "no part . or .. between its slashes"),
+        ("memories", {"context": "!a:b!", "id": "a/."}, 400, "no part . or .. between its slashes"),
         ("memories", {"context": "!a:b!", "id": "row/0"}, 409, "already"),
         ("memories", {"context": ["!a:b!", ""]}, 400, "empty text"),
         ("memories", {"context": "a" * (1 << 16)}, 413, "longer than 65536 bytes"),
@@ -250,6 +252,26 @@ def test_a_request_that_cannot_be_met_is_told_why(path, body, status, message, a
     answer = httpx.post(f"{address}/v1/{path}", json=body, timeout=30)
     assert answer.status_code == status, answer.text
     assert message in answer.json()["error"]["message"]
+
+
+def test_nulls_in_a_request_are_as_good_as_absent(address):
+    plain = {"model": "kv", "prompt": "?!", "memory": "row/0", "max_tokens": 2}
+    nulls = dict.fromkeys(["temperature", "top_p", "stop", "stream", "n", "seed", "user", "stream_options"])
+    answers = [httpx.post(f"{address}/v1/completions", json=plain | more, timeout=30) for more in ({}, nulls)]
+    assert [answer.status_code for answer in answers] == [200, 200]
+    assert answers[0].json()["choices"] == answers[1].json()["choices"]
+
+
+def test_a_failure_that_nobody_foresaw_is_told_in_the_form_of_errors(model, monkeypatch):
+    def full(*arguments):
+        raise OSError("No space left in /a/folder/of/this/machine")
+
+    monkeypatch.setattr(Shelf, "add", full)
+    with running(model) as address:
+        answer = httpx.post(f"{address}/v1/memories", json={"context": "!a:b!"}, timeout=30)
+    assert answer.status_code == 500
+    error = answer.json()["error"]
+    assert (error["message"], error["type"]) == ("The server failed (OSError).", "server_error")
 
 
 def test_memories_are_listed_described_and_forgotten(address):
