@@ -6,7 +6,7 @@
 What WRITE uses stays as it was trained, so memories that were written by the run are read by what is published. Of
 several runs that go on from one another, READ's LoRA is the mean of theirs, which forgets less of what the earlier ones
 could (Wortsman et al., arXiv 2203.05482). `--write-of RUN` takes what WRITE uses, and the configuration, from another
-run.
+run. `--write-in-half` has a LoRA of WRITE's in bfloat16 as well: memories are then those of what is published alone.
 """
 
 import argparse
@@ -20,7 +20,9 @@ from safetensors.torch import load_file, save_file
 from hf_gradmem.configuration_gradmem import SAVE_ID
 
 
-def publish(runs: Sequence[Path], base_name: str, output: Path, write_of: Path | None = None) -> None:
+def publish(
+    runs: Sequence[Path], base_name: str, output: Path, write_of: Path | None = None, write_in_half: bool = False
+) -> None:
     """Copy the adapter of a run, or the mean of several, with what WRITE uses and the configuration of `write_of`.
 
     Raises:
@@ -33,7 +35,7 @@ def publish(runs: Sequence[Path], base_name: str, output: Path, write_of: Path |
         if ".read." in name:
             smaller[name] = torch.stack([tensors[name].float() for tensors in held]).mean(0).to(torch.bfloat16)
         elif write_of or all(torch.equal(tensor, tensors[name]) for tensors in held):
-            smaller[name] = tensor
+            smaller[name] = tensor.to(torch.bfloat16) if write_in_half and ".write." in name else tensor
         else:
             raise ValueError(
                 f"The runs differ in {name}, which WRITE uses. The mean is of READ's LoRA alone: say by --write-of "
@@ -56,5 +58,6 @@ if __name__ == "__main__":
     parser.add_argument("base_name")
     parser.add_argument("output", type=Path)
     parser.add_argument("--write-of", type=Path)
+    parser.add_argument("--write-in-half", action="store_true")
     given = parser.parse_args()
-    publish(given.runs, given.base_name, given.output, given.write_of)
+    publish(given.runs, given.base_name, given.output, given.write_of, given.write_in_half)

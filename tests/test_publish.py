@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from benchmarks.publish import publish
 from hf_gradmem import get_gradmem_model
@@ -41,3 +42,14 @@ def test_runs_that_write_differently_have_no_mean(runs, tmp_path):
     mean = get_gradmem_model(named_base(tmp_path / "base"), tmp_path / "mean")
     assert torch.equal(mean.memory_init, other.memory_init)
     assert (mean.base_model.get_parameter("model.layers.0.self_attn.q_proj.lora_A.read.weight") == 1.5).all()
+
+
+def test_a_lora_of_writes_own_is_halved_if_asked(tmp_path):
+    model = with_memory(named_base(tmp_path / "base"), num_memory_tokens=2, write_lora=LORA)
+    model.save_pretrained(tmp_path / "run")
+    name = "base_model.model.layers.0.self_attn.q_proj.lora_A.write.weight"
+    for half, dtype in ((False, torch.float32), (True, torch.bfloat16)):
+        publish([tmp_path / "run"], str(tmp_path / "base"), tmp_path / "published", write_in_half=half)
+        assert load_file(tmp_path / "published" / "model.safetensors")[name].dtype == dtype
+    published = get_gradmem_model(named_base(tmp_path / "base"), tmp_path / "published")
+    assert published.write(input_ids=torch.arange(4, 10)[None]).write_losses.isfinite().all()
