@@ -2,13 +2,12 @@
 
     python -m benchmarks.write_lora runs/gradmem-smollm2-135m-write
 
-gradmem-smollm2-135m-recite, as it was published without one, is given a `write_lora` of rank 1, which alone is trained:
-on the reconstruction loss L(M_k; C) of memories that it wrote itself, after k steps in turn from `DRAWN`, without a
-gradient through the steps (first order). No question is asked, and READ stays as it was. Half of the outer steps take
-no step of WRITE: they cost a sixth, teach what texts of these kinds are like, which a memory then need not hold, and
-keep the loss at the start from rising, as it did with memories of five steps alone (3.8 to 10 nats in twenty outer
-steps). The losses of held-out texts, before each of six steps, go to `write_lora.json` in the folder, with the adapter,
-every forty outer steps.
+gradmem-smollm2-135m-recite is given a `write_lora` of rank 1, which alone is trained: on the reconstruction loss
+L(M_k; C) of memories that it wrote itself, after k steps in turn from `DRAWN`, without a gradient through the steps
+(first order). No question is asked, and READ stays as it was. Half of the outer steps take no step of WRITE: they cost
+a sixth, teach what texts of these kinds are like, which a memory then need not hold, and keep the loss at the start from
+rising, as it did with memories of five steps alone (3.8 to 10 nats in twenty outer steps). The losses of held-out
+texts, before each of six steps, go to `write_lora.json` in the folder, with the adapter, every forty outer steps.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from hf_gradmem import GradMemForCausalLM
 from hf_gradmem.base.precision import fastest_dtype
 from hf_gradmem.checkpoint.adapter import Adapter
-from hf_gradmem.commands.packaged import find_demo_model
+from hf_gradmem.commands.packaged import LANGUAGE_ADAPTER, find_demo_model
 from hf_gradmem.tasks import load_task
 
 LORA = {"r": 1, "lora_alpha": 2, "target_modules": "all-linear"}
@@ -39,11 +38,11 @@ SQUAD = {
 FACTS = {"num_facts": [4, 8], "segmented": False}
 
 
-def build_model(adapter: str) -> GradMemForCausalLM:
+def build_model() -> GradMemForCausalLM:
     """The adapter on the demo's base, with a LoRA that changes nothing yet."""
     name = find_demo_model(Console(stderr=True))
     base = AutoModelForCausalLM.from_pretrained(name, dtype=fastest_dtype(AutoConfig.from_pretrained(name)))
-    opened = Adapter.open(adapter, options={"write_lora": LORA, "write_steps": max(DRAWN), "confidence": None})
+    opened = Adapter.open(LANGUAGE_ADAPTER, options={"write_lora": LORA, "write_steps": max(DRAWN), "confidence": None})
     model = opened.attach(GradMemForCausalLM, base)
     model.tokenizer = AutoTokenizer.from_pretrained(name)
     return model
@@ -113,7 +112,6 @@ def train(model: GradMemForCausalLM, output: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--adapter", required=True, help="the adapter without a LoRA of WRITE's own")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    train(build_model(given.adapter), given.output)
+    train(build_model(), given.output)
