@@ -8,9 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from rich.console import Console
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+)
 
 from hf_gradmem import GradMemForCausalLM
+from hf_gradmem.base.precision import fastest_dtype
+from hf_gradmem.commands.packaged import find_demo_model
 from hf_gradmem.evaluation.results import Record, evaluate_model, evaluation_sets, load_sets, metrics_of_sets
 from hf_gradmem.training.recipe import RecipeArguments
 
@@ -42,6 +52,13 @@ def run_chosen(
         result = run_arm(name)
         (results / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         write_table()
+
+
+def demo_base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base of the demo, in the precision that is faster here, and its tokenizer."""
+    name = find_demo_model(Console(stderr=True))
+    base = AutoModelForCausalLM.from_pretrained(name, dtype=fastest_dtype(AutoConfig.from_pretrained(name)))
+    return base, AutoTokenizer.from_pretrained(name)
 
 
 def answer_sets(

@@ -15,17 +15,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
 from hf_gradmem import GradMemForCausalLM, get_gradmem_model
-from hf_gradmem.base.precision import fastest_dtype
-from hf_gradmem.commands.packaged import LANGUAGE_ADAPTER, find_demo_model
+from hf_gradmem.commands.packaged import LANGUAGE_ADAPTER
 from hf_gradmem.tasks import load_task
 from hf_gradmem.training.recipe import load_recipe
 from hf_gradmem.training.start import Start, learn_start
 
-from .arms import answer_sets, run_chosen, save_table
+from .arms import answer_sets, demo_base, run_chosen, save_table
 from .memory_size import with_positions
 
 ROOT = Path(__file__).parent
@@ -51,9 +47,8 @@ def training_texts() -> list[list[str]]:
 
 def build_model(adapter: str | Path) -> GradMemForCausalLM:
     """The demo's base with an adapter, in the precision that is faster."""
-    name = find_demo_model(Console(stderr=True))
-    base = AutoModelForCausalLM.from_pretrained(name, dtype=fastest_dtype(AutoConfig.from_pretrained(name)))
-    return get_gradmem_model(base, adapter, tokenizer=AutoTokenizer.from_pretrained(name))
+    base, tokenizer = demo_base()
+    return get_gradmem_model(base, adapter, tokenizer=tokenizer)
 
 
 def model_of_size(name: str) -> GradMemForCausalLM:

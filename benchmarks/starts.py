@@ -18,18 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
-from hf_gradmem.base.precision import fastest_dtype
-from hf_gradmem.commands.packaged import LANGUAGE_ADAPTER, find_demo_model
+from hf_gradmem.commands.packaged import LANGUAGE_ADAPTER
 from hf_gradmem.reading.reciting import recite
 from hf_gradmem.tasks import load_task
 from hf_gradmem.training.start import Start, learn_start
 from hf_gradmem.writing.write import write_at_steps
 
-from .arms import run_chosen
+from .arms import demo_base, run_chosen
 
 ROOT = Path(__file__).parent
 RESULTS, TABLE = ROOT / "results" / "starts", ROOT / "results" / "starts.md"
@@ -84,9 +81,7 @@ def texts(split: str, count: int) -> dict[str, list[str]]:
 def build_model(arm: Arm) -> GradMemForCausalLM:
     """The demo's base with a memory that nothing was learned for, or the published adapter."""
     torch.manual_seed(0)
-    name = find_demo_model(Console(stderr=True))
-    base = AutoModelForCausalLM.from_pretrained(name, dtype=fastest_dtype(AutoConfig.from_pretrained(name)))
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    base, tokenizer = demo_base()
     if arm.published:
         return get_gradmem_model(base, LANGUAGE_ADAPTER, tokenizer=tokenizer)
     settings = {"write_optimizer": "adam", "meta_gradient": "first_order", "num_memory_tokens": 16} | arm.options

@@ -16,15 +16,14 @@ import random
 from pathlib import Path
 
 import torch
-from rich.console import Console
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from hf_gradmem import GradMemForCausalLM
-from hf_gradmem.base.precision import fastest_dtype
 from hf_gradmem.checkpoint.adapter import Adapter
-from hf_gradmem.commands.packaged import LANGUAGE_ADAPTER, find_demo_model
+from hf_gradmem.commands.packaged import LANGUAGE_ADAPTER
 from hf_gradmem.tasks import load_task
+
+from .arms import demo_base
 
 LORA = {"r": 1, "lora_alpha": 2, "target_modules": "all-linear"}
 DRAWN = (0, 0, 5, 0, 1, 3, 0, 0, 4, 0, 1, 2)
@@ -40,11 +39,10 @@ FACTS = {"num_facts": [4, 8], "segmented": False}
 
 def build_model() -> GradMemForCausalLM:
     """The adapter on the demo's base, with a LoRA that changes nothing yet."""
-    name = find_demo_model(Console(stderr=True))
-    base = AutoModelForCausalLM.from_pretrained(name, dtype=fastest_dtype(AutoConfig.from_pretrained(name)))
+    base, tokenizer = demo_base()
     opened = Adapter.open(LANGUAGE_ADAPTER, options={"write_lora": LORA, "write_steps": max(DRAWN), "confidence": None})
     model = opened.attach(GradMemForCausalLM, base)
-    model.tokenizer = AutoTokenizer.from_pretrained(name)
+    model.tokenizer = tokenizer
     return model
 
 

@@ -27,7 +27,7 @@ from transformers.utils import (
 from ..base.lora import base_keys, lora_taken_back, train_beside_base
 from ..base.precision import FASTEST
 from ..configuration_gradmem import GradMemConfig
-from ..files import whole_file
+from ..files import save_text
 from ..hub.errors import one_line_errors
 from .tokenizer import open_tokenizer
 from .whole_save import finish_save
@@ -300,8 +300,7 @@ def _few(names: Iterable[str]) -> str:
 
 def save_remote_code(directory: str | os.PathLike) -> None:
     """Write the few lines that `auto_map` of the configuration points to."""
-    with whole_file(Path(directory) / REMOTE_CODE_FILE) as unfinished:
-        unfinished.write_text(_REMOTE_CODE, encoding="utf-8")
+    save_text(_REMOTE_CODE, Path(directory) / REMOTE_CODE_FILE)
 
 
 def drop_generation_config(directory: str | os.PathLike) -> None:

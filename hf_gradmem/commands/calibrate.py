@@ -12,7 +12,7 @@ from ..checkpoint.model_card import with_confidence
 from ..configuration_gradmem import GradMemConfig
 from ..evaluation.limits import limited_rows
 from ..evaluation.reliability import Asked, ask_rows, calibrate_on, measure_confidence
-from ..files import only_writer, whole_file
+from ..files import only_writer, save_text
 from ..hub.cards import is_own_card
 from ..hub.client import CARD_FILE
 from ..modeling_gradmem import GradMemForCausalLM
@@ -120,9 +120,7 @@ def save_confidence(directory: Path, confidence: Mapping[str, Any]) -> None:
     with only_writer(directory, wait=True):
         config = json.loads(path.read_text(encoding="utf-8"))
         config["confidence"] = dict(confidence)
-        with whole_file(path) as unfinished:
-            unfinished.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        save_text(json.dumps(config, indent=2, sort_keys=True) + "\n", path)
         card = directory / CARD_FILE
         if card.is_file() and is_own_card(text := card.read_text(encoding="utf-8", errors="replace")):
-            with whole_file(card) as unfinished:
-                unfinished.write_text(with_confidence(text, confidence), encoding="utf-8")
+            save_text(with_confidence(text, confidence), card)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.text import Text
 
-from ..files import whole_file
+from ..files import save_text
 from .tokens import TokenLosses
 
 LIKELY = math.log(2)  # a token of a smaller loss is more likely than all others together
@@ -62,8 +62,7 @@ def save_heat_map(contexts: Sequence[TokenLosses], path: str | os.PathLike) -> N
             parts.append(f"<h3>{html.escape(title)} ({count_likely(losses, name)})</h3>\n<pre>{tokens}</pre>")
     legend = "".join(_span(f" {nats} nats ", nats) for nats in (0, 2, 4, 6, 8))
     page = _PAGE.format(legend=legend, body="\n".join(parts))
-    with whole_file(path) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+    save_text(page, path)
 
 
 def _tokens(losses: TokenLosses, condition: str) -> Iterator[tuple[str, float]]:

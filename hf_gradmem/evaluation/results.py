@@ -17,7 +17,7 @@ import yaml
 from datasets import Dataset
 
 from ..checkpoint.run_facts import arguments_of_set
-from ..files import whole_file
+from ..files import save_text
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks import get_task, load_set
 from ..training.recipe import read_yaml
@@ -153,8 +153,7 @@ def save_answers(records: Sequence[Record], path: str | os.PathLike) -> None:
         for record in records
         for answer in record["answers"]
     ]
-    with whole_file(path) as unfinished:
-        unfinished.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    save_text("".join(f"{line}\n" for line in lines), path)
 
 
 def without_answers(report: dict[str, Any]) -> dict[str, Any]:
@@ -165,8 +164,7 @@ def without_answers(report: dict[str, Any]) -> dict[str, Any]:
 
 def save_results(report: dict[str, Any], path: str | os.PathLike) -> None:
     """Write a results file, whole or not at all."""
-    with whole_file(path) as unfinished:
-        unfinished.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    save_text(json.dumps(report, indent=2) + "\n", path)
 
 
 def load_records(paths: Sequence[str | os.PathLike]) -> list[Record]:

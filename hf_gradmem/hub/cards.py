@@ -6,7 +6,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from ..files import whole_file
+from ..files import save_text
 from .client import CARD_FILE
 
 # While it stands in a card, the card is ours to rewrite; without it, the card is the user's and is left alone.
@@ -54,5 +54,4 @@ def keeps_card(directory: str | os.PathLike) -> bool:
 def write_card(card: ModelCard, directory: str | os.PathLike) -> None:
     """Write a card into a directory, unless the user's own is there."""
     if not keeps_card(directory):
-        with whole_file(Path(directory) / CARD_FILE) as unfinished:
-            unfinished.write_text(str(card), encoding="utf-8")
+        save_text(str(card), Path(directory) / CARD_FILE)
