@@ -2,7 +2,8 @@
 
 A token's loss depends on one hidden state alone. So its gradient with respect to that hidden state is known as soon as
 its logits are: it is taken there and then, the logits are dropped, and the backward pass is one product. The sums are
-those of the plain path; only the order of the work differs.
+those of the plain path; only the order of the work differs. The second derivative, which a meta-gradient takes, depends
+on a hidden state's own logits as well, and is made from them again.
 """
 
 from typing import Any, NamedTuple
@@ -36,11 +37,17 @@ class OutputHead(NamedTuple):
     def __call__(self, hidden: Tensor) -> Tensor:
         return functional.linear(hidden, self.weight, self.bias)
 
+    @property
+    def trains(self) -> bool:
+        """Whether a gradient of its weights is asked for."""
+        return any(part is not None and part.requires_grad for part in self)
+
 
 def head_cross_entropy(hidden: Tensor, head: OutputHead, targets: Tensor) -> Tensor:
     """Negative log-likelihood of each target in nats, `(positions,)`, in float32 or better.
 
-    Differentiable once, with respect to the hidden states and to the head; a second derivative raises.
+    Differentiable with respect to the hidden states and to the head, and twice with respect to the hidden states alone
+    where the head does not train; what is beyond raises.
 
     Args:
         hidden: `(positions, hidden_size)`, of the head's dtype.
@@ -63,23 +70,58 @@ class _HeadCrossEntropy(torch.autograd.Function):
             if with_gradient:  # Σ_v softmax_v · w_v − w_target, normalised after the product: it is narrower
                 expected = (exponentials @ weight).to(total.dtype) / total
                 gradients.append((expected - weight[targets[part]]).to(hidden.dtype))
-        trains_head = any(ctx.needs_input_grad[1:3])
-        ctx.save_for_backward(
-            torch.cat(gradients) if with_gradient else None, *((hidden, weight, bias, targets) if trains_head else ())
-        )
+        ctx.save_for_backward(torch.cat(gradients) if with_gradient else None, hidden, weight, bias, targets)
         return torch.cat(losses)
 
     @staticmethod
     def backward(ctx: Any, of_losses: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        if torch.is_grad_enabled():  # create_graph=True: what follows would be a constant to it, without a word
+        of_hidden, hidden, weight, bias, targets = ctx.saved_tensors
+        trains_head = any(ctx.needs_input_grad[1:3])
+        if torch.is_grad_enabled() and trains_head:  # create_graph=True: what follows would be a constant to it
             raise RuntimeError(
-                "head_cross_entropy is differentiable once. Take the plain loss for a second derivative."
+                "head_cross_entropy is differentiable once where its head trains. Take the plain loss for a second "
+                "derivative."
             )
-        of_hidden, *saved = ctx.saved_tensors
         if of_hidden is not None:
-            of_hidden = (of_hidden * of_losses[:, None]).to(of_hidden.dtype)
-        of_weight, of_bias = _of_head(of_losses, ctx.needs_input_grad, *saved) if saved else (None, None)
+            of_hidden = _WeightedGradient.apply(of_losses, hidden, of_hidden, weight, bias)
+        if not trains_head:
+            return of_hidden, None, None, None
+        of_weight, of_bias = _of_head(of_losses, ctx.needs_input_grad, hidden, weight, bias, targets)
         return of_hidden, of_weight, of_bias, None
+
+
+class _WeightedGradient(torch.autograd.Function):
+    """The gradient of each hidden state's own loss, times the weight of that loss."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, of_losses: Tensor, hidden: Tensor, gradient: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(of_losses, hidden, gradient, weight, bias)
+        return (gradient * of_losses[:, None]).to(gradient.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, along: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "head_cross_entropy is differentiable twice. Take the plain loss for a third derivative."
+            )
+        of_losses, hidden, gradient, weight, bias = ctx.saved_tensors
+        of_weights = (along * gradient).sum(1, dtype=of_losses.dtype)
+        of_hidden = [
+            _times_hessian(OutputHead(weight, bias), hidden[part], along[part]) for part in _parts(hidden, weight)
+        ]
+        of_hidden = (torch.cat(of_hidden) * of_losses[:, None]).to(hidden.dtype)
+        return of_weights, of_hidden, None, None, None
+
+
+def _times_hessian(head: OutputHead, hidden: Tensor, along: Tensor) -> Tensor:
+    """Wᵀ · (diag(p) − p·pᵀ) · W · `along` of each position, p the softmax of its logits; of the shape of `hidden`."""
+    logits, directions = head(hidden), along.to(hidden.dtype) @ head.weight.T
+    for own, direction in zip(_few(logits), _few(directions), strict=True):
+        softmax = (own.float() if own.dtype in _HALF_PRECISION else own).softmax(dim=1)
+        own.copy_(softmax * (direction - (softmax * direction).sum(dim=1, keepdim=True)))
+    return logits @ head.weight
 
 
 def _of_head(
@@ -114,15 +156,20 @@ def _softmax_parts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Ten
     """
     if logits.dtype not in _HALF_PRECISION:
         return _softmax_in_place(logits, targets)
-    at_once = _IN_FLOAT32_AT_ONCE.get(logits.device.type, logits.numel())
-    size = max(at_once // logits.shape[1], 1)
     losses, totals = [], []
-    for own, of_own in zip(logits.split(size), targets.split(size), strict=True):
+    parts = _few(logits)
+    for own, of_own in zip(parts, targets.split(len(parts[0])), strict=True):
         loss, exponentials, total = _softmax_in_place(own.float(), of_own)
         own.copy_(exponentials)
         losses.append(loss)
         totals.append(total)
     return torch.cat(losses), logits, torch.cat(totals)
+
+
+def _few(logits: Tensor) -> tuple[Tensor, ...]:
+    """Views of the logits of as many positions as are computed with in float32 or better at a time."""
+    at_once = _IN_FLOAT32_AT_ONCE.get(logits.device.type, logits.numel())
+    return logits.split(max(at_once // logits.shape[1], 1))
 
 
 def _softmax_in_place(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,10 +181,10 @@ def _softmax_in_place(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, 
     return (total.log() + largest - of_targets).squeeze(1), exponentials, total
 
 
-def _parts(targets: Tensor, weight: Tensor) -> list[slice]:
+def _parts(positions: Tensor, weight: Tensor) -> list[slice]:
     at_once = _LOGITS_AT_ONCE.get(weight.device.type, _LOGITS_AT_ONCE_ELSEWHERE)
     size = max(at_once // weight.shape[0], _FEWEST_POSITIONS)
-    return [slice(start, start + size) for start in range(0, len(targets), size)]
+    return [slice(start, start + size) for start in range(0, len(positions), size)]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

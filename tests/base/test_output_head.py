@@ -41,8 +41,52 @@ def test_half_precision_is_near_to_float64_in_one_block_and_in_many(monkeypatch,
     assert (gradient - expected).norm() < 0.01 * expected.norm()
 
 
-def test_a_second_derivative_is_refused():
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_a_second_derivative_equals_that_of_plain_cross_entropy(monkeypatch, with_bias):
+    monkeypatch.setattr(output_head, "_IN_FLOAT32_AT_ONCE", {"cpu": 40})
+    hidden, weights = (torch.randn(*s, dtype=torch.float64, requires_grad=True) for s in ((11, 6), (11,)))
+    weight, bias = (torch.randn(*shape, dtype=torch.float64) for shape in ((17, 6), (17,)))
+    head = OutputHead(weight, bias if with_bias else None)
+    targets = torch.randint(17, (11,))
+    assert torch.autograd.gradgradcheck(
+        lambda *given: head_cross_entropy(given[0], head, targets) * given[1], (hidden, weights)
+    )
+    along = torch.randn(11, 6, dtype=torch.float64)
+    second = []
+    for losses in (
+        head_cross_entropy(hidden, head, targets),
+        functional.cross_entropy(head(hidden), targets, reduction="none"),
+    ):
+        (gradient,) = torch.autograd.grad((losses * weights).sum(), hidden, create_graph=True)
+        second.append(torch.autograd.grad((gradient * along).sum(), (hidden, weights)))
+    for actual, plain in zip(*second, strict=True):
+        torch.testing.assert_close(actual, plain, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("at_once", [{}, {"cpu": 40}])
+def test_a_second_derivative_in_half_precision_is_near_to_that_in_float64(monkeypatch, at_once):
+    monkeypatch.setattr(output_head, "_IN_FLOAT32_AT_ONCE", at_once)
+    weight, targets = torch.randn(17, 6).bfloat16(), torch.randint(17, (11,))
+    half, along = torch.randn(11, 6).bfloat16().requires_grad_(), torch.randn(11, 6)
+    exact = half.detach().double().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        head_cross_entropy(half, OutputHead(weight), targets).sum(), half, create_graph=True
+    )
+    truth = functional.cross_entropy(exact @ weight.double().T, targets, reduction="sum")
+    (expected,) = torch.autograd.grad(truth, exact, create_graph=True)
+    (second,) = torch.autograd.grad((gradient * along).sum(), half)
+    (second_expected,) = torch.autograd.grad((expected * along).sum(), exact)
+    assert (second - second_expected).norm() < 0.02 * second_expected.norm()
+
+
+def test_derivatives_that_it_does_not_have_are_refused():
     hidden, weight = torch.randn(3, 4, requires_grad=True), torch.randn(5, 4)
-    loss = head_cross_entropy(hidden, OutputHead(weight), torch.tensor([0, 1, 2])).sum()
-    with pytest.raises(RuntimeError, match="differentiable once"):
+    targets = torch.tensor([0, 1, 2])
+    loss = head_cross_entropy(hidden, OutputHead(weight), targets).sum()
+    (gradient,) = torch.autograd.grad(loss, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiable twice"):
+        torch.autograd.grad(gradient.sum(), hidden, create_graph=True)
+    loss = head_cross_entropy(hidden, OutputHead(weight.requires_grad_()), targets).sum()
+    with pytest.raises(RuntimeError, match="differentiable once where its head trains"):
         torch.autograd.grad(loss, hidden, create_graph=True)

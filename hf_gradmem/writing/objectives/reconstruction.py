@@ -26,6 +26,9 @@ class ReconstructionObjective(Objective):
     """−log f_θ of each token of the context, given the memory and the tokens before it."""
 
     def token_losses(self, memory: Tensor, rows: ContextRows) -> Tensor:
+        head = self.phase.output_head
+        if head is not None and not head.trains:
+            return self.lean_token_losses(memory, rows)  # which is differentiable twice then
         inputs, places = write_inputs(self._prefixes(memory, rows), rows, self.phase)
         return cross_entropy(rows.of_scored(self.phase.logits(inputs, places)), rows.targets)
 
