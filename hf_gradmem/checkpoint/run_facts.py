@@ -222,7 +222,12 @@ def _is_place(key: str, value: Any) -> bool:
     """Whether a value of a recipe says where something lies on this machine. A base or adapter may be on the Hub."""
     if key in ("path", "memories"):
         return True
-    return key in ("base_model", "adapter") and isinstance(value, str) and value.startswith(("/", "~", "."))
+    if not isinstance(value, str):
+        return False
+    if key in ("accelerator_config", "deepspeed", "fsdp_config"):  # which may be files
+        return True
+    on_the_hub = value.count("/") < 2 and not value.startswith(("/", "~", ".")) and not os.path.exists(value)
+    return key in ("base_model", "adapter") and not on_the_hub
 
 
 def trainer_results(

@@ -27,6 +27,7 @@ from ..hub.client import (
     remote_card,
 )
 from ..memory.written import GradMemMemory
+from ..texts.reading import read_text
 from .opening import load_store
 from .packaged import PRETRAINED
 
@@ -143,10 +144,10 @@ def _push_adapter(
     files: dict[str, Path | bytes] = {**folder_files(weights), **folder_files(folder)}
     if isinstance(recipe := files.get(RECIPE_FILE), Path):
         files[RECIPE_FILE] = f"{published_recipe(recipe.read_text(encoding='utf-8').rstrip())}\n".encode()
+    own_card = read_text(path) if isinstance(path := files.get(CARD_FILE), Path) else None
     repo_id = prepare_repository(repo_id, revision=revision, private=private)
-    own_card = files.get(CARD_FILE)
-    if isinstance(own_card, Path):
-        card = address_card(own_card.read_text(encoding="utf-8"), repo_id, folder)
+    if own_card is not None:
+        card = address_card(own_card, repo_id, folder)
     else:
         card = str(model_card(config, repo_id, facts_of_directory(folder)))
     files[CARD_FILE] = card.encode()

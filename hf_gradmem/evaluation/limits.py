@@ -74,7 +74,10 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, text: str, count: int) -> 
     """The text of so many tokens, or, where the tokenizer does not tell where they lie, the most that has no more."""
     if tokenizer.is_fast:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return text[: encoded["offset_mapping"][count - 1][1]]
+        spans = encoded["offset_mapping"]
+        (start, end), after = spans[count - 1], spans[count][0]
+        # A letter of several tokens has its whole span in each: one that does not fit is left out, if not all of it.
+        return text[: start if start > 0 and after < end else end]
 
     def tokens_before(end: int) -> int:
         return len(tokenizer(text[:end], add_special_tokens=False, verbose=False).input_ids)

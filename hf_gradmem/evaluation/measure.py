@@ -282,7 +282,9 @@ class _Totals:
     def add_context(self, of_memory: Tensor, of_start: Tensor, of_base: Tensor) -> None:
         self.sums["write_loss"] += float(of_memory.mean())
         self.sums["start_loss"] += float(of_start.mean())
-        self.sums["base_loss"] += float(of_base.nanmean())
+        if not bool(of_base.isnan().all()):  # a single token with nothing before it has no loss without a memory
+            self.sums["base_loss"] += float(of_base.nanmean())
+            self.counts["base_contexts"] += 1
         self.sums["bits_over_start"] += float(bits_recovered(of_start, of_memory))
         self.sums["bits_over_base"] += float(bits_recovered(of_base, of_memory))
         self.counts["context_tokens"] += len(of_memory)
@@ -317,6 +319,7 @@ class _Totals:
             result["recited_verbatim"] = counts["verbatim"] / counts["recited"]
         names = ("write_loss", "start_loss", "base_loss", "bits_over_start", "bits_over_base")
         means = {name: self.sums[name] / counts["contexts"] for name in names}
+        means["base_loss"] = self.sums["base_loss"] / counts["base_contexts"] if counts["base_contexts"] else math.nan
         means |= {f"{name}_per_float": means[name] / self.memory_floats for name in names[3:]}
         # A base that can predict none of a context's tokens has no loss: JSON knows no NaN.
         result |= {name: None if math.isnan(mean) else mean for name, mean in means.items()}

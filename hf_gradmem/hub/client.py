@@ -151,7 +151,7 @@ def remote_card(
         if not api.file_exists(repo_id, CARD_FILE, revision=revision, repo_type=repo_type):
             return None
         path = api.hf_hub_download(repo_id, CARD_FILE, revision=revision, repo_type=repo_type)
-        return Path(path).read_text(encoding="utf-8")
+        return Path(path).read_text(encoding="utf-8", errors="replace")  # which one is ours is all that is asked
 
 
 def loaded_commit(name: str | None, revision: str | None = None) -> str | None:

@@ -2,42 +2,46 @@
 
 import importlib.util
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-
-class Ranked(NamedTuple):
-    """A text by its number, and its BM25 score for a question; 0 where they share no word."""
-
-    number: int
-    score: float
+from .search import SearchResult
 
 
 class WordIndex:
     """An index of texts. It is made in working memory: about a second for ten thousand paragraphs.
 
     Args:
+        ids: names of the texts.
         texts: what is to be found.
 
     Raises:
         ImportError: the package `bm25s` is missing.
     """
 
-    def __init__(self, texts: Sequence[str]) -> None:
+    def __init__(self, ids: Sequence[str], texts: Sequence[str]) -> None:
         package, tokens = _package(), self._tokens(texts)
-        self._size = len(texts)
+        self._ids = ids
         self._index = package.BM25()
         self._words: set[str] = set(tokens.vocab)  # of two letters or more
         if self._words:
             self._index.index(tokens, show_progress=False)
 
-    def best(self, question: str, count: int) -> list[Ranked]:
-        """The best `count` texts for a question, best first; of equals, the earlier one."""
+    def best(self, question: str, count: int | None = None) -> list[SearchResult]:
+        """The best `count` texts for a question, or all, best first; of equals, the earlier one.
+
+        The score of a text that shares no word with the question is 0.
+        """
         words = self._tokens([question], return_ids=False)[0]
         if not self._words.intersection(words):
-            return [Ranked(number, 0.0) for number in range(min(count, self._size))]
+            return [SearchResult(name, 0.0) for name in self._ids[:count]]
         scores = self._index.get_scores(words)
         order = (-scores).argsort(kind="stable")[:count]
-        return [Ranked(int(number), float(scores[number])) for number in order]
+        return [SearchResult(self._ids[number], float(scores[number])) for number in order]
+
+    def shortlist(self, question: str, count: int | None) -> list[SearchResult]:
+        """The best `count`; all, where that would cut among those that share no word with the question."""
+        ranked = self.best(question)
+        return ranked if any(result.score == 0 for result in ranked[:count]) else ranked[:count]
 
     def _tokens(self, texts: Sequence[str], **options: Any) -> Any:
         # No list of stop words, which would be of one language: words that many texts have weigh little by themselves.

@@ -188,6 +188,8 @@ def merged_facts(facts: Sequence[Mapping[str, Any]], sizes: Sequence[int], shard
 
 def facts_of_part(facts: dict[str, Any], rows: Sequence[int]) -> dict[str, Any]:
     """The facts of some rows of a store; of one that was put together, with how many are of each of its parts."""
+    size = len(rows)
+    facts = facts | {"num_rows": size, "num_shards": math.ceil(size / facts["shard_size"])}
     if not facts.get("parts"):
         return facts
     ends = list(accumulate(part["num_rows"] for part in facts["parts"]))

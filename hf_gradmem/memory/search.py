@@ -155,8 +155,9 @@ def check_search(questions: Sequence[str], method: str, **numbers: int | None) -
     """
     if method not in ("likelihood", "joint", "bm25"):
         raise ValueError(f"method must be 'likelihood', 'joint' or 'bm25', got {method!r}.")
-    if not all(questions):
-        raise ValueError("The question '' is empty: there is nothing to find a memory by.")
+    for question in questions:
+        if not question.strip():
+            raise ValueError(f"The question {question!r} is empty: there is nothing to find a memory by.")
     for name, value in numbers.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")

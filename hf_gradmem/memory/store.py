@@ -23,6 +23,7 @@ from ..hub.cards import address_card, gives_way
 from ..hub.client import CARD_FILE, FACTS_FILE, folder_files, prepare_repository, push_files, remote_card
 from ..hub.errors import one_line_errors
 from ..modeling_gradmem import GradMemForCausalLM
+from ..texts.reading import read_text
 from .bm25 import WordIndex
 from .merging import (
     check_joinable,
@@ -33,7 +34,7 @@ from .merging import (
     write_appended,
     write_merged,
 )
-from .search import GENERIC_QUESTIONS, LikelihoodSearch, SearchResult, best_results, check_search, joined
+from .search import GENERIC_QUESTIONS, LikelihoodSearch, best_results, check_search, joined
 from .shards import KEEPS_TEXT, TEXT, checked_shards, features_of, read_facts, read_row, rows_by_id
 from .silence import silent_errors, without_progress_bars
 from .written import GradMemMemory
@@ -288,7 +289,7 @@ class MemoryStore:
                 "(keep_text=True), or search by likelihood without a shortlist."
             )
         texts = self.dataset.with_format(None).select_columns(TEXT)
-        return WordIndex([" ".join(row[TEXT] or ()) for row in texts])
+        return WordIndex(self.ids, ["".join(row[TEXT] or ()) for row in texts])
 
     def search(
         self,
@@ -313,7 +314,7 @@ class MemoryStore:
             k: how many to give at most.
             method: `"likelihood"` of the question under each memory; `"bm25"`, of its words in the texts; or
                 `"joint"`, the sum of both, each standardised over the memories.
-            shortlist: rank the best so many by BM25 alone.
+            shortlist: rank the best so many by BM25 alone; all, where fewer share a word with the question.
             calibration: the questions that are compared with; `()` for plain log-probabilities.
             batch_size: memories at a time.
             show_progress: show a progress bar over the memories.
@@ -329,13 +330,13 @@ class MemoryStore:
         questions = [question] if isinstance(question, str) else list(question)
         check_search(questions, method, k=k, batch_size=batch_size, shortlist=shortlist)
         if method == "bm25":
-            found = [self._by_words(each, k) for each in questions]
+            found = [self._words.best(each, min(k, shortlist or k)) for each in questions]
         elif model is None:
             raise ValueError("A search by likelihood needs the model that reads the memories.")
         else:
             joint = method == "joint"
-            words = [self._by_words(each, shortlist or len(self)) if joint or shortlist else [] for each in questions]
-            parts = [self if shortlist is None else self.filter([result.id for result in each]) for each in words]
+            words = [self._words.shortlist(each, shortlist) if joint or shortlist else [] for each in questions]
+            parts = [self.filter([of.id for of in each]) if 0 < len(each) < len(self) else self for each in words]
             likelihood = self._likelihood(model, tuple(calibration))
             with tqdm(total=sum(map(len, parts)), desc="Searching", unit="memory", disable=not show_progress) as bar:
                 found = []
@@ -343,10 +344,6 @@ class MemoryStore:
                     scores = likelihood.scores(each, part.batches(batch_size), bar)
                     found.append(best_results(joined(scores, of_words) if joint else scores, k))
         return found[0] if isinstance(question, str) else found
-
-    def _by_words(self, question: str, count: int) -> list[SearchResult]:
-        ids = self.ids
-        return [SearchResult(ids[ranked.number], ranked.score) for ranked in self._words.best(question, count)]
 
     def _likelihood(self, model: GradMemForCausalLM, calibration: tuple[str, ...]) -> LikelihoodSearch:
         """A search whose means are kept for the next one."""
@@ -370,20 +367,21 @@ class MemoryStore:
 
         Raises:
             OSError: the Hub refused or is out of reach; one line says which.
-            ValueError: the store came from the Hub itself.
+            ValueError: the store came from the Hub itself, or its card is not UTF-8.
         """
         if self.directory is None:
             raise ValueError(
                 "This store was opened from the Hub, or is a part of one. Only a store in a directory can be pushed; "
                 "MemoryStore.merge([store], directory) makes one of a part."
             )
-        repo_id = prepare_repository(repo_id, revision=revision, private=private, token=token, repo_type="dataset")
         present = folder_files(self.directory)
+        own_card = read_text(present[CARD_FILE]) if CARD_FILE in present else None
+        repo_id = prepare_repository(repo_id, revision=revision, private=private, token=token, repo_type="dataset")
         files: dict[str, Path | bytes] = {
             name: present[name] for name in filter_repo_objects(present, allow_patterns=PUSHED)
         }
-        if CARD_FILE in present:
-            card = address_card(present[CARD_FILE].read_text(encoding="utf-8"), repo_id, self.directory)
+        if own_card is not None:
+            card = address_card(own_card, repo_id, self.directory)
             files[CARD_FILE] = card.encode()
             if gives_way(card, remote_card(repo_id, revision=revision, token=token, repo_type="dataset")):
                 del files[CARD_FILE]

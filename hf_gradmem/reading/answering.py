@@ -137,8 +137,9 @@ def generate_answers(
     for name, value in (("max_new_tokens", max_new_tokens), ("batch_size", batch_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
-    if "" in questions:
-        raise ValueError(f"Question {list(questions).index('')} is empty: there is nothing to answer.")
+    for number, question in enumerate(questions):
+        if isinstance(question, str) and not question.strip():
+            raise ValueError(f"Question {number} is empty: there is nothing to answer.")
     words = template_in_use(template, model.config.template, model.tokenizer)
     ends = ending_tokens(model.tokenizer, model.generation_config)
     texts, every = list[str](), list[list[int]]()

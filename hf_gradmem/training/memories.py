@@ -6,6 +6,7 @@ of another writer, task or setting is refused before anything is trained.
 """
 
 import os
+from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks import check_row, columns_of
 from ..tasks.collator import targets_of
-from ..tasks.rows import context_text
+from ..tasks.rows import context_numbers, context_text
 from ..template import get_template
 
 _SHARD_SIZE = 64  # memories that a killed run loses, at most
@@ -35,7 +36,7 @@ class WrittenRows(TorchDataset):
     Args:
         rows: of a task.
         store: a memory for each row, by the row's number.
-        distractors: how many memories of other rows stand beside each question's own, which has a random place.
+        distractors: how many memories of other contexts stand beside each question's own, which has a random place.
 
     Attributes:
         epoch: they are drawn anew in each, and the same ones whenever a question is asked for in it. Worker processes
@@ -48,6 +49,10 @@ class WrittenRows(TorchDataset):
     def __init__(self, rows: Dataset, store: MemoryStore, distractors: int = 0) -> None:
         self.rows, self.store, self.distractors = rows, store, distractors
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
+        contexts = context_numbers(rows)
+        first_rows = {context: number for number, context in reversed(list(enumerate(contexts)))}
+        self._first_rows = [first_rows[context] for context in contexts]
+        self._distinct = sorted(first_rows.values())
         self._places = [(number, query) for number, row in enumerate(rows) for query in range(len(row["queries"]))]
 
     @property
@@ -81,8 +86,9 @@ class WrittenRows(TorchDataset):
     def _read_for(self, index: int, number: int) -> list[int]:
         """The rows whose memories a question reads, its own among them, in their order."""
         rng = np.random.default_rng([1, index, self.epoch])
-        others = rng.choice(len(self.rows) - 1, self.distractors, replace=False)
-        numbers = [int(other) + (other >= number) for other in others]
+        others = rng.choice(len(self._distinct) - 1, self.distractors, replace=False)
+        own = bisect_left(self._distinct, self._first_rows[number])
+        numbers = [self._distinct[int(other) + (other >= own)] for other in others]
         numbers.insert(int(rng.integers(1 + self.distractors)), number)
         return numbers
 
@@ -161,11 +167,6 @@ def check_rows(
     """
     if isinstance(rows, IterableDataset):
         raise ValueError(f"Memories are written for a table of rows, not for a stream as {name}.")
-    if distractors >= len(rows):
-        raise ValueError(
-            f"distractors is {distractors}, and there are {len(rows) - 1} other rows beside each of {name}. Give "
-            "fewer, or more rows."
-        )
     beside = distractors * model.form.num_memory_tokens
     words, window = get_template(model.config.template, model.tokenizer), model.decoder.window
     for number, row in enumerate(rows):
@@ -180,6 +181,12 @@ def check_rows(
                     f"A question of row {number} of {name} needs {needed} positions with memory and answer, but the "
                     f"window of the base is {window}. Shorten or leave out {query[:60]!r}."
                 )
+    others = len(set(context_numbers(rows))) - 1
+    if distractors > others:
+        raise ValueError(
+            f"distractors is {distractors}, and there are {others} other contexts beside each of {name}. Give fewer, "
+            "or more rows."
+        )
 
 
 def train_reading_alone(model: GradMemForCausalLM) -> None:

@@ -113,6 +113,14 @@ def test_a_card_is_addressed_whatever_the_name_of_its_folder(tmp_path):
     assert address_card("your-name/run your-name/run-2", ADAPTER, tmp_path / "run") == f"{ADAPTER} your-name/run-2"
 
 
+def test_a_card_that_is_not_utf_8_which_the_hub_does_not_take_is_named_before_anything_is_pushed(hub, base, tmp_path):
+    with_memory(base, **PLAIN).save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "README.md").write_bytes("Résumé".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"README.md is not UTF-8 text"):
+        push(tmp_path / "adapter", ADAPTER)
+    assert ADAPTER not in hub.repos
+
+
 def test_card_is_brought_up_to_date_at_the_next_save(tmp_path):
     model = with_memory(named_base(tmp_path / "base"), **PLAIN)
     model.save_pretrained(tmp_path / "adapter")
@@ -311,6 +319,9 @@ def test_a_recipe_is_published_without_the_folders_of_this_machine():
         "memories": "memories",
         "task_arguments": {"path": "patients.json"},
     }
+    recipe = {"base_model": "models/secret/base", "adapter": str(PRIVATE), "fsdp_config": PRIVATE, "deepspeed": None}
+    named = {"base_model": "base", "adapter": "patients.json", "fsdp_config": "patients.json", "deepspeed": None}
+    assert yaml.safe_load(published_recipe(yaml.safe_dump(recipe))) == named
     path = {"train": [PRIVATE, "b.jsonl"], "test": PRIVATE}
     recipe = {"adapter": "/home/me/secret/adapter", "eval_sets": {"dev": {"path": path}}}
     assert yaml.safe_load(published_recipe(yaml.safe_dump(recipe))) == {

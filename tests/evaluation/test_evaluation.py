@@ -299,6 +299,16 @@ def test_the_base_gets_the_begin_token_that_its_tokenizer_puts_in_front(model):
     torch.testing.assert_close(losses.base, expected)
 
 
+def test_a_context_of_one_token_takes_no_loss_of_the_base_from_the_others(model):
+    rows = list(load_task("kv_retrieval", num_contexts=2, num_pairs=2))
+    rows = [row | {"context": "".join(row["context"])} for row in rows]
+    (whole,) = evaluate_rows(model, rows, [1])
+    (with_one,) = evaluate_rows(model, [*rows, rows[0] | {"context": "a"}], [1])
+    assert with_one["base_loss"] == pytest.approx(whole["base_loss"], rel=1e-5)
+    (alone,) = evaluate_rows(model, [rows[0] | {"context": "a"}], [1])
+    assert alone["base_loss"] is None
+
+
 def test_bits_are_a_mean_over_contexts_and_of_each_number_in_the_memory(model):
     rows = kv_retrieval.load("test", num_contexts=3, num_pairs=[1, 3], key_length=1, value_length=1)
     (record,) = evaluate_rows(model, rows, [2], batch_size=2)

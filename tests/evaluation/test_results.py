@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import ByT5Tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from typer.testing import CliRunner, Result
 
 from hf_gradmem import DataCollatorForGradMem, GradMemForCausalLM
@@ -239,6 +240,17 @@ def test_a_context_is_cut_also_where_the_tokenizer_does_not_tell_where_its_token
     row = {"context": ["Zoë sits", " in Trieste."], "queries": ["Where?"], "targets": ["in Trieste"]}
     for limit, left in ((3, ["Zo"]), (4, ["Zoë"]), (11, ["Zoë sits", " i"]), (21, row["context"])):
         assert limited_rows(model, [row], {"max_context_length": limit}) == [row | {"context": left}]
+
+
+def test_a_letter_of_several_tokens_is_cut_off_whole() -> None:
+    model = GradMemForCausalLM.from_pretrained(RETRIEVAL_ADAPTER)
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    of_bytes = Tokenizer(models.BPE(letters, []))
+    of_bytes.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.tokenizer = PreTrainedTokenizerFast(tokenizer_object=of_bytes)
+    for text, limit, left in (("日本語", 4, "日"), ("ab😀cd", 3, "ab"), ("ab😀cd", 7, "ab😀c")):
+        row = {"context": text, "queries": ["?"], "targets": ["!"]}
+        assert limited_rows(model, [row], {"max_context_length": limit})[0]["context"] == left
 
 
 # ------------------------------------------------------------------------------------------------ pictures

@@ -17,7 +17,7 @@ from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.commands.write_dataset import write_dataset
 from hf_gradmem.memory import search
 from hf_gradmem.memory.bm25 import WordIndex
-from hf_gradmem.memory.search import LikelihoodSearch
+from hf_gradmem.memory.search import LikelihoodSearch, SearchResult
 from tests.support.stores import save_store
 
 # Each pair of a letter as key and a digit as value; no two contexts share a key.
@@ -154,6 +154,7 @@ def test_a_store_of_another_writer_is_refused(model, tmp_path):
         ({"shortlist": 0}, "shortlist must be at least 1, got 0"),
         ({"method": "cosine"}, "method must be 'likelihood', 'joint' or 'bm25', got 'cosine'"),
         ({"question": ""}, "The question '' is empty"),
+        ({"question": " "}, "The question ' ' is empty"),
         ({"question": ["?!a:", ""], "method": "bm25"}, "The question '' is empty"),
         ({"calibration": [""]}, "The question '' has no token"),
         ({"method": "bm25"}, "keeps no texts.*--keep-text"),
@@ -209,6 +210,24 @@ def test_a_shortlist_leaves_what_words_find_and_ranks_it_by_likelihood(model, wr
     assert [result.id for result in written.search(model, "the bread", shortlist=2, calibration=())] == whole
 
 
+def test_a_shortlist_that_would_cut_among_texts_without_a_word_of_the_question_leaves_all(model, written):
+    for question in ("zzz", "rye"):
+        whole, short = (written.search(model, question, shortlist=count, calibration=()) for count in (None, 2))
+        assert [result.id for result in short] == [result.id for result in whole]
+
+
+def test_a_shortlist_bounds_a_search_by_words_too(written):
+    assert len(written.search(None, "the bread", method="bm25", shortlist=1)) == 1
+
+
+def test_a_word_that_goes_over_the_border_of_two_segments_is_found(model, tmp_path):
+    rows = Dataset.from_dict({"id": ["a", "b"], "context": [["lightho", "use"], ["harb", "our"]]})
+    write_dataset(model, rows, tmp_path / "cut", keep_text=True)
+    found = MemoryStore.from_pretrained(tmp_path / "cut").search(None, "harbour", method="bm25", k=1)
+    assert found[0].id == "b"
+    assert found[0].score > 0
+
+
 @pytest.mark.parametrize("shortlist", [None, 2])
 def test_a_joint_ranking_is_the_sum_of_the_standardised_scores(model, written, shortlist):
     """By NumPy."""
@@ -247,7 +266,7 @@ def test_the_package_that_is_missing_is_named_with_its_extra(written, monkeypatc
 
 
 def test_texts_without_words_are_all_alike():
-    assert WordIndex(["", "!"]).best("rye bread", 5) == [(0, 0.0), (1, 0.0)]
+    assert WordIndex(["a", "b"], ["", "!"]).best("rye bread", 5) == [SearchResult("a", 0.0), SearchResult("b", 0.0)]
 
 
 def test_the_score_of_a_batch_is_that_of_each_alone(model, store):

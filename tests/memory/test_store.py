@@ -54,6 +54,7 @@ def test_a_part_by_ids_or_by_facts_reads_the_same_memories(tmp_path):
     part = store.filter(["c", "a"])
     assert_holds(part, {name: store[name] for name in ("a", "c")})
     assert "b" not in part
+    assert (part.facts["num_rows"], part.facts["num_shards"]) == (2, 1)
     most = max(IDS, key=lambda name: int(store[name].num_context_tokens))
     tokens = int(store[most].num_context_tokens)
     assert store.filter(lambda row: row["num_context_tokens"] == tokens and row["id"] == most).ids == [most]

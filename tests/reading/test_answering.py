@@ -107,6 +107,7 @@ def test_a_calibrated_model_says_how_sure_it_is_here_and_in_the_pipeline(model, 
     ("questions", "options", "message"),
     [
         (["?!a:", ""], {}, "Question 1 is empty"),
+        (["?!a:", " \n"], {}, "Question 1 is empty"),
         (["?!a:"] * 3, {}, "2 memories for 3 questions"),
         (["?!a:"], {"context_index": [2]}, "which of 2 memories"),
         (["?!a:"] * 2, {"memory_ids": ["one"]}, "1 memory_ids for 2 memories"),

@@ -12,7 +12,7 @@ from hf_gradmem import GradMemForCausalLM
 from hf_gradmem.hub.client import folder_files
 from hf_gradmem.memory.store import MemoryStore
 from hf_gradmem.tasks import load_task
-from hf_gradmem.training.memories import check_rows, train_reading_alone
+from hf_gradmem.training.memories import WrittenRows, check_rows, train_reading_alone
 from hf_gradmem.training.recipe import make_recipe
 from hf_gradmem.training.run import build_trainer, run_training
 from hf_gradmem.training.start import START_FILE, Start, learn_start
@@ -205,6 +205,18 @@ def test_a_worker_that_outlives_an_epoch_draws_anew_in_the_next(tmp_path):
         assert all(torch.equal(memory, _memory_of([rows[index]])) for index, memory in enumerate(loaded))
 
 
+def test_distractors_are_memories_of_other_contexts_where_questions_on_one_text_are_rows_of_their_own(tmp_path):
+    rows = load_task("kv_retrieval", **FROM_MEMORIES["task_arguments"]).select([0, 0, 0, 1])
+    trainer = build_trainer(recipe(tmp_path))
+    model, asked = trainer.model, WrittenRows(rows, trainer.train_dataset.store, distractors=1)
+    size = model.form.num_memory_tokens
+    for epoch in range(4):
+        asked.epoch = epoch
+        for index in range(len(asked)):
+            one, other = asked[index]["memory"].embeddings.split(size, dim=1)
+            assert not torch.equal(one, other)
+
+
 def _memory_of(rows):
     return rows[0]["memory"].embeddings
 
@@ -215,7 +227,7 @@ def test_distractors_that_there_cannot_be_are_refused(tmp_path):
     with pytest.raises(ValueError, match="distractors must be 0 or more"):
         recipe(tmp_path, distractors=-1)
     start = {"method": "reptile", "contexts": 4}
-    with pytest.raises(ValueError, match="distractors is 3, and there are 2 other rows beside each of held_out"):
+    with pytest.raises(ValueError, match="distractors is 3, and there are 2 other contexts beside each of held_out"):
         build_trainer(recipe(tmp_path, distractors=3, start=start))
     assert not list(tmp_path.rglob("*.parquet")) + list(tmp_path.rglob(START_FILE))  # nothing was written in vain
 

@@ -84,6 +84,16 @@ def test_step_sizes_have_a_learning_rate_of_their_own(tmp_path):
     }
 
 
+def test_muon_leaves_a_lora_inside_the_base_to_the_optimizer_of_the_rest(tmp_path):
+    lora = {"r": 2, "target_modules": "all-linear"}
+    settings = {"muon_learning_rate": 0.02, "stages": [{"steps": 1}]}
+    trainer = build_trainer(tiny_recipe(tmp_path, gradmem={"read_lora": lora, "write_lora": lora}, **settings))
+    rates = {parameter: group["lr"] for group in trainer.optimizer.param_groups for parameter in group["params"]}
+    named = dict(trainer.model.named_parameters())
+    with_muon = {name for name, parameter in named.items() if rates[parameter] == 0.02}
+    assert with_muon == {name for name in named if ".layers." in name and "norm" not in name and "lora_" not in name}
+
+
 def test_muon_takes_the_matrices_of_the_base_and_leaves_the_rest(tmp_path):
     trainer = build_trainer(tiny_recipe(tmp_path, muon_learning_rate=0.02, stages=[{"steps": 1}]))
     model = trainer.model
