@@ -62,7 +62,7 @@ def make_server(
 
     Raises:
         OSError: `keep` cannot be made.
-        ValueError: the memories are another model's.
+        ValueError: the memories are another model's, or one in `keep` has the id of one of theirs.
     """
     if memories is not None and memories.fingerprint != model.fingerprint():
         raise ValueError(

@@ -23,6 +23,7 @@ class Shelf:
 
     Raises:
         OSError: the folder cannot be made.
+        ValueError: a memory in the folder has the id of one of the store's.
     """
 
     def __init__(self, store: MemoryStore | None, folder: Path | None, max_memories: int) -> None:
@@ -34,6 +35,7 @@ class Shelf:
             folder.mkdir(parents=True, exist_ok=True)
             # A folder whose memory was not written to its end has no name that counts.
             self._written = {unquote(path.parent.name): path.parent for path in folder.glob("*/memory.safetensors")}
+        self._refuse_two_of_one_id()
 
     def __len__(self) -> int:
         return len(self.ids())
@@ -120,6 +122,16 @@ class Shelf:
                 shutil.rmtree(place)
             self._here.pop(name, None)
             del self._written[name]
+
+    def _refuse_two_of_one_id(self) -> None:
+        """The store may have got an id since a client took it: neither memory may stand for the other."""
+        twice = [] if self._store is None else [name for name in sorted(self._written) if name in self._store]
+        if twice:
+            more = f", and {len(twice) - 1} more of its ids are taken" if len(twice) > 1 else ""
+            raise ValueError(
+                f"The store has a memory {twice[0]!r}, and {self._written[twice[0]]} holds another one of that id"
+                f"{more}. Move that folder away or rename it, or keep what clients write in a folder of its own."
+            )
 
     def _check(self, name: str) -> None:
         self.check_id(name)

@@ -15,11 +15,13 @@ import httpx
 import openai
 import pytest
 import torch
+from datasets import Dataset
 from fastapi.testclient import TestClient
 from transformers import GenerationConfig
 
-from hf_gradmem import GradMemConfig, GradMemForCausalLM
+from hf_gradmem import GradMemConfig, GradMemForCausalLM, MemoryStore
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
+from hf_gradmem.commands.write_dataset import write_dataset
 from hf_gradmem.serving.engine import Engine, Piece, Read, Sampling, Write
 from hf_gradmem.serving.prompts import chat_prompt
 from hf_gradmem.serving.schema import Message
@@ -535,6 +537,16 @@ def test_an_id_that_is_too_long_for_the_name_of_a_folder_is_refused_before_anyth
     Shelf(None, None, max_memories=1).check_new(too_long)  # which names no folder
     Shelf(None, tmp_path, max_memories=1).add(longest, model.write("!a:b!"))
     assert Shelf(None, tmp_path, max_memories=1).ids() == [longest]
+
+
+def test_a_kept_memory_with_the_id_of_one_of_the_store_is_refused_at_the_start(model, tmp_path):
+    write_dataset(model, Dataset.from_dict({"id": ["a/b", "c"], "context": ["!a:1!", "!c:1!"]}), tmp_path / "store")
+    store, kept = MemoryStore.from_pretrained(tmp_path / "store"), tmp_path / "kept"
+    Shelf(None, kept, max_memories=9).add("a/b", model.write("!a:b!"))
+    with pytest.raises(ValueError, match=r"has a memory 'a/b', and .*kept/a%2Fb holds another.* Move that folder away"):
+        make_server(model, **DEFAULTS | {"memories": store, "keep": kept})
+    (kept / "a%2Fb").rename(kept / "mine")
+    assert Shelf(store, kept, max_memories=9).ids() == ["a/b", "c", "mine"]
 
 
 @pytest.mark.parametrize("adds_begin", [False, True])
