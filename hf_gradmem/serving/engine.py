@@ -171,6 +171,7 @@ class Engine:
             QueueFullError: there is no room, or the engine is closing.
         """
         with self._changed:
+            self._drop_given_up()
             if self._closing or len(self._waiting) >= self.max_waiting:
                 raise QueueFullError
             self._waiting.append(job)
@@ -178,8 +179,9 @@ class Engine:
 
     @property
     def num_waiting(self) -> int:
-        """Jobs in the queue."""
+        """Jobs in the queue that somebody waits for."""
         with self._changed:
+            self._drop_given_up()
             return len(self._waiting)
 
     def close(self) -> None:
@@ -215,12 +217,16 @@ class Engine:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 if self._closing:
                     return []
-                waiting = [job for job in self._waiting if not job.cancelled.is_set()]
-                self._waiting.clear()
-                if waiting:
-                    alike = [job for job in waiting if job.kind == waiting[0].kind][: self.batch_size]
-                    self._waiting.extend(job for job in waiting if job not in alike)
+                self._drop_given_up()
+                if self._waiting:
+                    kind = self._waiting[0].kind
+                    alike = [job for job in self._waiting if job.kind == kind][: self.batch_size]
+                    self._waiting = deque(job for job in self._waiting if job not in alike)
                     return alike
+
+    def _drop_given_up(self) -> None:
+        """Room in the queue is for those who still wait, also while a long batch runs."""
+        self._waiting = deque(job for job in self._waiting if not job.cancelled.is_set())
 
     def _write(self, batch: list[Write]) -> None:
         model = self.model

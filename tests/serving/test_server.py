@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, MemoryStore
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
 from hf_gradmem.commands.write_dataset import write_dataset
-from hf_gradmem.serving.engine import Engine, Piece, Read, Sampling, Write
+from hf_gradmem.serving.engine import Engine, Piece, QueueFullError, Read, Sampling, Write
 from hf_gradmem.serving.prompts import chat_prompt
 from hf_gradmem.serving.schema import Message
 from hf_gradmem.serving.serve import make_server, token_for
@@ -396,6 +396,27 @@ def test_more_than_the_queue_holds_are_told_to_come_again(model, rows, monkeypat
         first.join()
         second.join()
     assert statuses == [201, 201]
+
+
+def test_requests_that_were_given_up_leave_room_in_the_queue(model):
+    entered, leave = threading.Event(), threading.Event()
+    engine = Engine(model, max_waiting=2)
+    try:
+        engine.submit(Write(lambda _: entered.set() or leave.wait(20), "ab"))
+        assert entered.wait(20)
+        given_up, waiting, late = (Write(lambda _: None, "ab") for _ in range(3))
+        engine.submit(given_up)
+        engine.submit(waiting)
+        given_up.cancelled.set()
+        engine.submit(late)
+        with pytest.raises(QueueFullError):
+            engine.submit(Write(lambda _: None, "ab"))
+        assert engine.num_waiting == 2
+        waiting.cancelled.set()
+        assert engine.num_waiting == 1
+    finally:
+        leave.set()
+        engine.close()
 
 
 def test_a_request_that_takes_too_long_is_given_up(model, monkeypatch):
