@@ -27,6 +27,7 @@ setup(
         "huggingface-hub>=1.31",
         "evaluate>=0.4.6",
         "datasets>=5.2",
+        "jinja2>=3.1",
         "safetensors>=0.8",
         "numpy>=2.4",
         "pyyaml>=6.0",

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 _FIELDS = ("context", "query")
@@ -191,14 +192,18 @@ def chat_text(turns: Sequence[Mapping[str, str]], tokenizer: PreTrainedTokenizer
         tokenizer: whose chat template it is.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has none, or refuses these turns.
     """
     if tokenizer.chat_template is None:
         raise ValueError(
             f"The tokenizer of {tokenizer.name_or_path} has no chat template. Use template 'plain' or 'question', or "
             "words of your own."
         )
-    text = str(tokenizer.apply_chat_template(list(map(dict, turns)), add_generation_prompt=True, tokenize=False))
+    try:
+        text = str(tokenizer.apply_chat_template(list(map(dict, turns)), add_generation_prompt=True, tokenize=False))
+    except TemplateError as error:  # many refuse a system turn, or two turns in a row of one role
+        roles = ", ".join(turn["role"] for turn in turns)
+        raise ValueError(f"The chat template of the tokenizer refuses turns of {roles}: {error}") from error
     return text.removeprefix(str(tokenizer.bos_token)) if leading_tokens(tokenizer) else text
 
 

@@ -582,6 +582,25 @@ def test_a_token_that_begins_every_turn_begins_the_first_of_several(adds_begin, 
         assert tokenizer.decode(chat_prompt(model, sent)).replace(" ", "") == text
 
 
+def test_turns_that_the_chat_template_refuses_are_the_clients_mistake():
+    tokenizer = small_tokenizer()
+    tokenizer.chat_template = (
+        "{% for message in messages %}{% if message['role'] == 'system' %}{{ raise_exception('No system role') }}"
+        "{% elif (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate') }}"
+        "{% endif %}{{ message['content'] }}{% endfor %}"
+    )
+    asked, user = {"model": "kv", "memory": "a", "max_tokens": 1}, {"role": "user", "content": "b"}
+    with TestClient(make_server(templated(tokenizer, "chat"), **DEFAULTS).config.app, "http://localhost") as client:
+        client.post("/v1/memories", json={"context": "ab", "id": "a"}).raise_for_status()
+        for turns, reason in (
+            ([user, user], "refuses turns of user, user: Roles must alternate"),
+            ([user | {"role": "system"}, user], "refuses turns of system, user: No system role"),
+        ):
+            answer = client.post("/v1/chat/completions", json=asked | {"messages": turns})
+            assert answer.status_code == 400
+            assert reason in answer.json()["error"]["message"]
+
+
 def test_folders_of_any_name_are_opened_and_deleted_where_they_lie(model, tmp_path, monkeypatch):
     memory = model.write("!a:b!")
     memory.save_pretrained(tmp_path / "my notes")
