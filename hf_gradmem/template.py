@@ -80,10 +80,15 @@ class Template:
             target = f" {quote}{self.answer_after}{target}"
         return target.lstrip() or target if self.query[-1:].isspace() else target
 
-    def split(self, text: str) -> tuple[str | None, str]:
-        """What was generated, as the quote and the answer; no quote where nothing is quoted."""
+    def split(self, text: str, ended: bool = True) -> tuple[str | None, str]:
+        """What was generated, as the quote and the answer; no quote where nothing is quoted.
+
+        Args:
+            text: that was generated.
+            ended: whether nothing follows. Before, what may be a quote that is being told is no answer yet.
+        """
         if not self.answer_after or self.answer_after not in text:
-            return None, text
+            return None, text if ended or not self.answer_after else ""
         quote, _, answer = text.partition(self.answer_after)  # the first, behind which what is told stays as it is
         return quote.strip(), answer
 

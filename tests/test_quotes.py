@@ -7,6 +7,7 @@ from transformers import pipeline
 
 from hf_gradmem import DataCollatorForGradMem
 from hf_gradmem.commands.asking import Asked, ask_memory
+from hf_gradmem.commands.chat import Chat
 from hf_gradmem.evaluation import evaluate_rows
 from hf_gradmem.reading.answering import Answer
 from hf_gradmem.serving.engine import Engine, Piece, Read, Sampling
@@ -37,11 +38,18 @@ def says(model, monkeypatch):
     def script(text: str) -> None:
         said = [*model.tokenizer(text, add_special_tokens=False).input_ids, model.tokenizer.eos_token_id]
 
-        def generate(input_ids, stopping_criteria=(), max_new_tokens=99, **_):
+        def generate(input_ids, stopping_criteria=(), max_new_tokens=99, streamer=None, **_):
+            told = [streamer] if streamer else []
+            for stream in told:
+                stream.put(input_ids)
             for token in said[:max_new_tokens]:
                 input_ids = torch.cat([input_ids, torch.full_like(input_ids[:, :1], token)], dim=1)
                 for criterion in stopping_criteria:
                     criterion(input_ids, None)
+                for stream in told:
+                    stream.put(input_ids[:, -1])
+            for stream in told:
+                stream.end()
             return input_ids
 
         monkeypatch.setattr(model, "generate", generate)
@@ -115,6 +123,16 @@ def test_a_server_tells_the_answer_alone_and_the_quote_at_its_end(model, says, s
         engine.close()
     assert "".join(piece.text for piece in told) == text
     assert [piece.quote for piece in told] == [None] * (len(told) - 1) + [quote]
+
+
+@pytest.mark.parametrize(("said", "told"), [("kv!v", "v"), ("kvv!vw", "vw"), ("w", "w"), ("k!", "")])
+def test_a_conversation_tells_the_answer_alone(model, says, said, told):
+    says(said)
+    pieces: list[str] = []
+    chat = Chat(model, pieces.append)
+    chat.keep("a", model.write("ab"))
+    chat.take("k")
+    assert "".join(pieces) == f"{told}\n"
 
 
 def test_training_streams_what_is_to_be_quoted(tmp_path):

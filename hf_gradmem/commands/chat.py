@@ -17,6 +17,7 @@ from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.generation import ending_tokens
 from ..reading.reciting import tokenize_asked
+from ..template import Template, get_template
 from ..texts.reading import read_context
 from ..writing.fitting import fit_contexts
 
@@ -33,15 +34,20 @@ COMMANDS = ("/write", "/memories", "/use", "/save", "/forget", "/help", "/quit")
 
 
 class _Teller(TextStreamer):
-    """Hands an answer on as it is generated."""
+    """Hands an answer on as it is generated, without what the words around the question have the model quote first."""
 
-    def __init__(self, tokenizer: Any, tell: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: Any, tell: Callable[[str], None], words: Template) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.tell = tell
+        self.tell, self.words = tell, words
+        self.generated, self.told = "", 0
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Called with each piece."""
-        self.tell(text)
+        self.generated += text
+        _, answer = self.words.split(self.generated, stream_end)
+        if len(answer) > self.told:
+            self.tell(answer[self.told :])
+            self.told = len(answer)
 
 
 class Chat:
@@ -152,15 +158,16 @@ class Chat:
         self.ended = True
 
     def _ask(self, question: str) -> None:
-        memory, words = self._memory(), self.model.config.template
-        input_ids, mask = tokenize_asked(self.model, memory, [question], [0], words)
+        memory, template = self._memory(), self.model.config.template
+        input_ids, mask = tokenize_asked(self.model, memory, [question], [0], template)
+        words = get_template(template, self.model.tokenizer)
         with plain_generation():
             self.model.generate(
                 input_ids,
                 attention_mask=mask,
                 memory=memory,
                 max_new_tokens=self.max_new_tokens,
-                streamer=_Teller(self.model.tokenizer, self.tell),
+                streamer=_Teller(self.model.tokenizer, self.tell, words),
                 **ending_tokens(self.model.tokenizer, self.model.generation_config),
             )
         self.tell("\n")

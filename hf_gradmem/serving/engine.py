@@ -336,11 +336,9 @@ class _Answer:
         elif len(self.read) >= self.job.max_new_tokens:
             finish = "length"
         text = str(self.tokenizer.decode(self.tokens, skip_special_tokens=True))
-        words, quote = self.job.words, None
-        if words is not None:
-            quote, text = words.split(text)
-            if words.answer_after and quote is None and finish is None:
-                return  # it may be a quote that is being told
+        quote = None
+        if self.job.words is not None:
+            quote, text = self.job.words.split(text, finish is not None)
         cut = min((place for stop in self.job.stop if (place := text.find(stop)) >= 0), default=None)
         if cut is not None:
             text, finish = text[:cut], "stop"
