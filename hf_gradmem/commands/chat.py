@@ -18,7 +18,7 @@ from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.generation import ending_tokens
 from ..reading.reciting import tokenize_asked
 from ..template import Template, get_template
-from ..texts.reading import read_context
+from ..texts.reading import SUFFIXES, read_context
 from ..writing.fitting import fit_contexts
 
 HELP = """\
@@ -110,7 +110,7 @@ class Chat:
         name, text = self._new_id(), given
         if os.path.isfile(path):  # which a text too long for a name is not, where `Path` would raise
             name, text = path.name, read_context(path)
-        elif os.path.isdir(path) or ("/" in given and " " not in given):
+        elif os.path.isdir(path) or (" " not in given and ("/" in given or given.lower().endswith(SUFFIXES))):
             raise ValueError(f"There is no file {given}.")
         begin = time.perf_counter()
         fitting = fit_contexts(self.model.writer, self.model.tokenizer, [text])

@@ -80,6 +80,8 @@ def test_a_text_is_numbered_beside_the_ids_of_the_store(model, tmp_path):
         ("/wrote x", "no command /wrote"),
         ("/write", "Say what to write"),
         ("/write missing/notes.txt", "no file missing/notes.txt"),
+        ("/write noets.txt", "no file noets.txt"),
+        ("/write NOTES.MD", "no file NOTES.MD"),
         ("/write " + "!a:b!" * 100, "Written as text-1: 500 tokens"),
         ("/help", "/save DIRECTORY"),
     ],
@@ -89,6 +91,10 @@ def test_what_cannot_be_done_is_told_and_the_conversation_goes_on(line, message,
     assert message in told
     assert told.endswith("b!\n")
     assert not chat.ended
+
+
+def test_a_text_of_several_words_may_end_in_the_name_of_a_file(model):
+    assert "Written as text-1" in talk(model, "/write !a:b! !c:d.txt")[0]
 
 
 def test_a_writer_without_losses_writes_as_well():
