@@ -66,6 +66,18 @@ def _is_a_place(text: str) -> bool:
         return False
 
 
+def last_name(name: str) -> str:
+    """The name of a file or folder without the way to it; that of a repository as it is."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() else name
+
+
+def short_name(name: str) -> str:
+    """The last part of a path or of a repository's name. A link keeps its own; `.` and `..` are the folder's."""
+    last = Path(name).name
+    return last_name(name) if last in ("", "..") else last
+
+
 def choose(memory: "GradMemMemory", index: int | None) -> "GradMemMemory":
     """One of the memories that were saved together."""
     if index is None and len(memory) > 1:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .app import command, manners
+from .inputs import short_name
 from .options import Device, Revision, Seed, TrustRemoteCode, output_option
 from .printing import print_text, report_done
 
@@ -58,7 +59,7 @@ def serve(
     bound = _bind(host, port)
     port = bound[0].getsockname()[1]  # the system's choice for 0
     reader = load_model(model, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code)
-    needed, served = token_for(host, token), name or Path(model).name
+    needed, served = token_for(host, token), name or short_name(model)
     server = make_server(
         reader,
         model_name=served,

@@ -1,13 +1,12 @@
 """The command that answers line by line: chat."""
 
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .app import command, manners
-from .inputs import lines_of_stdin
+from .inputs import lines_of_stdin, short_name
 from .options import Device, Revision, Seed, TrustRemoteCode
 from .plain import plain
 
@@ -44,7 +43,7 @@ def chat(
     talk = Chat(reader, lambda text: typer.echo(plain(text), nl=False), store, max_new_tokens, tolerance)
     if first is not None:
         for index in range(len(first)):
-            talk.keep(Path(str(memory)).name + (f"-{index}" if len(first) > 1 else ""), first[index])
+            talk.keep(short_name(str(memory)) + (f"-{index}" if len(first) > 1 else ""), first[index])
     if sys.stdin is None or not sys.stdin.isatty():
         for line in lines_of_stdin():
             talk.take(line)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from .app import FAILURE, command, manners, shows_progress
-from .inputs import check_output, read_contexts
+from .inputs import check_output, last_name, read_contexts
 from .options import (
     AsJson,
     BatchSize,
@@ -241,7 +241,7 @@ def write_dataset(
 
 def _names(model: str, source: str) -> dict[str, Any]:
     """What facts call model and source: without the way to them, for they are pushed with the memories."""
-    return {"model_name": _last_name(model), "source_name": _last_name(source)}
+    return {"model_name": last_name(model), "source_name": last_name(source)}
 
 
 def _process(device: str) -> "tuple[PartialState, str]":
@@ -272,8 +272,3 @@ def _end(facts: dict[str, Any], strict: bool) -> None:
     """With --strict, a command that had to skip files has failed."""
     if strict and facts.get("skipped"):
         raise typer.Exit(FAILURE)
-
-
-def _last_name(name: str) -> str:
-    path = Path(name).expanduser()
-    return path.resolve().name if path.exists() else name

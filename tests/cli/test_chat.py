@@ -130,6 +130,13 @@ def test_lines_from_stdin_are_taken_to_their_end():
     assert given.stdout.splitlines()[1:] == ["b!"]
 
 
+def test_a_memory_in_the_folder_that_one_is_in_has_its_name(model, tmp_path, monkeypatch):
+    model.write("!a:b!").save_pretrained(tmp_path / "kept")
+    monkeypatch.chdir(tmp_path / "kept")
+    given = run("chat", ADAPTER, "--memory", ".", stdin="/memories\n")
+    assert given.stdout == "* kept\n", given.output
+
+
 def test_lines_are_typed_at_a_terminal_with_a_history(tmp_path):
     arguments = ["-m", "hf_gradmem_cli", "chat", str(ADAPTER)]
     environment = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path), "TERM": "dumb", "PATH": "/usr/bin:/bin"}

@@ -354,6 +354,19 @@ def test_the_command_says_that_it_serves_once_it_listens_and_refuses_a_port_that
     )
 
 
+def test_a_folder_is_served_under_its_name_however_it_is_given(monkeypatch, tmp_path):
+    names = []
+    server = SimpleNamespace(run=lambda sockets: None)
+    monkeypatch.setattr(
+        "hf_gradmem.serving.serve.make_server", lambda *_, model_name, **__: names.append(model_name) or server
+    )
+    (tmp_path / "latest").symlink_to(ADAPTER)
+    for folder, given in ((ADAPTER, "."), (ADAPTER / "..", f"{ADAPTER.name}/"), (tmp_path, "latest")):
+        monkeypatch.chdir(folder)
+        assert run("serve", given, "--port", 0).exit_code == 0
+    assert names == [ADAPTER.name, ADAPTER.name, "latest"]
+
+
 @pytest.mark.parametrize("given", [[], ["--token", ""], ["--token", "mine"]])
 def test_a_token_that_was_made_up_is_shown(monkeypatch, given):
     needed = []
