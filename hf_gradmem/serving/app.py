@@ -222,9 +222,10 @@ class _Served:
             self.engine.submit(job)  # type: ignore[arg-type] # one of the two kinds there are
         except QueueFullError:
             raise HTTPException(503, _BUSY, {"Retry-After": "1"}) from None
-        until = loop.time() + self.timeout
+        if not hasattr(request.state, "until"):  # of all its jobs: a chat that recites first has two
+            request.state.until = loop.time() + self.timeout
         try:
-            yield _told(queue, until, request, self.timeout)
+            yield _told(queue, request.state.until, request, self.timeout)
         finally:
             job.cancelled.set()
 

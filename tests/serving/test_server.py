@@ -440,6 +440,17 @@ def test_a_request_that_takes_too_long_is_given_up(model, monkeypatch):
     assert "0.2 seconds" in answer.json()["error"]["message"]
 
 
+def test_the_time_of_a_request_is_that_of_all_it_has_done(monkeypatch, tmp_path):
+    model = templated(build_tokenizer(), {"context": "{context}|", "query": "{context}?{query}:"})
+    model.write("abc").save_pretrained(tmp_path / "a")
+    for name in ("reconstruct", "generate"):
+        done = getattr(model, name)
+        monkeypatch.setattr(model, name, lambda *given, done=done, **more: time.sleep(0.7) or done(*given, **more))
+    body = {"model": "kv", "memory": "a", "messages": [{"role": "user", "content": "k"}], "max_tokens": 1}
+    with running(model, timeout=1.0, keep=tmp_path) as address:
+        assert httpx.post(f"{address}/v1/chat/completions", json=body, timeout=30).status_code == 504
+
+
 def test_a_server_that_ends_stops_answers_in_the_middle(model, rows):
     told: list[Any] = []
 
