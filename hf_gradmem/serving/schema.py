@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from .engine import Sampling
 
+_GREEDY_BELOW = 1e-4  # where the likeliest token is drawn as good as always, and logits over less leave float32
+
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
@@ -29,7 +31,7 @@ class _Continuation(_Request):
     Attributes:
         model: its name, which is checked.
         memory: id of the memory to read.
-        temperature: 0, which is greedy, by default.
+        temperature: 0, which is greedy, by default; so is any below 0.0001.
         top_p, seed, stop, stream, stream_options, max_tokens: as in OpenAI's API.
         n: 1; no more answers are given to a request.
         user: taken and not looked at.
@@ -56,7 +58,7 @@ class _Continuation(_Request):
     @property
     def sampling(self) -> Sampling:
         """How tokens are chosen. Greedy answers do not differ by what a draw depends on."""
-        if self.temperature == 0:
+        if self.temperature < _GREEDY_BELOW:
             return Sampling()
         return Sampling(self.temperature, self.top_p, self.seed)
 

@@ -224,6 +224,13 @@ def test_a_seed_repeats_what_was_drawn(rows, address):
     assert len(set(drawn)) > 1
 
 
+def test_a_temperature_next_to_zero_is_greedy(rows, address):
+    asked = {"model": "kv", "prompt": rows[0]["queries"][0], "max_tokens": 4, "extra_body": {"memory": "row/0"}}
+    for temperature in (1e-40, 1e-5):
+        answer = client_of(address).completions.create(**asked, temperature=temperature, seed=1)
+        assert answer.choices[0].text == rows[0]["targets"][0]
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
