@@ -13,12 +13,11 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ..memory.written import GradMemMemory
 from ..template import Template, get_template
 from .engine import Engine, Job, Piece, QueueFullError, Read, Recite, Write
-from .limits import BodyLimit
+from .limits import BodyLimit, HostLimit
 from .prompts import chat_prompt, room_for_answer, text_prompt
 from .schema import ChatCompletion, Completion, NewMemory, error_body
 from .shelf import Shelf
@@ -62,7 +61,7 @@ def make_app(
 
     app = FastAPI(title="hf_gradmem", lifespan=lifespan, dependencies=[Depends(check_token)], openapi_url=None)
     app.add_middleware(BodyLimit, max_body=max_body)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
+    app.add_middleware(HostLimit, hosts=hosts)
     app.add_exception_handler(HTTPException, _tell_http_error)  # type: ignore[arg-type] # its own kind of exception
     app.add_exception_handler(RequestValidationError, _tell_invalid)  # type: ignore[arg-type] # likewise
     app.add_exception_handler(Exception, _tell_failure)

@@ -1,5 +1,9 @@
-"""The most that a request may hold, counted as it arrives: a length that a header claims need not be true."""
+"""What is asked of every request: the most that it may hold, and by which names it may call the server."""
 
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -7,7 +11,7 @@ from .schema import error_body
 
 
 class BodyLimit:
-    """Answers 413 where the body is longer than `max_body` bytes."""
+    """Answers 413 where the body is longer than `max_body` bytes, counted as they arrive: a header need not be true."""
 
     def __init__(self, app: ASGIApp, max_body: int) -> None:
         self.app, self.max_body = app, max_body
@@ -34,3 +38,26 @@ class BodyLimit:
             return taken.pop(0) if taken else await receive()
 
         await self.app(scope, again, send)
+
+
+class HostLimit:
+    """Answers 400 where the server is called by another name than `hosts`; Starlette's own does so in plain text."""
+
+    def __init__(self, app: ASGIApp, hosts: Sequence[str]) -> None:
+        self.app, self.hosts = app, list(dict.fromkeys(hosts))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """As every ASGI application."""
+        known = False
+
+        async def let_in(*_: Any) -> None:
+            nonlocal known
+            known = True
+
+        async def drop(_: Message) -> None:
+            """What Starlette would answer."""
+
+        await TrustedHostMiddleware(let_in, self.hosts, www_redirect=False)(scope, receive, drop)
+        told = f"The header Host names another server. This one is called by {', '.join(self.hosts)}."
+        answer = self.app if known else JSONResponse(error_body(told, "invalid_request_error"), 400)
+        await answer(scope, receive, send)

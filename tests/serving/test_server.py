@@ -330,7 +330,9 @@ def test_others_need_the_token_and_the_name_of_this_machine(model):
         with pytest.raises(openai.AuthenticationError):
             client_of(address, "guess").models.list()
     with running(model) as address:
-        assert httpx.get(f"{address}/v1/models", headers={"Host": "page.example"}).status_code == 400
+        refused = httpx.get(f"{address}/v1/models", headers={"Host": "page.example"})
+        assert refused.status_code == 400
+        assert "is called by 127.0.0.1, localhost" in refused.json()["error"]["message"]
     with TestClient(make_server(model, **DEFAULTS | {"host": "127.0.0.2"}).config.app, "http://127.0.0.2") as client:
         assert client.get("/v1/models").status_code == 200
         assert client.get("/v1/models", headers={"Host": "page.example"}).status_code == 400
