@@ -27,7 +27,7 @@ from .arms import demo_base
 
 LORA = {"r": 1, "lora_alpha": 2, "target_modules": "all-linear"}
 DRAWN = (0, 0, 5, 0, 1, 3, 0, 0, 4, 0, 1, 2)
-OUTER_STEPS, BATCH, WARMUP, LEARNING_RATE, MEASURED_EVERY = 160, 8, 8, 6e-3, 40
+OUTER_STEPS, BATCH, WARMUP, LEARNING_RATE, MEASURED_EVERY = 400, 8, 8, 6e-3, 40
 SQUAD = {
     "path": "../shared/data/squad/train_subset_800.json",
     "short": True,
