@@ -2,12 +2,13 @@
 
     python -m benchmarks.write_lora runs/gradmem-smollm2-135m-write
 
-gradmem-smollm2-135m-recite is given a `write_lora` of rank 1, which alone is trained: on the reconstruction loss
-L(M_k; C) of memories that it wrote itself, after k steps in turn from `DRAWN`, without a gradient through the steps
-(first order). No question is asked, and READ stays as it was. Half of the outer steps take no step of WRITE: they cost
-a sixth, teach what texts of these kinds are like, which a memory then need not hold, and keep the loss at the start
-from rising, as it did with memories of five steps alone (3.8 to 10 nats in twenty outer steps). The losses of held-out
-texts, before each of six steps, go to `write_lora.json` in the folder, with the adapter, every forty outer steps.
+gradmem-smollm2-135m-recite is given a `write_lora` of rank 1 (what is published has one, which goes on), and that alone
+is trained: on the reconstruction loss L(M_k; C) of memories that it wrote itself, after k steps in turn from `DRAWN`,
+without a gradient through the steps (first order). No question is asked, and READ stays as it was. Half of the outer
+steps take no step of WRITE: they cost a sixth, teach what texts of these kinds are like, which a memory then need not
+hold, and keep the loss at the start from rising, as it did with memories of five steps alone (3.8 to 10 nats in twenty
+outer steps). The losses of held-out texts, before each of six steps, go to `write_lora.json` in the folder, with the
+adapter, every forty outer steps.
 """
 
 import argparse

@@ -9,7 +9,6 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import Linear
 from peft.tuners.tuners_utils import BaseTunerLayer, check_target_module_exists
 from torch import nn
 from torch.nn import functional
@@ -118,17 +117,9 @@ class _ByPhase:
         return self._active_adapter if ASKED.phase is None else ASKED.phase
 
     def _cast_input_dtype(self: Any, x: Any, dtype: torch.dtype) -> Any:
-        if _is_plain(self):
+        if ASKED.phase in self.lora_A and isinstance(self.lora_A[ASKED.phase], _LinearInPrecisionOfInput):
             return x  # the weights are cast, which are fewer
         return super()._cast_input_dtype(x, dtype)  # type: ignore[misc]  # of the layer of PEFT behind this class
-
-    def forward(self: Any, x: Any, *arguments: Any, **options: Any) -> Any:
-        """As PEFT's own, but scaled between the two matrices: there a token has `r` numbers, not the layer's width."""
-        if not isinstance(self, Linear) or not _is_plain(self) or self.merged:
-            return super().forward(x, *arguments, **options)  # type: ignore[misc]  # likewise
-        phase: Any = ASKED.phase
-        low = self.lora_A[phase](self.lora_dropout[phase](x)) * self.scaling[phase]
-        return self.base_layer(x, *arguments, **options) + self.lora_B[phase](low)
 
     def __reduce_ex__(self: Any, protocol: Any) -> tuple:
         return _empty_layer, (type(self).__bases__[1],), self.__getstate__()
@@ -141,11 +132,6 @@ class _LinearInPrecisionOfInput(nn.Linear):
         return functional.linear(
             input, self.weight.to(input.dtype), None if self.bias is None else self.bias.to(input.dtype)
         )
-
-
-def _is_plain(layer: Any) -> bool:
-    """Whether the layer's LoRA of this phase is two matrices of our own class, and no variant that uses them itself."""
-    return ASKED.phase in layer.lora_A and isinstance(layer.lora_A[ASKED.phase], _LinearInPrecisionOfInput)
 
 
 @functools.cache
