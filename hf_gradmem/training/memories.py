@@ -6,7 +6,6 @@ of another writer, task or setting is refused before anything is trained.
 """
 
 import os
-from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,10 +48,8 @@ class WrittenRows(TorchDataset):
     def __init__(self, rows: Dataset, store: MemoryStore, distractors: int = 0) -> None:
         self.rows, self.store, self.distractors = rows, store, distractors
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
-        contexts = context_numbers(rows)
-        first_rows = {context: number for number, context in reversed(list(enumerate(contexts)))}
-        self._first_rows = [first_rows[context] for context in contexts]
-        self._distinct = sorted(first_rows.values())
+        self._contexts = context_numbers(rows)
+        self._first_rows = np.unique(self._contexts, return_index=True)[1].tolist()  # of each context
         self._places = [(number, query) for number, row in enumerate(rows) for query in range(len(row["queries"]))]
 
     @property
@@ -86,9 +83,8 @@ class WrittenRows(TorchDataset):
     def _read_for(self, index: int, number: int) -> list[int]:
         """The rows whose memories a question reads, its own among them, in their order."""
         rng = np.random.default_rng([1, index, self.epoch])
-        others = rng.choice(len(self._distinct) - 1, self.distractors, replace=False)
-        own = bisect_left(self._distinct, self._first_rows[number])
-        numbers = [self._distinct[int(other) + (other >= own)] for other in others]
+        others = rng.choice(len(self._first_rows) - 1, self.distractors, replace=False)
+        numbers = [self._first_rows[int(other) + (other >= self._contexts[number])] for other in others]
         numbers.insert(int(rng.integers(1 + self.distractors)), number)
         return numbers
 

@@ -8,7 +8,7 @@ from torch.optim import Muon, Optimizer
 from transformers import Trainer, TrainingArguments
 from transformers.trainer_pt_utils import get_parameter_names
 
-from ..base.lora import PHASES, lora_parameters
+from ..base.lora import base_keys
 from ..modeling_gradmem import GradMemForCausalLM
 
 
@@ -62,8 +62,8 @@ def build_optimizer(
     with_muon = set()
     if muon_learning_rate is not None:
         head = getattr(model.base_model.get_output_embeddings(), "weight", None)
-        lora = {parameter for phase in PHASES for _, parameter in lora_parameters(model.base_model, phase)}
-        with_muon = set(model.base_model.parameters()) - {head} - lora
+        base = base_keys(model)
+        with_muon = {parameter for name, parameter in model.named_parameters() if name in base} - {head}
     groups: dict[str, list[torch.nn.Parameter]] = {"decayed": [], "plain": [], "step sizes": [], "muon": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
