@@ -150,11 +150,13 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             torch.OutOfMemoryError: also says what to lower.
         """
         contexts = given_contexts(context, input_ids, attention_mask, segment_ids, self.tokenize)
+        if memory is not None:
+            self.check_memory(memory)
         return write_contexts(
             self.writer,
             contexts,
             identity=self.identity(),
-            start=None if memory is None else self._memory_to_continue(memory, len(contexts)),
+            start=memory,
             write_steps=write_steps,
             write_learning_rate=write_learning_rate,
             tolerance=tolerance,
@@ -174,15 +176,6 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         """
         return tokenize_contexts(context, self.tokenizer, **self.writer.cutting)
 
-    def _memory_to_continue(self, memory: GradMemMemory, batch_size: int) -> GradMemMemory:
-        self.check_memory(memory)
-        if len(memory) != batch_size:
-            raise ValueError(f"memory holds {len(memory)} contexts, but {batch_size} are to be written on from it.")
-        own = memory.to(self.device)
-        with torch.inference_mode(False):
-            own.embeddings = own.embeddings.detach().clone().to(self.memory_init.dtype)
-        return own
-
     # ------------------------------------------------------------------------------------------------ READ
 
     @compiled_in_parts
@@ -201,7 +194,8 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
     ) -> GradMemOutput | tuple:
         """Write the context, or take a memory that was written, and read the queries from it.
 
-        With gradients enabled the loss is differentiated through the write.
+        With gradients enabled the loss is differentiated through the write. Without a query it is L(M_K; C), to train
+        WRITE on texts that nothing is asked about.
 
         Args:
             input_ids: `(batch, query_length)`, or `(batch, queries, query_length)` for several queries on each
@@ -221,15 +215,16 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             ValueError: neither or both of context and memory, shapes that do not match, a query longer than the base's
                 window, or `meta_gradient="none"` with nothing to train but the memory's start.
         """
-        if context_input_ids is None:
-            contexts = None
-        else:
-            contexts = Contexts(context_input_ids, context_attention_mask, context_segment_ids)
+        of_contexts = (context_attention_mask, context_segment_ids)
+        contexts = None if context_input_ids is None else Contexts(context_input_ids, *of_contexts)
+        if all(given is None for given in (input_ids, attention_mask, labels, memory, context_index)):
+            writing, memory = self._written(contexts, write_steps, measure_final_loss=True)
+            loss = memory.final_write_loss.mean()  # type: ignore[union-attr] # it was asked for
+            return self._returned(GradMemOutput(loss=loss, write_losses=writing.losses, memory=memory), return_dict)
         if memory is None:
             trace, memory = self._written(contexts, write_steps)
         else:
-            of_contexts = (context_input_ids, context_attention_mask, context_segment_ids, write_steps)
-            trace, memory = None, self.memory_to_read(memory, *of_contexts)
+            trace, memory = None, self.memory_to_read(memory, context_input_ids, *of_contexts, write_steps)
         with torch.inference_mode(False):  # the copies may be read for a gradient, whatever the caller runs under
             queries = checked_queries(input_ids, attention_mask, labels, context_index, len(memory), self.device)
         logits, read_loss = read(self.read_phase, memory.embeddings, queries)
@@ -244,15 +239,18 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             write_losses=None if trace is None else trace.losses,
             memory=memory,
         )
+        return self._returned(output, return_dict)
+
+    def _returned(self, output: GradMemOutput, return_dict: bool | None) -> GradMemOutput | tuple:
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _written(self, contexts: Contexts | None, write_steps: int | None) -> tuple[WriteTrace, GradMemMemory]:
+    def _written(self, contexts: Contexts | None, steps: int | None, **kept: Any) -> tuple[WriteTrace, GradMemMemory]:
         """What a forward pass reads where it is given no memory: the contexts, written now."""
         if contexts is None:
             raise ValueError("There is nothing to read from: give context_input_ids, or a memory.")
         keep = needed(LOSSES, self.config)
-        return write_in_forward(self.writer, contexts, write_steps, keep=keep, identity=self.identity)
+        return write_in_forward(self.writer, contexts, steps, keep=keep, identity=self.identity, **kept)
 
     def memory_to_read(self, memory: Memories, *of_contexts: Any) -> GradMemMemory:
         """What READ is given for a memory, or for a list of them, read together; on the model's device."""

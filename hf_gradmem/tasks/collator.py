@@ -34,7 +34,8 @@ class DataCollatorForGradMem:
         tokenizer: applied to each segment, query and target on its own, without special tokens.
         max_context_length: most tokens of a context; the rest of it is cut off.
         max_query_length: most tokens of query and answer together; the query loses its beginning.
-        queries_per_context: most queries on a context; those after them are left out.
+        queries_per_context: most queries on a context; those after them are left out. With 0 a batch has contexts
+            alone, and the model's loss is that of their memories: WRITE is trained by itself.
         padding: `"longest"` pads to the longest of the batch, `"max_length"` to the three limits above, so that all
             batches have one shape, `"queries"` to those of the queries alone, so that answers have one shape.
         add_end_token: whether an answer that does not end in the tokenizer's end token gets one; a row with a column
@@ -65,9 +66,9 @@ class DataCollatorForGradMem:
     def __post_init__(self) -> None:
         limits = ("max_context_length", "max_query_length", "queries_per_context")
         for name in limits:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+            value, least = getattr(self, name), int(name != "queries_per_context")
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}.")
         needed = {"longest": (), "max_length": limits, "queries": limits[1:]}
         if self.padding not in needed:
             raise ValueError(f"padding must be 'longest', 'max_length' or 'queries', got {self.padding!r}.")
@@ -85,7 +86,8 @@ class DataCollatorForGradMem:
         if written and len(written) < len(rows):
             raise ValueError(f"Of the {len(rows)} rows of a batch, {len(written)} have a memory: all must, or none.")
         source = {"memory": type(written[0]).cat(written)} if written else self._contexts(rows)
-        batch = source | self._queries(rows) | _write_steps(rows)
+        asked = {} if self.queries_per_context == 0 else self._queries(rows)
+        batch = source | asked | _write_steps(rows)
         if not any(before.values()) and any(self.truncated.values()):
             cut = ", ".join(f"{count} {what}" for what, count in self.truncated.items() if count)
             warnings.warn(

@@ -42,9 +42,9 @@ class Stage:
     def __post_init__(self) -> None:
         if not isinstance(self.steps, int) or self.steps < 1:
             raise ValueError(f"steps of a stage must be a number of at least 1, got {self.steps!r}.")
-        given = self.write_steps if isinstance(self.write_steps, list) else [self.write_steps or 1]
-        if self.write_steps == 0 or not given or not all(isinstance(steps, int) and steps >= 1 for steps in given):
-            raise ValueError(f"write_steps of a stage must be at least 1, or a list of such, got {self.write_steps}.")
+        given = self.write_steps if isinstance(self.write_steps, list) else [self.write_steps or 0]
+        if not given or not all(isinstance(steps, int) and steps >= 0 for steps in given):
+            raise ValueError(f"write_steps of a stage must be at least 0, or a list of such, got {self.write_steps}.")
 
     def drawn_write_steps(self, default: int) -> list[int]:
         """The numbers of WRITE's steps that each outer step draws from."""
@@ -61,6 +61,7 @@ _KINDS: dict[str, Any] = {
     "task_arguments": dict,
     "eval_sets": dict,
     "stages": list,
+    "frozen": list,
     "gradmem": dict,
     "base_config": dict | None,
     "start": dict | None,
@@ -142,7 +143,14 @@ class RecipeArguments:
     )
     max_context_length: int | None = field(default=None, metadata={"help": "Most tokens of a context."})
     max_query_length: int | None = field(default=None, metadata={"help": "Most tokens of query and answer together."})
-    queries_per_context: int | None = field(default=None, metadata={"help": "Most queries on a context in a batch."})
+    queries_per_context: int | None = field(
+        default=None,
+        metadata={"help": "Most queries on a context in a batch; 0 asks nothing and trains what WRITE uses alone."},
+    )
+    frozen: list[str] = field(
+        default_factory=list,
+        metadata={"help": "Names of parameters that stay as they are; * stands for any part of a name."},
+    )
 
     def __post_init__(self) -> None:
         for name, kind in _KINDS.items():
@@ -336,6 +344,8 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
         "accelerator_config": {"dispatch_batches": False},
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
+    if values.get("queries_per_context") == 0:  # by its labels Trainer knows that a batch has a loss
+        training |= {"label_names": ["context_input_ids"], "prediction_loss_only": True}
     if values.get("max_steps", training["max_steps"]) != training["max_steps"]:
         raise ValueError(
             f"max_steps in {source} is set by its stages: it is {training['max_steps']}, not {values['max_steps']}."

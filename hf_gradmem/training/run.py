@@ -1,5 +1,6 @@
 """Training from a recipe with the stock `transformers.Trainer`."""
 
+import fnmatch
 import itertools
 import json
 import math
@@ -130,6 +131,7 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
     tokenizer = model.tokenizer
     model.to(training.device)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
     train_rows, eval_sets = training_data(arguments, training, model)
+    _freeze(model, arguments)
     trainer = Trainer(
         model=model,
         args=training,
@@ -161,13 +163,32 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
     return trainer
 
 
+def _freeze(model: GradMemForCausalLM, arguments: RecipeArguments) -> None:
+    """Leave as they are the parameters that the recipe names and, where no question is asked, what READ has of its own.
+
+    Raises:
+        ValueError: a name is none of the model's.
+    """
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    kept = list(model.read_phase.extra_tensors().values()) if arguments.queries_per_context == 0 else []
+    for pattern in arguments.frozen:
+        matching = fnmatch.filter(named, pattern)
+        if not matching:
+            raise ValueError(
+                f"frozen names {pattern!r}, and no parameter that trains is called so. They are {', '.join(named)}."
+            )
+        kept += [named[name] for name in matching]
+    for parameter in kept:
+        parameter.requires_grad_(False)
+
+
 def _padding(arguments: RecipeArguments, world_size: int) -> Literal["longest", "queries"]:
-    """How batches are padded: processes that evaluate together join their answers, which then have one shape.
+    """How batches are padded: processes that evaluate together join their answers, if any, which then have one shape.
 
     Raises:
         ValueError: the recipe does not say which.
     """
-    if world_size == 1 or not arguments.eval_sets:
+    if world_size == 1 or not arguments.eval_sets or arguments.queries_per_context == 0:
         return "longest"
     if arguments.max_query_length is None or arguments.queries_per_context is None:
         raise ValueError(

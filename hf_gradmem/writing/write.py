@@ -37,7 +37,7 @@ def write_contexts(
         writer: what writes them.
         contexts: what to write.
         identity: of the model.
-        start: memories to go on from in place of the learned start, on the model's device.
+        start: memories of this model to go on from, one for each context, in place of the learned start.
         write_steps, write_learning_rate, tolerance, batch_size, measure_final_loss, show_progress: as in
             [`GradMemForCausalLM.write`].
         on_batch: called with the size of each batch that was written.
@@ -46,7 +46,8 @@ def write_contexts(
         The memories, in the order of `contexts`.
 
     Raises:
-        ValueError: a context is empty or too long, an option is out of range, or the writer goes on from no memory.
+        ValueError: a context is empty or too long, an option is out of range, the writer goes on from no memory, or
+            there are not as many of them as contexts.
         FloatingPointError: a loss became NaN or infinite; names the context.
     """
     if batch_size is not None and batch_size < 1:
@@ -55,6 +56,7 @@ def write_contexts(
         raise ValueError(f"tolerance must be at least 0, which never stops, got {tolerance}.")
     with torch.inference_mode(False), torch.enable_grad(), evaluating():
         contexts = _checked(writer, contexts)
+        start = None if start is None else _own(writer, start, len(contexts))
         step_sizes = writer.step_sizes(write_steps, write_learning_rate)
         # Contexts of about one length share a batch, so that the padding of the longest is not computed for the rest.
         order = contexts.mask.sum(1).argsort(descending=True, stable=True)
@@ -118,6 +120,7 @@ def write_in_forward(
     *,
     keep: tuple[Kept, ...],
     identity: Callable[[], Identity],
+    measure_final_loss: bool = False,
 ) -> tuple[WriteTrace, GradMemMemory]:
     """WRITE as part of a forward pass: differentiated through if, and only if, gradients are enabled.
 
@@ -127,6 +130,7 @@ def write_in_forward(
         write_steps: the configuration's when `None`.
         keep: what of the trace the outer loss has a use for.
         identity: of the model; a memory that is differentiated through has none.
+        measure_final_loss: also measure L(M_K; C), with its graph where gradients are enabled.
 
     Raises:
         ValueError: a context is empty or too long, or what trains would get no gradient.
@@ -140,11 +144,14 @@ def write_in_forward(
         rows = writer.rows(_checked(writer, contexts))
         descent = Descent(writer.step_sizes(write_steps, None), differentiate, keep)
         trace = writer.write(rows, _start(writer, rows, differentiate=differentiate), descent)
+        with torch.set_grad_enabled(differentiate):
+            final_loss = writer.objective(rows).first_order(trace.memory) if measure_final_loss else None
     fingerprint, base_name = (None, None) if differentiate else identity()
     memory = GradMemMemory(
         embeddings=trace.memory if differentiate else trace.memory.detach(),
         write_losses=trace.losses,
         segment_lengths=rows.segment_lengths,
+        final_write_loss=final_loss,
         fingerprint=fingerprint,
         base_name=base_name,
     )
@@ -154,6 +161,15 @@ def write_in_forward(
 def _checked(writer: Writer, contexts: Contexts) -> Contexts:
     decoder = writer.phase.decoder
     return contexts.checked(decoder.device, decoder.vocab_size)
+
+
+def _own(writer: Writer, memory: GradMemMemory, count: int) -> GradMemMemory:
+    """A memory to go on from, as values that are nobody else's, on the model's device and in its precision."""
+    if len(memory) != count:
+        raise ValueError(f"memory holds {len(memory)} contexts, but {count} are to be written on from it.")
+    own = memory.to(writer.phase.decoder.device)
+    own.embeddings = own.embeddings.detach().clone().to(writer.phase.module.memory_init.dtype)
+    return own
 
 
 def _start(

@@ -23,14 +23,13 @@ def build(**settings) -> GradMemForCausalLM:
     return model
 
 
-def loss_of(model: GradMemForCausalLM, segment_ids: torch.Tensor | None = None) -> torch.Tensor:
+def loss_of(model: GradMemForCausalLM, segment_ids: torch.Tensor | None = None, asked: bool = True) -> torch.Tensor:
     query = tiny_tokens(2, 5, seed=2)
     return model(
         context_input_ids=tiny_tokens(2, 9, seed=1),
         context_attention_mask=CONTEXT_MASK,
         context_segment_ids=segment_ids,
-        input_ids=query,
-        labels=query,
+        **({"input_ids": query, "labels": query} if asked else {}),
     ).loss
 
 

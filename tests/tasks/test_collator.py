@@ -140,6 +140,13 @@ def test_what_is_cut_is_said_once_and_counted():
     assert collator.truncated == {"contexts": 2, "queries": 2, "left out": 2}
 
 
+def test_no_query_leaves_the_contexts_alone():
+    whole = DataCollatorForGradMem(TOKENIZER)(ROWS)
+    alone = DataCollatorForGradMem(TOKENIZER, queries_per_context=0)(ROWS)
+    assert alone.keys() == {name for name in whole if name.startswith("context_")}
+    assert all(torch.equal(alone[name], whole[name]) for name in alone)
+
+
 def test_curriculum_asks_for_write_steps():
     collator = DataCollatorForGradMem(TOKENIZER)
     batch = collator([{**row, "write_steps": 3} for row in ROWS])
@@ -170,6 +177,7 @@ def test_row_that_cannot_be_trained_on_is_named(change, message):
     ("arguments", "message"),
     [
         ({"max_query_length": 0}, "max_query_length .* 0"),
+        ({"queries_per_context": -1}, "queries_per_context must be at least 0, got -1"),
         ({"padding": "left"}, "padding .* 'left'"),
         ({"padding": "queries", "max_query_length": 5}, "needs queries_per_context"),
         ({"padding": "max_length", "max_query_length": 5}, "needs max_context_length, queries_per_context"),
