@@ -232,14 +232,8 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         if read_loss is not None:
             reading = functools.partial(answer_loss, self.read_phase, queries)
             loss = outer_loss(Passed(read_loss, trace, memory, reading), LOSSES, self.config)
-        output = GradMemOutput(
-            loss=loss,
-            logits=logits,
-            read_loss=read_loss,
-            write_losses=None if trace is None else trace.losses,
-            memory=memory,
-        )
-        return self._returned(output, return_dict)
+        write_losses = None if trace is None else trace.losses
+        return self._returned(GradMemOutput(loss, logits, read_loss, write_losses, memory), return_dict)
 
     def _returned(self, output: GradMemOutput, return_dict: bool | None) -> GradMemOutput | tuple:
         return_dict = self.config.return_dict if return_dict is None else return_dict

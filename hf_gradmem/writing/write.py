@@ -46,8 +46,7 @@ def write_contexts(
         The memories, in the order of `contexts`.
 
     Raises:
-        ValueError: a context is empty or too long, an option is out of range, the writer goes on from no memory, or
-            there are not as many of them as contexts.
+        ValueError: a context is empty or too long, an option is out of range, or the writer cannot go on from `start`.
         FloatingPointError: a loss became NaN or infinite; names the context.
     """
     if batch_size is not None and batch_size < 1:

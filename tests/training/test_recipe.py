@@ -50,6 +50,8 @@ def test_unreadable_recipe_is_named(text, message, tmp_path):
         ("task=kv", "no task 'kv'"),
         ("stages=[]", "needs stages"),
         ("stages.0.steps=0", "steps of a stage .* 0"),
+        ("stages.0.write_steps=-1", "write_steps of a stage must be at least 0, or a list of such, got -1"),
+        ("stages.0.write_steps=[]", "write_steps of a stage must be at least 0"),
         ("stages.1.steps=3", "override 'stages.1.steps=3'"),
         ("stages.0.pairs=3", "Stage 0 .*pairs"),
         ("base_model=name", "either a base_model or a base_config"),

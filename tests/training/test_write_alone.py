@@ -1,0 +1,70 @@
+"""Recipes that ask nothing: WRITE alone is trained, on the loss of the memories themselves."""
+
+import pytest
+import torch
+
+from hf_gradmem import GradMemForCausalLM
+from hf_gradmem.training.run import build_trainer, run_training
+from tests.support.tiny_training import TINY, tiny_recipe
+
+LORA = {"r": 2, "target_modules": ["q_proj"]}
+ALONE = {
+    "queries_per_context": 0,
+    "train_base": False,
+    "gradmem": TINY["gradmem"] | {"write_lora": LORA, "read_lora": LORA, "meta_gradient": "first_order"},
+    "eval_sets": {"held_out": {"num_contexts": 8}},
+    "eval_strategy": "steps",
+    "eval_steps": 30,
+}
+
+
+def test_what_write_uses_learns_and_the_rest_stays(tmp_path):
+    stages = [{"steps": 60, "write_steps": [0, 1, 2]}]
+    trainer = build_trainer(tiny_recipe(tmp_path, **ALONE | {"stages": stages, "learning_rate": 3e-2}))
+    model = trainer.model
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer.train()
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {"memory_init", "write_log_learning_rate", "write_head.weight"} < moved
+    assert {name for name in before if "lora_" in name and ".write." in name} < moved
+    assert not {name for name in moved if ".read." in name or "embed_tokens" in name or "mlp" in name}
+    measured = [entry["eval_held_out_loss"] for entry in trainer.state.log_history if "eval_held_out_loss" in entry]
+    assert len(measured) == 2
+    assert measured[1] < measured[0]
+
+
+def test_the_loss_is_that_of_the_memory_that_was_written(tmp_path):
+    results = run_training(tiny_recipe(tmp_path, **ALONE))
+    model = GradMemForCausalLM.from_pretrained(tmp_path)
+    rows = build_trainer(tiny_recipe(tmp_path, **ALONE)).eval_dataset["held_out"]
+    memory = model.write([row["context"] for row in rows], measure_final_loss=True)
+    assert results["metrics"]["eval_held_out_loss"] == pytest.approx(memory.final_write_loss.mean().item(), rel=1e-5)
+    assert "eval_held_out_exact_match" not in results["metrics"]
+
+
+def test_named_parameters_stay_as_they_are(tmp_path):
+    trainer = build_trainer(tiny_recipe(tmp_path, **ALONE | {"frozen": ["memory_*", "*.lora_A.*"]}))
+    model = trainer.model
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    trainer.train()
+    moved = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert "memory_init" not in moved
+    assert {name for name in moved if "lora_" in name} == {
+        name for name in before if "lora_B" in name and ".write." in name
+    }
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [
+        (
+            ["memory_strat"],
+            "frozen names 'memory_strat', and no parameter that trains is called so. They are .*memory_",
+        ),
+        ("memory_init", "frozen must be a list, got 'memory_init'"),
+    ],
+)
+def test_a_name_that_is_none_is_refused(tmp_path, frozen, message):
+    with pytest.raises(ValueError, match=message):
+        build_trainer(tiny_recipe(tmp_path, **ALONE | {"frozen": frozen}))
