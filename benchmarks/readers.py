@@ -44,22 +44,29 @@ VALUES = {
     "write_learning_rate": 0.1,
 }
 VECTORS = {"num_memory_tokens": 16}
-# Title, and options over those of the recipe; `None` for the context in the prompt.
-ARMS: dict[str, tuple[str, dict[str, Any] | None]] = {
-    "values": ("written: 16 positions of values, 12 steps", VALUES),
-    "pooled": ("16 mean embeddings", VECTORS | {"writer": "pooled"}),
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+# Title; options over the recipe's, `None` for the context in the prompt; arguments of the LoRA over the recipe's.
+ARMS: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any]]] = {
+    "values": ("written: 16 positions of values, 12 steps", VALUES, {}),
+    "pooled": ("16 mean embeddings", VECTORS | {"writer": "pooled"}, {}),
     "forward": (
         "16 vectors read back from behind the context (RMT)",
         VECTORS | {"writer": "forward", "write_steps": 1},
+        {},
     ),
-    "full_context": ("the context in the prompt", None),
+    "full_context": ("the context in the prompt", None, {}),
+    "rank_2": ("… with a LoRA of rank 2", None, {"r": 2, "lora_alpha": 4}),
+    "rank_32": ("… of rank 32", None, {"r": 32, "lora_alpha": 64}),
+    "attention": ("… of rank 8 on the attention's layers alone", None, {"target_modules": ATTENTION}),
+    "no_dropout": ("… without dropout in the LoRA", None, {"lora_dropout": 0.0}),
 }
 
 
 def arm_recipe(name: str) -> Recipe:
     """The recipe that an arm is trained by. Its evaluation sets are answered afterwards, and not on the way."""
-    output, options = f"runs/readers/{name}", ARMS[name][1]
+    output, (_, options, lora) = f"runs/readers/{name}", ARMS[name]
     changes = {"base_model": find_demo_model(Console(stderr=True)), "output_dir": output, "eval_sets": {}}
+    changes |= {f"gradmem.read_lora.{argument}": value for argument, value in lora.items()}
     if options is not None:
         changes |= {f"gradmem.{option}": value for option, value in options.items()} | {
             "memories": f"{output}/memories"
@@ -136,13 +143,14 @@ def write_table() -> None:
         "# One reader, by how it is given a text",
         "",
         "`python -m benchmarks.readers`: 100 outer steps of 16 questions for each arm (`readers.yaml`),",
-        "SmolLM2-135M-Instruct frozen, READ's LoRA of rank 8, one seed. Exact match / F1 of generated answers on",
-        "unseen articles (Short SQuAD, development half) and people (facts); in brackets from another's memory.",
+        "SmolLM2-135M-Instruct frozen, READ's LoRA of rank 8 on all linear layers, dropout .05, one seed.",
+        "Exact match / F1 of generated answers on unseen articles (Short SQuAD, development half) and people",
+        "(facts); in brackets from another's memory.",
         "",
         "| READ is given | Short SQuAD | facts |",
         "|---|---|---|",
     ]
-    for name, (title, _) in ARMS.items():
+    for name, (title, *_) in ARMS.items():
         path = RESULTS / f"{name}.json"
         if path.is_file():
             records = json.loads(path.read_text(encoding="utf-8"))["records"]

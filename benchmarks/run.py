@@ -150,9 +150,10 @@ def _add_reading(found: _Cells) -> None:
         for batch in (1, 16):
             found.add("time", READERS, 4, kind="read", batch=batch, tokens=length)
         found.add("bytes", [], 1, kind="read", batch=1, tokens=length)
-    for batch in (1, 16):
-        found.add("time", READERS, 4, 2, kind="read", batch=batch, tokens=1024, shape="smollm2")
-    found.add("bytes", [], 1, kind="read", batch=1, tokens=1024, shape="smollm2")
+    for length, gigabytes, rounds in ((1024, 4, 2), (4096, 12, 1)):
+        for batch in (1, 16):
+            found.add("time", READERS, gigabytes, rounds, kind="read", batch=batch, tokens=length, shape="smollm2")
+        found.add("bytes", [], 1, kind="read", batch=1, tokens=length, shape="smollm2")
 
 
 def run_cell(cell: dict[str, Any], path: Path) -> None:
