@@ -1,6 +1,8 @@
 """How long a text a memory recites, by its vectors and the steps of WRITE (the paper's appendix I).
 
     python -m benchmarks.recitation                                        # what has no result yet, on SmolLM2-135M
+    python -m benchmarks.recitation --form values --output values.json     # positions of values in place of vectors
+    python -m benchmarks.recitation --adapter runs/recitation --output trained.json  # of benchmarks/recitation.yaml
     python -m benchmarks.recitation --texts 2 --memory-sizes 1 2 --steps 5 10 --lengths 8 16 32
 
 Passages of two novels are written into memories from a random start, or from an adapter's (`--adapter`), by a frozen
@@ -38,7 +40,21 @@ BOOKS = [Path("../shared/data/books") / name for name in ("1342_pride_and_prejud
 LENGTHS, MEMORY_SIZES, STEPS = (8, 16, 24, 32, 48, 64, 96, 128), (1, 2, 8), (1, 2, 5, 10, 20)
 BOUNDS = (0.95, 0.99)
 WRITTEN, CONTINUED = 128, 128  # tokens of a passage, and of what follows it
-ADAM = {"write_optimizer": "adam", "write_learning_rate": 0.05, "meta_gradient": "first_order"}
+ADAM = {"write_optimizer": "adam", "meta_gradient": "first_order"}
+# What a memory is, and how it is stepped: input vectors as in the paper, or values as the English adapters have them.
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vectors": ("random start, Adam, step size 0.05", {"write_learning_rate": 0.05}),
+    "values": (
+        "random start of values, Adam, relative steps of 0.234 that shrink (`--form values`)",
+        {
+            "memory_form": {"name": "key_values", "write": "values"},
+            "write_relative_step_size": True,
+            "write_learning_rate": 0.234,
+            "write_step_decay": 0.86,
+            "write_betas": (0.5, 0.9),
+        },
+    ),
+}
 
 Tensor = torch.Tensor
 
@@ -217,7 +233,7 @@ def build_models(
     tokenizer: PreTrainedTokenizerBase,
     sizes: Sequence[int],
     adapter: str | None,
-    step_size: float,
+    form: str,
 ) -> dict[int, GradMemForCausalLM]:
     """The base with a memory of each size from a random start, or with the adapter's, by the number of vectors."""
     if adapter is not None:
@@ -230,7 +246,7 @@ def build_models(
     models = {}
     for size in sizes:
         torch.manual_seed(0)
-        config = GradMemConfig(num_memory_tokens=size, **ADAM | {"write_learning_rate": step_size})
+        config = GradMemConfig(num_memory_tokens=size, **ADAM, **FORMS[form][1])
         models[size] = get_gradmem_model(base, config, tokenizer=tokenizer)
     return models
 
@@ -244,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--memory-sizes", type=int, nargs="+", default=list(MEMORY_SIZES), metavar="M")
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), metavar="K")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="L")
-    parser.add_argument("--step-size", type=float, default=ADAM["write_learning_rate"], help="of Adam")
+    parser.add_argument("--form", choices=FORMS, default="vectors", help="what the memory of a random start is")
     parser.add_argument("--books", type=Path, nargs="+", default=BOOKS)
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
@@ -260,12 +276,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = given.base or find_demo_model(Console(stderr=True))
     tokenizer = AutoTokenizer.from_pretrained(base)
     models = build_models(
-        AutoModelForCausalLM.from_pretrained(base), tokenizer, given.memory_sizes, given.adapter, given.step_size
+        AutoModelForCausalLM.from_pretrained(base), tokenizer, given.memory_sizes, given.adapter, given.form
     )
-    from_adapter = f"the start and rule of {Path(given.adapter).name}" if given.adapter else None
+    from_adapter = f"start and rule of {Path(given.adapter).name} (`--adapter`)" if given.adapter else None
     conditions = {
         "base": Path(base).name,
-        "start": from_adapter or f"random start, Adam, step size {given.step_size}",
+        "start": from_adapter or FORMS[given.form][0],
         "texts": given.texts,
         "steps": given.steps,
         "books": [book.name for book in given.books],
