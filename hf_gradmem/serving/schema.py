@@ -42,7 +42,7 @@ class _Continuation(_Request):
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)  # as in OpenAI's API: an int64
     stop: str | list[str] = Field(default_factory=list)
     stream: bool = False
     stream_options: dict[Literal["include_usage"], bool] | None = None

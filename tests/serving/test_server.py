@@ -240,6 +240,7 @@ def test_a_temperature_next_to_zero_is_greedy(rows, address):
         ("completions", {"model": "kv", "prompt": "", "memory": "row/0"}, 400, "prompt is empty"),
         ("completions", {"model": "kv", "prompt": "?", "memory": "row/0", "logprobs": 3}, 400, "no such field"),
         ("completions", {"model": "kv", "prompt": "?", "memory": "row/0", "n": 2}, 400, "n: "),
+        ("completions", {"model": "kv", "prompt": "?", "memory": "row/0", "seed": 2**63}, 400, "seed: Input should be"),
         ("completions", {"model": "kv", "prompt": "?" * 300, "memory": "row/0"}, 400, "the base takes 256"),
         ("chat/completions", {"model": "kv", "messages": [], "memory": "row/0"}, 400, "messages: "),
         (
