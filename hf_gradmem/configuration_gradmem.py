@@ -122,6 +122,9 @@ class GradMemConfig(PreTrainedConfig):
         intermediate_read_loss_weight (`float`, defaults to 0):
             Weight of the answer loss read from the memories between the steps, M_1 to M_{K−1}, in the training loss:
             their mean. One step has none between.
+        distillation_loss_weight (`float`, defaults to 0):
+            Weight, in the training loss, of KL(p ‖ q) on the label tokens: p is what the plain base says with the
+            context's tokens before the query's in its prompt, and q what READ says from the memory.
         write_segment_length (`int`, *optional*):
             Cut contexts that come without segments every so many tokens.
         write_sentence_segments (`bool`, defaults to `False`):
@@ -193,6 +196,7 @@ class GradMemConfig(PreTrainedConfig):
     reconstruction_loss_weight: float | int = 0.5
     alignment_loss_weight: float | int = 0.0
     intermediate_read_loss_weight: float | int = 0.0
+    distillation_loss_weight: float | int = 0.0
     write_segment_length: int | None = None
     write_sentence_segments: bool = False
     write_prefix_segments: int = 1

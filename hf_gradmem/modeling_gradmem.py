@@ -35,7 +35,7 @@ from .reading.generation import (
 )
 from .reading.output import GradMemOutput
 from .reading.queries import checked_prompts, checked_queries
-from .reading.read import answer_loss, read
+from .reading.read import answer_loss, prompted_logits, read
 from .writing.contexts import Context, Contexts, given_contexts, tokenize_contexts
 from .writing.objectives.reconstruction import reconstruct
 from .writing.write import write_contexts, write_in_forward
@@ -227,13 +227,15 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             trace, memory = None, self.memory_to_read(memory, context_input_ids, *of_contexts, write_steps)
         with torch.inference_mode(False):  # the copies may be read for a gradient, whatever the caller runs under
             queries = checked_queries(input_ids, attention_mask, labels, context_index, len(memory), self.device)
-        logits, read_loss = read(self.read_phase, memory.embeddings, queries)
-        loss = None
-        if read_loss is not None:
-            reading = functools.partial(answer_loss, self.read_phase, queries)
-            loss = outer_loss(Passed(read_loss, trace, memory, reading), LOSSES, self.config)
+        found, loss = read(self.read_phase, memory.embeddings, queries), None
+        if found.loss is not None and found.scored is not None:
+            again = functools.partial(answer_loss, self.read_phase, queries)
+            prompted = (
+                None if contexts is None else functools.partial(prompted_logits, self.read_phase, contexts, queries)
+            )
+            loss = outer_loss(Passed(found.loss, trace, memory, again, found.scored, prompted), LOSSES, self.config)
         write_losses = None if trace is None else trace.losses
-        return self._returned(GradMemOutput(loss, logits, read_loss, write_losses, memory), return_dict)
+        return self._returned(GradMemOutput(loss, found.logits, found.loss, write_losses, memory), return_dict)
 
     def _returned(self, output: GradMemOutput, return_dict: bool | None) -> GradMemOutput | tuple:
         return_dict = self.config.return_dict if return_dict is None else return_dict

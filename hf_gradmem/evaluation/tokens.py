@@ -129,7 +129,7 @@ def answer_tokens(
     with evaluating():
         found = []
         for vectors in (memory.to(model.device).embeddings, model.form.start(1)):
-            logits, _ = read(model.read_phase, vectors, queries)
+            logits = read(model.read_phase, vectors, queries).logits
             predicting = logits[0, asked.shape[1] - 1 : -1].float()
             found.append(predicting.log_softmax(-1).gather(1, ids[0, asked.shape[1] :, None])[:, 0].cpu())
     return AnswerTokens(question, token_texts(model.tokenizer, tokens), *found)

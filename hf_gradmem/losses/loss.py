@@ -21,12 +21,17 @@ class Passed:
         trace: what WRITE left; `None` where a memory was given.
         memory: what was read.
         read: the same loss, read from other memories `(batch, num_memory_tokens, width)`.
+        scored: `(label tokens, vocab)`, the logits that the loss is made from.
+        prompted: the same of the plain base with the context in its prompt, without a graph; `None` where a memory was
+            given.
     """
 
     read_loss: Tensor
     trace: WriteTrace | None
     memory: GradMemMemory
     read: Callable[[Tensor], Tensor]
+    scored: Tensor
+    prompted: Callable[[], Tensor] | None
 
 
 @dataclass(frozen=True)

@@ -236,22 +236,23 @@ class Phase:
             ValueError: words are to stand before a memory that stands in the cache, before everything else.
         """
         prefix = self.form.prefix(memory, *(getattr(self.module, name) for name in self.control_vectors))
-        header, prompt = self.header_ids, self.prompt_ids
+        header, prompt = self.header(len(memory)), self.prompt_ids
         if header and prefix.past is not None:
             raise ValueError(
                 f"The template {self.module.config.template!r} puts words before the memory, and a memory of this form "
                 "stands before everything else. Use a template without {memory}, such as 'chat'."
             )
-        parts = [self._of_each(header, memory)] if header else []
-        parts.append(prefix)
-        if prompt:
-            parts.append(self._of_each(prompt, memory))
+        parts = [*header, prefix, *self._of_each(prompt, len(memory))]
         return side_by_side(parts) if len(parts) > 1 else prefix
 
-    def _of_each(self, words: list[int], memory: Tensor) -> DecoderInputs:
-        """The same tokens for each of the memories."""
-        ids = torch.tensor([words], device=memory.device).expand(len(memory), -1)
-        return self.decoder.tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+    def header(self, rows: int) -> list[DecoderInputs]:
+        """The words before a memory as inputs of so many rows; none where there are none."""
+        return self._of_each(self.header_ids, rows)
+
+    def _of_each(self, words: list[int], rows: int) -> list[DecoderInputs]:
+        """The same tokens for each of the rows, if there are any."""
+        ids = torch.tensor([words], device=self.decoder.device).expand(rows, -1)
+        return [self.decoder.tokens(ids, torch.ones_like(ids, dtype=torch.bool))] if words else []
 
     def logits(self, inputs: DecoderInputs, places: Tensor | None = None) -> Tensor:
         """Logits `(rows, length, vocab)` under this phase's head and LoRA.

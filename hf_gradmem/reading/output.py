@@ -17,8 +17,9 @@ class GradMemOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*):
             `read_loss` plus the further terms of the training loss times their weights (`reconstruction_loss_weight`,
-            `alignment_loss_weight`, `intermediate_read_loss_weight`), given labels. Without a query L(M_K; C), the mean
-            over the contexts of the reconstruction loss after the last step, in nats per token.
+            `alignment_loss_weight`, `intermediate_read_loss_weight`, `distillation_loss_weight`), given labels. Without
+            a query L(M_K; C), the mean over the contexts of the reconstruction loss after the last step, in nats per
+            token.
         logits (`torch.FloatTensor` of shape `(..., query_length, vocab_size)`, *optional*):
             Aligned with `input_ids`: position i predicts token i + 1. Meaningless at padding.
         read_loss (`torch.FloatTensor` of shape `()`, *optional*):

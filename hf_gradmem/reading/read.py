@@ -1,12 +1,16 @@
 """READ: memory and query side by side, the logits of the query, and its loss."""
 
+from dataclasses import dataclass
+
 import torch
 
 from ..base.layout import align_with_query, reorder, token_order
+from ..base.modes import evaluating, settled
 from ..base.output_head import cross_entropy
 from ..base.running import DecoderInputs, side_by_side
 from ..base.token_ids import IGNORED_LABEL, check_vocabulary
 from ..memory.phase import Phase
+from ..writing.contexts import Contexts
 from .queries import Queries
 
 Tensor = torch.Tensor
@@ -74,52 +78,92 @@ def _cut(inputs: DecoderInputs, span: slice) -> DecoderInputs:
     return DecoderInputs(embeddings, attention_mask, input_ids)
 
 
-def read(phase: Phase, memory: Tensor, queries: Queries) -> tuple[Tensor, Tensor | None]:
-    """Logits in the layout that the queries were given in, `(*shape, length, vocab)`, and their loss, given labels."""
-    logits, loss = _run(phase, memory, queries)
+@dataclass(frozen=True)
+class Reading:
+    """What READ gives.
+
+    Attributes:
+        logits: in the layout that the queries were given in, `(*shape, length, vocab)`.
+        loss: CE(Y): mean over the batch's label tokens, the first query token included (it is predicted from the
+            memory); `None` without labels.
+        scored: `(label tokens, vocab)`, the logits that predict them, row by row; `None` without labels.
+    """
+
+    logits: Tensor
+    loss: Tensor | None
+    scored: Tensor | None
+
+
+def read(phase: Phase, memory: Tensor, queries: Queries) -> Reading:
+    """The logits of queries behind their memories, and their loss, given labels."""
+    logits, loss, scored = _run(phase, memory, queries)
     aligned = align_with_query(logits, queries.attention_mask)
-    return aligned.reshape(*queries.shape, *aligned.shape[1:]), loss
+    return Reading(aligned.reshape(*queries.shape, *aligned.shape[1:]), loss, scored)
 
 
 def answer_loss(phase: Phase, queries: Queries, memory: Tensor) -> Tensor:
     """The loss alone, of queries that have labels."""
-    _, loss = _run(phase, memory, queries)
-    if loss is None:
+    _labels(queries)
+    return _run(phase, memory, queries)[1]  # type: ignore[return-value] # there are labels
+
+
+def _labels(queries: Queries) -> Tensor:
+    if queries.labels is None:
         raise ValueError("There is no loss without labels.")
-    return loss
+    return queries.labels
 
 
-def _run(phase: Phase, memory: Tensor, queries: Queries) -> tuple[Tensor, Tensor | None]:
-    """Logits of memory and query, padding last, and their loss."""
+def _run(phase: Phase, memory: Tensor, queries: Queries) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Logits of memory and query, padding last, the loss, and the logits that it is made from."""
     if torch.is_grad_enabled():
         phase.check_trainable()
     inputs, order = read_inputs(phase, memory, queries, "right")
     logits = phase.logits(inputs)
     if queries.labels is None:
-        return logits, None
-    return logits, read_loss(logits, queries.labels, queries.attention_mask, order)
+        return logits, None, None
+    targets = read_targets(queries.labels, queries.attention_mask, order)
+    is_scored = targets != IGNORED_LABEL
+    scored = logits[:, :-1][is_scored]
+    # A batch without labels has loss 0 and no gradient, not NaN.
+    return logits, cross_entropy(scored, targets[is_scored]).sum() / is_scored.sum().clamp(min=1), scored
 
 
-def read_loss(logits: Tensor, labels: Tensor, attention_mask: Tensor, order: Tensor) -> Tensor:
-    """CE(Y): mean over the batch's label tokens, the first query token included (it is predicted from the memory).
+@torch.no_grad()
+def prompted_logits(phase: Phase, contexts: Contexts, queries: Queries) -> Tensor:
+    """`(label tokens, vocab)`: what the plain base says of them with the context before each query, and no memory.
 
     Args:
-        logits: `(rows, prefix_length + query_length, vocab)`, memory first, padding last.
-        labels: `(rows, query_length)`, not shifted, as in the query.
-        attention_mask: `(rows, query_length)`; a label without a token is not scored.
-        order: of [`~hf_gradmem.base.layout.token_order`] that the positions were brought into.
+        phase: READ, whose words before a memory stand before the context.
+        contexts: which the queries' `memory_index` points to.
+        queries: with labels.
+
+    Raises:
+        ValueError: the base's window has no room for a context and its query.
     """
-    targets = read_targets(labels, attention_mask, order)
-    scored = targets != IGNORED_LABEL
-    # A batch without labels has loss 0 and no gradient, not NaN.
-    return cross_entropy(logits[:, :-1][scored], targets[scored]).sum() / scored.sum().clamp(min=1)
+    decoder = phase.decoder
+    rows = contexts.checked(decoder.device, decoder.vocab_size).take(queries.memory_index)
+    parts = [decoder.tokens(rows.input_ids, rows.mask), decoder.tokens(queries.input_ids, queries.attention_mask)]
+    inputs = side_by_side([*phase.header(len(rows)), *parts])
+    order = token_order(inputs.attention_mask, "right")
+    needed = int(inputs.attention_mask.sum(1).max())
+    if decoder.window is not None and needed > decoder.window:
+        raise ValueError(
+            f"distillation_loss_weight has contexts stand before their queries: {needed} tokens together, and the "
+            f"window of {decoder.name} is {decoder.window}. Shorten the contexts, or set the weight to 0."
+        )
+    with evaluating(), settled(decoder.base_model):
+        logits = decoder.logits(inputs.reordered(order))
+    targets = read_targets(_labels(queries), queries.attention_mask, order)
+    return logits[:, :-1][targets != IGNORED_LABEL]
 
 
 def read_targets(labels: Tensor, attention_mask: Tensor, order: Tensor) -> Tensor:
     """What each position of `[memory; query]` but the last is to predict, `(rows, positions - 1)`; −100 is not scored.
 
     Args:
-        labels, attention_mask, order: as in [`read_loss`].
+        labels: `(rows, query_length)`, not shifted, as in the query.
+        attention_mask: `(rows, query_length)`; a label without a token is not scored.
+        order: of [`~hf_gradmem.base.layout.token_order`] that the positions were brought into.
     """
     labels = labels.masked_fill(~attention_mask.bool(), IGNORED_LABEL)
     prefix = labels.new_full((labels.shape[0], order.shape[1] - labels.shape[1]), IGNORED_LABEL)

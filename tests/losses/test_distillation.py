@@ -1,0 +1,101 @@
+"""Distillation from the prompt, against plain runs of the base, one query at a time."""
+
+import pytest
+import torch
+
+from tests.support.gradients import CONTEXT_MASK, EVERYTHING, LORA, assert_gradient_is_the_slope, build, training
+from tests.support.messages import says
+from tests.support.tiny_models import tiny_tokens
+
+CONTEXT, QUERIES = tiny_tokens(2, 9, seed=1), torch.stack([tiny_tokens(2, 5, seed=seed) for seed in (2, 3)], dim=1)
+LABELS = QUERIES.clone()
+LABELS[0, :, :2] = LABELS[1, 1] = -100  # of the second context's questions one has no answer
+BATCH = {
+    "context_input_ids": CONTEXT,
+    "context_attention_mask": CONTEXT_MASK,
+    "input_ids": QUERIES,
+    "labels": LABELS,
+}
+
+
+def reference(model, output) -> torch.Tensor:
+    """The mean divergence, from what forward says and from the base on context and query."""
+    divergences = []
+    for context, mask, of_context, labels, logits in zip(
+        CONTEXT, CONTEXT_MASK, QUERIES, LABELS, output.logits, strict=True
+    ):
+        for query, answer, said in zip(of_context, labels, logits, strict=True):
+            prompt = torch.cat([context[mask.bool()], query])[None]
+            with torch.no_grad():
+                behind = model.base_model(input_ids=prompt).logits[0, mask.sum() :]
+            for place in range(1, len(query)):
+                if answer[place] != -100:
+                    p, q = behind[place - 1].softmax(-1), said[place - 1].softmax(-1)
+                    divergences.append((p * (p.log() - q.log())).sum())
+    return torch.stack(divergences).mean()
+
+
+def test_it_is_the_divergence_from_the_plain_base_with_the_context_in_its_prompt():
+    labels = LABELS.clone()
+    labels[:, :, 0] = -100  # its logits are the memory's last ones, which no output has
+    model = build(distillation_loss_weight=0.7, reconstruction_loss_weight=0, write_lora=LORA, read_lora=LORA)
+    output = model(**BATCH | {"labels": labels})
+    torch.testing.assert_close(output.loss - output.read_loss, 0.7 * reference(model, output), rtol=1e-9, atol=1e-12)
+
+
+def test_the_first_token_of_a_query_is_compared_too():
+    model = build(distillation_loss_weight=1.0, reconstruction_loss_weight=0)
+    only = torch.full_like(LABELS, -100)
+    only[0, 0, 0] = QUERIES[0, 0, 0]
+    output = model(**BATCH | {"labels": only})
+    memory = model.write(input_ids=CONTEXT[:1], attention_mask=CONTEXT_MASK[:1]).embeddings[0]
+    with torch.no_grad():
+        of_reader = model.base_model(inputs_embeds=memory[None]).logits[0, -1].log_softmax(-1)
+        of_base = model.base_model(input_ids=CONTEXT[:1]).logits[0, -1].log_softmax(-1)
+    expected = (of_base.exp() * (of_base - of_reader)).sum()
+    torch.testing.assert_close((output.loss - output.read_loss).detach(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_its_gradient_is_the_slope():
+    model = training(**EVERYTHING, distillation_loss_weight=0.7)
+    beside = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if "lora_" in name or name.startswith(("memory", "write", "read"))
+    }
+    assert_gradient_is_the_slope(model, beside)
+
+
+def test_padding_changes_nothing():
+    model = build(distillation_loss_weight=0.7)
+    losses = []
+    for left in (False, True):
+        padded = [[0] * 3, [1] * 0]
+        context = torch.cat(
+            [torch.tensor([padded[0]] * 2), CONTEXT] if left else [CONTEXT, torch.zeros(2, 3).long()], 1
+        )
+        blank = torch.zeros(2, 3).long()
+        mask = torch.cat([blank, CONTEXT_MASK] if left else [CONTEXT_MASK, blank], 1)
+        losses.append(model(**BATCH | {"context_input_ids": context, "context_attention_mask": mask}).loss.item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    assert losses[0] == pytest.approx(model(**BATCH).loss.item(), rel=1e-9)
+
+
+def test_a_given_memory_has_no_prompt_to_learn_from():
+    model = build(distillation_loss_weight=0.7)
+    memory = model.write(input_ids=CONTEXT, attention_mask=CONTEXT_MASK)
+    output = model(memory=memory, input_ids=QUERIES, labels=LABELS)
+    assert output.loss == output.read_loss
+
+
+def test_a_batch_without_labels_has_loss_0():
+    model = build(distillation_loss_weight=0.7, reconstruction_loss_weight=0)
+    assert model(**BATCH | {"labels": torch.full_like(LABELS, -100)}).loss == 0
+
+
+def test_a_prompt_that_is_longer_than_the_window_is_refused():
+    model = build(distillation_loss_weight=0.7)
+    window = model.decoder.window
+    long = tiny_tokens(1, window - 4, seed=4)
+    with pytest.raises(ValueError, match=says(f"{window + 1} tokens together", f"is {window}", "set the weight to 0")):
+        model(context_input_ids=long, input_ids=QUERIES[:1, :1], labels=LABELS[:1, :1])
