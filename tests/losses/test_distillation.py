@@ -68,14 +68,12 @@ def test_its_gradient_is_the_slope():
 
 def test_padding_changes_nothing():
     model = build(distillation_loss_weight=0.7)
-    losses = []
-    for left in (False, True):
-        padded = [[0] * 3, [1] * 0]
-        context = torch.cat(
-            [torch.tensor([padded[0]] * 2), CONTEXT] if left else [CONTEXT, torch.zeros(2, 3).long()], 1
+    blank, losses = torch.zeros((2, 3), dtype=torch.long), []
+    for places in ((0, 3), (3, 0)):
+        context, mask = (
+            torch.cat([blank[:, : places[0]], values, blank[:, : places[1]]], dim=1)
+            for values in (CONTEXT, CONTEXT_MASK)
         )
-        blank = torch.zeros(2, 3).long()
-        mask = torch.cat([blank, CONTEXT_MASK] if left else [CONTEXT_MASK, blank], 1)
         losses.append(model(**BATCH | {"context_input_ids": context, "context_attention_mask": mask}).loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
     assert losses[0] == pytest.approx(model(**BATCH).loss.item(), rel=1e-9)
