@@ -69,10 +69,9 @@ def test_its_gradient_is_the_slope():
 def test_padding_changes_nothing():
     model = build(distillation_loss_weight=0.7)
     blank, losses = torch.zeros((2, 3), dtype=torch.long), []
-    for places in ((0, 3), (3, 0)):
+    for before, behind in ((0, 3), (3, 0)):
         context, mask = (
-            torch.cat([blank[:, : places[0]], values, blank[:, : places[1]]], dim=1)
-            for values in (CONTEXT, CONTEXT_MASK)
+            torch.cat([blank[:, :before], values, blank[:, :behind]], dim=1) for values in (CONTEXT, CONTEXT_MASK)
         )
         losses.append(model(**BATCH | {"context_input_ids": context, "context_attention_mask": mask}).loss.item())
     assert losses[0] == pytest.approx(losses[1], rel=1e-9)
