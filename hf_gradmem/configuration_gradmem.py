@@ -64,7 +64,8 @@ class GradMemConfig(PreTrainedConfig):
         write_relative_step_size (`bool`, defaults to `False`):
             Whether α is a share of what is there: in each tensor of the base that a memory fills (the values of one
             layer, say) a step is α times the root mean square of the start's numbers, as the relative step size of
-            Adafactor (arXiv 1804.04235). For `"adam"`, whose steps know no scale of their own.
+            Adafactor (arXiv 1804.04235). For `"adam"`, whose steps know no scale of their own. The outer gradient takes
+            the root mean square for a constant.
         write_step_decay (`float`, defaults to 1.0):
             What the size of a step is multiplied by from one to the next: step k, from 0, is α·dᵏ. Below 1 the memory
             comes to rest, and steps beyond the usual number change little.

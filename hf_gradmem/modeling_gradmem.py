@@ -218,7 +218,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         of_contexts = (context_attention_mask, context_segment_ids)
         contexts = None if context_input_ids is None else Contexts(context_input_ids, *of_contexts)
         if all(given is None for given in (input_ids, attention_mask, labels, memory, context_index)):
-            writing, memory = self._written(contexts, write_steps, measure_final_loss=True)
+            writing, memory = self._written(contexts, write_steps, asked=False)
             loss = memory.final_write_loss.mean()  # type: ignore[union-attr] # it was asked for
             return self._returned(GradMemOutput(loss=loss, write_losses=writing.losses, memory=memory), return_dict)
         if memory is None:
@@ -241,12 +241,16 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         return output if return_dict else output.to_tuple()
 
-    def _written(self, contexts: Contexts | None, steps: int | None, **kept: Any) -> tuple[WriteTrace, GradMemMemory]:
-        """What a forward pass reads where it is given no memory: the contexts, written now."""
+    def _written(
+        self, contexts: Contexts | None, steps: int | None, *, asked: bool = True
+    ) -> tuple[WriteTrace, GradMemMemory]:
+        """The contexts, written now: where a forward pass is given no memory. Where nothing is asked, with its loss."""
         if contexts is None:
             raise ValueError("There is nothing to read from: give context_input_ids, or a memory.")
-        keep = needed(LOSSES, self.config)
-        return write_in_forward(self.writer, contexts, steps, keep=keep, identity=self.identity, **kept)
+        keep = needed(LOSSES, self.config) if asked else ()
+        return write_in_forward(
+            self.writer, contexts, steps, keep=keep, identity=self.identity, measure_final_loss=not asked
+        )
 
     def memory_to_read(self, memory: Memories, *of_contexts: Any) -> GradMemMemory:
         """What READ is given for a memory, or for a list of them, read together; on the model's device."""

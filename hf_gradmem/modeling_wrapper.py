@@ -48,6 +48,7 @@ def compiled_in_parts(forward: Callable) -> Callable:
 
     @functools.wraps(forward)
     def run(model: "GradMemPreTrainedModel", *args: Any, **kwargs: Any) -> Any:
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}  # PEFT names what it leaves out
         return (compile_and_run if torch.compiler.is_compiling() else forward)(model, *args, **kwargs)
 
     return run
@@ -170,8 +171,7 @@ class GradMemPreTrainedModel(ModelAroundBase):
             adapter.config.name_or_path = adapter.name_or_path
             model = adapter.attach(cls, base_model)
         model.tokenizer, model._place = adapter.tokenizer, adapter.place
-        # Transformers' own type leaves the pair out as well.
-        loaded: Any = (model, info) if kwargs.get("output_loading_info") else model
+        loaded: Any = (model, info) if kwargs.get("output_loading_info") else model  # a pair, as of Transformers
         return loaded
 
     @property
@@ -198,8 +198,8 @@ class GradMemPreTrainedModel(ModelAroundBase):
         its name stands for, or some weight of it requires a gradient now or did at an earlier save: then the directory
         is a full checkpoint.
 
-        All files change together: whatever stops the save, the directory holds an older version whole, or the new one.
-        Files of your own stay, and so does a README.md of your own. `auto_map` and a file of a few lines let
+        All files change together, weights of another `variant` apart: a save that is stopped leaves an older version
+        whole, or the new one. Files of your own stay, README.md too. `auto_map` and a file of a few lines let
         `trust_remote_code=True` load the checkpoint where this package is installed but was not imported.
 
         Args:

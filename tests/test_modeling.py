@@ -106,6 +106,29 @@ def test_adapters_that_would_be_lost_or_train_nothing_are_refused():
         wrapped(context_input_ids=ids, input_ids=ids, labels=ids)
 
 
+@pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])
+def test_a_peft_model_around_it_runs_and_trains(task_type):
+    """PEFT names arguments of a causal language model that it leaves out."""
+    model, ids = (
+        get_gradmem_model(nameless_base(), GradMemConfig(num_memory_tokens=2)),
+        torch.ones(1, 3, dtype=torch.long),
+    )
+    batch = {"context_input_ids": ids, "input_ids": ids, "labels": ids}
+    expected = model(**batch).loss
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type=task_type)
+    wrapped = peft.get_peft_model(model, lora)
+    loss = wrapped(**batch).loss
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert all(parameter.grad is not None for name, parameter in wrapped.named_parameters() if "lora_B" in name)
+
+
+@pytest.mark.parametrize("config", [{"write_steps": 2}, 3])
+def test_something_that_is_no_configuration_and_no_place(config):
+    with pytest.raises(TypeError, match="An adapter is a GradMemConfig, for a new one, or where it lies"):
+        get_gradmem_model(nameless_base(), config)
+
+
 def test_module_that_is_no_pretrained_model():
     with pytest.raises(TypeError, match=says("transformers.PreTrainedModel", "got Linear")):
         get_gradmem_model(torch.nn.Linear(2, 2))

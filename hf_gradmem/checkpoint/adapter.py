@@ -38,8 +38,8 @@ PUSH_ARGUMENTS = frozenset({"repo_id", "commit_message", "commit_description", "
 CONFIG_OPTIONS = ({field.name for field in fields(GradMemConfig)} - {"dtype"}) | {"attn_implementation"}
 # Options that an adapter which was trained without them may be opened with, and what stands in the names of their
 # parameters, which begin such that nothing changes until they are trained.
-_STEP_SIZES = "write_log_learning_rate"
-ADDABLE = {"write_lora": ".write.", "learn_write_learning_rate": _STEP_SIZES}
+_LEARNS, _STEP_SIZES = "learn_write_learning_rate", "write_log_learning_rate"
+ADDABLE = {"write_lora": ".write.", _LEARNS: _STEP_SIZES}
 # What lets `trust_remote_code=True` load a checkpoint where this package is installed but was not imported; where it is
 # not installed, Transformers says so. Nothing else of a repository is ever run.
 REMOTE_CODE_FILE = "modeling_gradmem_hub.py"
@@ -97,8 +97,13 @@ class Adapter:
 
         Raises:
             OSError: there is no such checkpoint.
+            TypeError: it is no place.
             ValueError: it holds another kind of model, or an option is wrong.
         """
+        if not isinstance(name_or_path, str | os.PathLike):
+            raise TypeError(
+                f"An adapter is a GradMemConfig, for a new one, or where it lies, a text or path; got {name_or_path!r}."
+            )
         name, hub = os.fspath(name_or_path), dict(hub_arguments or {})
         finish_save(os.path.join(name, hub.get("subfolder") or ""))
         # Resolved once, so that all files come from one commit.
@@ -111,6 +116,11 @@ class Adapter:
         added = frozenset(
             name for name in ADDABLE if values.get(name) in without and getattr(opened, name) not in without
         )
+        if "write_learning_rate" in (options or {}) and values.get(_LEARNS) not in without:
+            raise ValueError(
+                f"{name} has learned the sizes of its steps, beside which write_learning_rate does nothing: leave it "
+                "out, or give one to model.write(..., write_learning_rate=...)."
+            )
         if added and opened.includes_base:
             raise ValueError(
                 f"{name} includes its base, and only an adapter on a frozen one can be given "
@@ -221,7 +231,7 @@ def load_full(load: Callable[..., Any], name_or_path: str, arguments: dict[str, 
         arguments = arguments | {"dtype": "auto"}
     settings = {"use_safetensors": True} | arguments | {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
-        model, info = load(**settings)
+        model, info = _with_trained_step_sizes(load, settings)
     except SafetensorError as error:
         raise ValueError(
             f"The weights in {name_or_path} are not readable safetensors ({error}). Were they copied whole?"
@@ -234,6 +244,19 @@ def load_full(load: Callable[..., Any], name_or_path: str, arguments: dict[str, 
             f"{_few(missing)}; unexpected {_few(unexpected)}; of another shape {_few(mismatched)}."
         )
     train_beside_base(model)  # the loader makes every weight trainable
+    return model, info
+
+
+def _with_trained_step_sizes(load: Callable[..., Any], settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model with as many learned step sizes as were trained, whatever number of steps it is to take."""
+    model, info = load(**settings)
+    for key, found, built in info["mismatched_keys"]:
+        if key == _STEP_SIZES and tuple(found)[1:] == tuple(built)[1:]:
+            config, steps = model.config, model.config.write_steps
+            config.write_steps = found[0]
+            model, info = load(**settings | {"config": config})
+            model.config.write_steps = steps
+            break
     return model, info
 
 

@@ -245,7 +245,8 @@ def trainer_results(
     for name in names:
         prefix = "eval_" if name is None else f"eval_{name}_"
         of_set = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
-        if shown := _shown(of_set):
+        # Where nothing is asked, WRITE's loss is all there is.
+        if shown := _shown(of_set) or {name: float(of_set[name]) for name in ("loss",) if name in of_set}:
             results.append(_result(task, {} if name is None else sets[name], name or "evaluation set", shown))
     return results
 

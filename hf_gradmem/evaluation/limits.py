@@ -29,8 +29,14 @@ def limited_rows(model: GradMemForCausalLM, rows: Iterable[Row], limits: Mapping
 
     Raises:
         ValueError: a query with its answer is longer than `max_query_length`: an answer is generated to a whole query.
+            Or no query is left.
     """
     of_context, of_query, of_row = (limits.get(name) for name in _LIMITS)
+    if of_row == 0:
+        raise ValueError(
+            "queries_per_context is 0: the recipe asks nothing, so there is no answer to measure. Ask the queries of "
+            "its rows by --override queries_per_context=null."
+        )
     limited = [
         row | {name: row[name][:of_row] for name in ("queries", "targets", "answers", "quotes") if row.get(name)}
         for row in rows

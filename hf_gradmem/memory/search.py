@@ -147,14 +147,16 @@ class LikelihoodSearch:
         return mean_log_probs(model.read_phase, memory.to(model.device).embeddings, queries).double().cpu()
 
 
-def check_search(questions: Sequence[str], method: str, **numbers: int | None) -> None:
-    """Refuse an empty question, a way of searching that there is not, and numbers below 1.
+def check_search(questions: Sequence[str], method: str, calibration: Sequence[str], **numbers: int | None) -> None:
+    """Refuse an empty question, a way of searching that there is not, one text for several, and numbers below 1.
 
     Raises:
         ValueError: names the value, and what was expected.
     """
     if method not in ("likelihood", "joint", "bm25"):
         raise ValueError(f"method must be 'likelihood', 'joint' or 'bm25', got {method!r}.")
+    if isinstance(calibration, str):
+        raise ValueError(f"calibration must be a list of questions, got the text {calibration!r}.")
     for question in questions:
         if not question.strip():
             raise ValueError(f"The question {question!r} is empty: there is nothing to find a memory by.")

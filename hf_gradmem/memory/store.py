@@ -219,7 +219,7 @@ class MemoryStore:
 
     @classmethod
     def merge(
-        cls, stores: Sequence["MemoryStore"], directory: str | os.PathLike, *, shard_size: int | None = None
+        cls, stores: Iterable["MemoryStore"], directory: str | os.PathLike, *, shard_size: int | None = None
     ) -> Self:
         """Put stores, or parts of stores, together in a new directory, and open it.
 
@@ -235,6 +235,7 @@ class MemoryStore:
             ValueError: no store was given, they are of different writers or have an id in common, or the directory
                 holds something.
         """
+        stores = list(stores)
         if not stores:
             raise ValueError("MemoryStore.merge needs at least one store, got none.")
         facts = [store.facts for store in stores]
@@ -328,7 +329,7 @@ class MemoryStore:
                 the memories are not the model's.
         """
         questions = [question] if isinstance(question, str) else list(question)
-        check_search(questions, method, k=k, batch_size=batch_size, shortlist=shortlist)
+        check_search(questions, method, calibration, k=k, batch_size=batch_size, shortlist=shortlist)
         if method == "bm25":
             found = [self._words.best(each, min(k, shortlist or k)) for each in questions]
         elif model is None:

@@ -101,6 +101,8 @@ class GradMemMemory:
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "GradMemMemory":
         rows: Any = index.item() if isinstance(index, Tensor) and index.dim() == 0 else index
+        if rows is None or isinstance(rows, bool) or getattr(rows, "ndim", 1) != 1:
+            raise TypeError(f"A memory is indexed by the numbers of contexts: one, a slice, or a list; got {index!r}.")
         if isinstance(rows, Integral):
             row = int(rows)
             if not -len(self) <= row < len(self):

@@ -35,7 +35,8 @@ class DataCollatorForGradMem:
         max_context_length: most tokens of a context; the rest of it is cut off.
         max_query_length: most tokens of query and answer together; the query loses its beginning.
         queries_per_context: most queries on a context; those after them are left out. With 0 a batch has contexts
-            alone, and the model's loss is that of their memories: WRITE is trained by itself.
+            alone, which rows may then have alone, and the model's loss is that of their memories: WRITE is trained by
+            itself. `Trainer` evaluates it with `label_names=["context_input_ids"]` and `prediction_loss_only=True`.
         padding: `"longest"` pads to the longest of the batch, `"max_length"` to the three limits above, so that all
             batches have one shape, `"queries"` to those of the queries alone, so that answers have one shape.
         add_end_token: whether an answer that does not end in the tokenizer's end token gets one; a row with a column
@@ -69,7 +70,8 @@ class DataCollatorForGradMem:
             value, least = getattr(self, name), int(name != "queries_per_context")
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}.")
-        needed = {"longest": (), "max_length": limits, "queries": limits[1:]}
+        of_queries = () if self.queries_per_context == 0 else limits[1:]
+        needed = {"longest": (), "max_length": (limits[0], *of_queries), "queries": of_queries}
         if self.padding not in needed:
             raise ValueError(f"padding must be 'longest', 'max_length' or 'queries', got {self.padding!r}.")
         self._words = get_template(self.template, self.tokenizer)
@@ -81,7 +83,7 @@ class DataCollatorForGradMem:
         """Build the batch of these rows: tensors, and `write_steps`, a number, and `memory` where rows have them."""
         before = dict(self.truncated)
         for index, row in enumerate(rows):
-            check_row(row, f"row {index} of the batch")
+            check_row(row, f"row {index} of the batch", asked=self.queries_per_context != 0)
         written = [row["memory"] for row in rows if row.get("memory") is not None]
         if written and len(written) < len(rows):
             raise ValueError(f"Of the {len(rows)} rows of a batch, {len(written)} have a memory: all must, or none.")

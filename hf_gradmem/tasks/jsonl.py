@@ -12,6 +12,7 @@
 | `answers` | for each query a list of the answers that are accepted, or one; the first is trained on, behind a space |
 | `answer` | in place of both, beside `question`: one text; `answers` beside it is a list of accepted texts |
 | `quotes`, or `quote` | optional: the part of the context that tells each answer, as a list or beside one `question` |
+| `add_end_token` | optional: `false` where the targets are running text, which goes on behind them |
 | `document` | optional: rows of one document stay on one side of training and validation |
 
 Where a row has both `targets` and `answers`, as the saved rows of another task do, the targets are trained on and the
@@ -24,10 +25,10 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features
 
 from ..texts.reading import read_text
-from .rows import FEATURES_WITH_ANSWERS, SPLITS, check_split
+from .rows import FEATURES_OF_TEXT, FEATURES_WITH_ANSWERS, SPLITS, check_split
 from .sources import take_evenly, take_split
 from .task import Task
 
@@ -69,6 +70,9 @@ def load(
         here = set(take_split(list(documents), split, validation_share))
         found = [(of, row) for of, row in found if of in here]
     rows = take_evenly([row for _, row in found], num_contexts, source)
+    if any("add_end_token" in row for row in rows):
+        completed = [{"add_end_token": True} | row for row in rows]
+        return Dataset.from_list(completed, features=Features({**FEATURES_WITH_ANSWERS, **FEATURES_OF_TEXT}))
     return Dataset.from_list(list(rows), features=FEATURES_WITH_ANSWERS)
 
 
@@ -108,7 +112,10 @@ def _read(file: str | os.PathLike, document: str) -> Iterator[tuple[str, dict[st
 def _row(given: dict[str, Any], where: str) -> dict[str, Any]:
     queries, targets, answers = _asked(given, where)
     asked = {"queries": queries, "targets": targets, "answers": answers, "quotes": _quotes(given, len(queries), where)}
-    return {"context": _context(given, where), **asked}
+    ends = {name: given[name] for name in ("add_end_token",) if name in given}
+    if not all(isinstance(value, bool) for value in ends.values()):
+        raise ValueError(f"{where}, field 'add_end_token' must be true or false, got {_shown(given['add_end_token'])}.")
+    return {"context": _context(given, where), **asked, **ends}
 
 
 def _context(given: dict[str, Any], where: str) -> list[str]:

@@ -52,18 +52,19 @@ def context_numbers(rows: Iterable[Mapping[str, Any]], known: dict[str, int] | N
     return [known.setdefault(context_text(row["context"]), len(known)) for row in rows]
 
 
-def check_row(row: Mapping[str, Any], name: str = "the row") -> None:
+def check_row(row: Mapping[str, Any], name: str = "the row", *, asked: bool = True) -> None:
     """Refuse a row that could not be written or read.
 
     Args:
         row: with `context`, `queries` and `targets`.
         name: how to call the row in a message.
+        asked: whether its queries are; otherwise its context is all that is looked at.
 
     Raises:
         ValueError: a column is missing, the context holds no text, a target is empty, there are not as many targets,
             quotes or answers as queries, or the answers of one are not a list of texts.
     """
-    for column in FEATURES:
+    for column in FEATURES if asked else ("context",):
         if column not in row:
             raise ValueError(
                 f"{name} has no column {column!r}, only {sorted(row)}. Trainer drops columns that forward does not "
@@ -72,6 +73,11 @@ def check_row(row: Mapping[str, Any], name: str = "the row") -> None:
     context = row["context"]
     if context is None or not context_text(context):
         raise ValueError(f"The context of {name} is empty: {context!r}.")
+    if asked:
+        _check_queries(row, name)
+
+
+def _check_queries(row: Mapping[str, Any], name: str) -> None:
     queries, targets = row["queries"], row["targets"]
     if isinstance(queries, str) or isinstance(targets, str):
         raise ValueError(f"queries and targets of {name} must be lists of texts, got {queries!r} and {targets!r}.")

@@ -81,8 +81,8 @@ def build_optimizer(
         "plain": {"weight_decay": 0.0},
         "step sizes": {"weight_decay": 0.0, "lr": step_rate},
     }
-    own = optimizer_class([{"params": groups[kind], **settings[kind]} for kind in settings if groups[kind]], **options)
-    if muon_learning_rate is None:
-        return own
-    muon = Muon(groups["muon"], muon_learning_rate, training.weight_decay, adjust_lr_fn="match_rms_adamw")
-    return JoinedOptimizer([own, muon])
+    beside = [{"params": groups[kind], **settings[kind]} for kind in settings if groups[kind]]
+    parts: list[torch.optim.Optimizer] = [optimizer_class(beside, **options)] if beside else []
+    if muon_learning_rate is not None and groups["muon"]:
+        parts.append(Muon(groups["muon"], muon_learning_rate, training.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    return parts[0] if len(parts) == 1 else JoinedOptimizer(parts)

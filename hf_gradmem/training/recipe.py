@@ -71,6 +71,8 @@ _KINDS: dict[str, Any] = {
 # Options of Trainer that would do nothing in a recipe, and what does it.
 _SET_OTHERWISE = {
     "num_train_epochs": "the steps of its stages say how long it trains",
+    "auto_find_batch_size": "the stages are cut for per_device_train_batch_size: lower that, and raise "
+    "gradient_accumulation_steps",
     "resume_from_checkpoint": "it goes on from the last checkpoint in output_dir by itself when it is started again",
 }
 # Options that a trained adapter may be given anew: none of its parameters depends on them.
@@ -156,6 +158,8 @@ class RecipeArguments:
         for name, kind in _KINDS.items():
             if not isinstance(getattr(self, name), kind):
                 raise ValueError(f"{name} must be a {_NAMES[kind]}, got {getattr(self, name)!r}.")
+        if not all(isinstance(name, str) for name in self.frozen):
+            raise ValueError(f"frozen must be a list of names, texts each, got {self.frozen}.")
         get_task(self.task)
         self._check_model()
         if not self.stages:
@@ -179,6 +183,7 @@ class RecipeArguments:
             )
         self._check_base_dtype()
         self._check_written_once()
+        self._check_unasked()
 
     def _check_model(self) -> None:
         """Refuse what names no model, or two."""
@@ -251,6 +256,15 @@ class RecipeArguments:
                     f"With memories, an evaluation set has a folder of its name beside that of the training data, "
                     f"{TRAINING_SET!r}: {name!r} cannot be one. Give the set another name, without a slash."
                 )
+
+    def _check_unasked(self) -> None:
+        """Refuse terms of the loss of answers where nothing is asked."""
+        unread = [name for name in map(weight_name, LOSSES) if self.gradmem.get(name)]
+        if self.queries_per_context == 0 and unread:
+            raise ValueError(
+                f"With queries_per_context: 0 the loss is that of the memory alone: {', '.join(unread)} would do "
+                "nothing. Leave it out of gradmem."
+            )
 
     @property
     def curriculum(self) -> list[Stage]:
@@ -358,7 +372,7 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
             f"{source} holds a hub_token, and what a run is made of is pushed with it. Set HF_TOKEN, or log in with "
             "`hf auth login`."
         )
-    _check_numbers(values, source)
+    _check_kinds(values, source)
     parser = HfArgumentParser((RecipeArguments, TrainingArguments))  # type: ignore[arg-type] # its name for any class
     try:
         arguments, training_arguments = parser.parse_dict(training | values)
@@ -368,16 +382,22 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
     return Recipe(arguments, training_arguments, values)
 
 
-def _check_numbers(values: dict[str, Any], source: str) -> None:
-    """Refuse what is no number where one belongs, which would be found out deep inside, and without its name."""
+def _check_kinds(values: dict[str, Any], source: str) -> None:
+    """Refuse what is no number, or not true or false, where one belongs: it would be found out deep inside, unnamed."""
     kinds = get_type_hints(RecipeArguments) | get_type_hints(TrainingArguments)
     for name, value in values.items():
         expected = set(get_args(kinds.get(name)) or [kinds.get(name)]) - {type(None)}
-        if value is None or not expected or expected - {int, float}:
+        if value is None or not expected:
             continue
-        if isinstance(value, bool) or not isinstance(value, int if expected == {int} else int | float):
-            kind = "whole number" if expected == {int} else "number"
-            raise ValueError(f"{name} in {source} must be a {kind}, got {value!r}.")
+        if expected == {bool}:
+            right, kind = isinstance(value, bool), "true or false, without quotes"
+        elif expected <= {int, float}:
+            right = isinstance(value, int if expected == {int} else int | float) and not isinstance(value, bool)
+            kind = "a whole number" if expected == {int} else "a number"
+        else:
+            continue
+        if not right:
+            raise ValueError(f"{name} in {source} must be {kind}, got {value!r}.")
 
 
 def _override(values: dict[str, Any], override: str) -> None:

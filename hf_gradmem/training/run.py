@@ -167,7 +167,7 @@ def _freeze(model: GradMemForCausalLM, arguments: RecipeArguments) -> None:
     """Leave as they are the parameters that the recipe names and, where no question is asked, what READ has of its own.
 
     Raises:
-        ValueError: a name is none of the model's.
+        ValueError: a name is none of the model's, or nothing is left to train.
     """
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     kept = list(model.read_phase.extra_tensors().values()) if arguments.queries_per_context == 0 else []
@@ -180,6 +180,11 @@ def _freeze(model: GradMemForCausalLM, arguments: RecipeArguments) -> None:
         kept += [named[name] for name in matching]
     for parameter in kept:
         parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise ValueError(
+            f"Nothing is left to train: frozen is {arguments.frozen}, and queries_per_context "
+            f"{arguments.queries_per_context}, which with 0 leaves READ as it is."
+        )
 
 
 def _padding(arguments: RecipeArguments, world_size: int) -> Literal["longest", "queries"]:

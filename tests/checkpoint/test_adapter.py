@@ -20,7 +20,7 @@ from tests.support.comparing import (
     assert_same_results,
     beside_base,
 )
-from tests.support.small_models import EVERY_OPTION, PLAIN, named_base, small_tokenizer, with_memory
+from tests.support.small_models import EVERY_OPTION, PLAIN, named_base, nameless_base, small_tokenizer, with_memory
 from tests.support.tiny_models import VOCAB_SIZE, tiny_causal_lm, tiny_tokens
 
 # ------------------------------------------------------------------------------------------------ adapters
@@ -116,8 +116,9 @@ def test_options_given_to_from_pretrained_replace_the_saved_ones(base, tmp_path)
 
 @pytest.mark.parametrize("learned", ["per_step", "per_token"])
 @pytest.mark.parametrize("steps", [1, 5])
-def test_learned_step_sizes_serve_another_number_of_steps(base, tmp_path, learned, steps):
-    model = with_memory(base, **PLAIN | {"learn_write_learning_rate": learned})
+@pytest.mark.parametrize("included", [False, True])
+def test_learned_step_sizes_serve_another_number_of_steps(base, tmp_path, learned, steps, included):
+    model = with_memory(nameless_base() if included else base, **PLAIN | {"learn_write_learning_rate": learned})
     model.save_pretrained(tmp_path / "adapter")
     expected = model.write(input_ids=tiny_tokens(2, 9), write_steps=steps).embeddings
     loaded = GradMemForCausalLM.from_pretrained(tmp_path / "adapter", write_steps=steps)
@@ -127,6 +128,14 @@ def test_learned_step_sizes_serve_another_number_of_steps(base, tmp_path, learne
     model.save_pretrained(tmp_path / "adapter")
     loaded = GradMemForCausalLM.from_pretrained(tmp_path / "adapter")
     assert torch.equal(loaded.write(input_ids=tiny_tokens(2, 9)).embeddings, expected)
+
+
+@pytest.mark.parametrize("included", [False, True])
+def test_a_step_size_beside_learned_ones_is_refused(base, tmp_path, included):
+    learned = PLAIN | {"learn_write_learning_rate": "per_step"}
+    with_memory(nameless_base() if included else base, **learned).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match="has learned the sizes of its steps, beside which write_learning_rate does"):
+        GradMemForCausalLM.from_pretrained(tmp_path / "adapter", write_learning_rate=0.1)
 
 
 def test_adapter_attaches_to_a_base_in_memory(base, tmp_path):

@@ -63,6 +63,11 @@ def test_a_trained_reader_finds_the_memory_that_each_question_is_about(model, st
     assert all(results[0].score > results[1].score for results in found)
 
 
+def test_one_text_is_no_list_of_questions_to_compare_with(model, store):
+    with pytest.raises(ValueError, match=r"calibration must be a list of questions, got the text 'What is it\?'"):
+        store.search(model, "?!a:", calibration="What is it?")
+
+
 def test_a_score_is_the_mean_log_probability_less_that_of_the_calibration(model, store):
     """Against the loss of a plain forward pass, one memory and one question at a time."""
 

@@ -79,7 +79,7 @@ def test_a_part_that_cannot_be_made_is_refused(tmp_path):
 
 def test_a_merge_holds_the_memories_of_all(tmp_path):
     first, second = opened(tmp_path / "first"), opened(tmp_path / "second", ["d", "e"])
-    merged = MemoryStore.merge([first, second.filter(["e"])], tmp_path / "both", shard_size=3)
+    merged = MemoryStore.merge(iter([first, second.filter(["e"])]), tmp_path / "both", shard_size=3)
     assert_holds(merged, held(first) | {"e": second["e"]})
     assert merged.facts["num_shards"] == 2
     assert merged.fingerprint == first.fingerprint

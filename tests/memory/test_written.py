@@ -168,6 +168,12 @@ def test_index_out_of_range_is_refused(index):
         memory_of(3)[index]
 
 
+@pytest.mark.parametrize("index", [None, True, torch.tensor(True), torch.tensor([[0, 1], [1, 2]])], ids=str)
+def test_what_numbers_no_context_is_refused(index):
+    with pytest.raises(TypeError, match="indexed by the numbers of contexts: one, a slice, or a list"):
+        memory_of(3)[index]
+
+
 def test_iterating_over_a_memory_ends():
     memory = memory_of(3)
     assert_same(GradMemMemory.cat([*memory]), memory)

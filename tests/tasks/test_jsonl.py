@@ -82,6 +82,18 @@ def test_the_saved_rows_of_another_task_are_read_back(tmp_path):
     assert again.remove_columns(["answers", "quotes"]).to_list() == rows.to_list()
 
 
+def test_saved_running_text_still_goes_on_behind_its_targets(tmp_path, saved):
+    book = tmp_path / "book.txt"
+    book.write_text("One came. Two went. Three stayed. Four left. " * 3, encoding="utf-8")
+    rows = load_task("text", "test", path=book, context_sentences=2, target_sentences=1)
+    rows.to_json(tmp_path / "text.jsonl")
+    read = load_task("jsonl", "test", path=tmp_path / "text.jsonl")
+    assert {name: read[name] for name in rows.column_names} == {name: rows[name] for name in rows.column_names}
+    assert set(read["add_end_token"]) == {False}
+    mixed = load_task("jsonl", "test", path=saved([row(1), row(2, add_end_token=False)]))
+    assert mixed["add_end_token"] == [True, False]
+
+
 def test_files_are_joined_blank_lines_passed_over_and_lines_end_at_newlines_alone(saved):
     one = saved([row(1, context="a\u2028b\x0bc"), "", row(2)], "one.jsonl")
     two = saved([row(3)], "two.jsonl")
@@ -156,6 +168,7 @@ def test_a_part_without_a_document_is_refused(saved):
         ("[1]", r"must be an object with context and queries, got \[1\]"),
         ({"question": "q", "answer": "a"}, "has no field 'context' or 'segments', only question, answer"),
         (row(1, segments=["c"]), "has both fields 'context' and 'segments'"),
+        (row(1, add_end_token="no"), 'field .add_end_token. must be true or false, got "no"'),
         (row(1, context=3), "field 'context' must be a text or a list of texts, got 3"),
         (row(1, context=""), "field 'context' is empty"),
         ({"segments": "c", "question": "q", "answer": "a"}, "field 'segments' must be a list of texts"),

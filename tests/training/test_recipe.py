@@ -78,6 +78,9 @@ def test_unreadable_recipe_is_named(text, message, tmp_path):
         ("learning_rate=abc", "learning_rate in .* must be a number, got 'abc'"),
         ("seed=1.5", "seed in .* must be a whole number, got 1.5"),
         ("max_context_length=true", "max_context_length in .* must be a whole number, got True"),
+        ("auto_find_batch_size=true", "auto_find_batch_size in .* would do nothing: the stages are cut"),
+        ('train_base="false"', "train_base in .* must be true or false, without quotes, got 'false'"),
+        ("frozen=[1]", r"frozen must be a list of names, texts each, got \[1\]"),
         ("label_smoothing_factor=0.1", "label_smoothing_factor=0.1 makes Trainer compute a loss of its own"),
     ],
 )

@@ -2,9 +2,16 @@
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.optim import Muon
 
 from hf_gradmem import GradMemForCausalLM
+from hf_gradmem.evaluation.limits import limited_rows
+from hf_gradmem.tasks.collator import DataCollatorForGradMem
+from hf_gradmem.tasks.kv_retrieval import build_tokenizer
 from hf_gradmem.training.run import build_trainer, run_training
+from tests.support.gradients import build
+from tests.support.tiny_models import tiny_tokens
 from tests.support.tiny_training import TINY, tiny_recipe
 
 LORA = {"r": 2, "target_modules": ["q_proj"]}
@@ -56,15 +63,56 @@ def test_named_parameters_stay_as_they_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("frozen", "message"),
+    ("changes", "message"),
     [
         (
-            ["memory_strat"],
-            "frozen names 'memory_strat', and no parameter that trains is called so. They are .*memory_",
+            {"frozen": ["memory_strat"]},
+            "frozen names 'memory_strat', and no parameter that trains is called so. They are",
         ),
-        ("memory_init", "frozen must be a list, got 'memory_init'"),
+        ({"frozen": "memory_init"}, "frozen must be a list, got 'memory_init'"),
+        ({"frozen": ["*"]}, r"Nothing is left to train: frozen is \['\*'\], and queries_per_context 0"),
+        (
+            {"gradmem": ALONE["gradmem"] | {"distillation_loss_weight": 0.5, "alignment_loss_weight": 0.5}},
+            "the memory alone: alignment_loss_weight, distillation_loss_weight would do nothing",
+        ),
     ],
 )
-def test_a_name_that_is_none_is_refused(tmp_path, frozen, message):
+def test_what_would_train_nothing_is_refused(tmp_path, changes, message):
     with pytest.raises(ValueError, match=message):
-        build_trainer(tiny_recipe(tmp_path, **ALONE | {"frozen": frozen}))
+        build_trainer(tiny_recipe(tmp_path, **ALONE | changes))
+
+
+def test_muon_trains_what_is_left_to_it(tmp_path):
+    muon = {"muon_learning_rate": 0.02, "stages": [{"steps": 1}]}
+    for frozen, kind in ((["base_model.*"], torch.optim.AdamW), (["memory_*", "write_*", "*norm*", "*embed*"], Muon)):
+        trainer = build_trainer(tiny_recipe(tmp_path, frozen=frozen, **muon))
+        assert isinstance(trainer.optimizer, kind)
+        trainer.train()
+
+
+def test_the_card_has_the_loss(tmp_path):
+    results = run_training(tiny_recipe(tmp_path, **ALONE))
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert f"{results['metrics']['eval_held_out_loss']:.4f}" in card
+
+
+def test_evaluation_says_that_nothing_is_asked(tmp_path):
+    trainer = build_trainer(tiny_recipe(tmp_path, **ALONE))
+    with pytest.raises(ValueError, match=r"queries_per_context is 0: .*--override queries_per_context=null"):
+        limited_rows(trainer.model, trainer.eval_dataset["held_out"], {"queries_per_context": 0})
+
+
+def test_nothing_is_kept_for_a_loss_that_is_not_asked_for():
+    def numbers_kept(weight):
+        model, kept = build(meta_gradient="first_order", reconstruction_loss_weight=weight), []
+        with saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor):
+            model(context_input_ids=tiny_tokens(2, 9)).loss.backward()
+        return sum(kept)
+
+    assert numbers_kept(0.5) == numbers_kept(0.0) > 0
+
+
+def test_contexts_need_no_question():
+    shape = {"padding": "max_length", "max_context_length": 9}
+    collate = DataCollatorForGradMem(build_tokenizer(), queries_per_context=0, **shape)
+    assert collate([{"context": "ab"}, {"context": ["a", "b"]}])["context_input_ids"].shape == (2, 9)
