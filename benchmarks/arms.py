@@ -43,7 +43,10 @@ def run_chosen(
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("arms", nargs="*", help=", ".join(arms))
-    chosen = parser.parse_args().arms or [name for name in arms if not (results / f"{name}.json").is_file()]
+    given = parser.parse_args().arms
+    if unknown := [name for name in given if name not in arms]:
+        parser.error(f"there is no arm {', '.join(unknown)}. The arms are {', '.join(arms)}.")
+    chosen = given or [name for name in arms if not (results / f"{name}.json").is_file()]
     torch.set_num_threads(1)
     results.mkdir(parents=True, exist_ok=True)
     if not chosen:

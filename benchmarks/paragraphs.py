@@ -10,6 +10,7 @@ one of the paragraph, and the best one of all paragraphs, as `hf-gradmem ask` fi
 `benchmarks/results/paragraphs/<arm>.json`, the table to `benchmarks/results/paragraphs.md`.
 """
 
+import itertools
 import json
 import tempfile
 from pathlib import Path
@@ -67,9 +68,12 @@ def pieces_of(model: GradMemForCausalLM, rows: Dataset) -> dict[str, str]:
 
 
 def holder(pieces: dict[str, str], number: int, quote: str, answer: str) -> str:
-    """The piece of a paragraph that holds the sentence an answer is in, or, of a sentence that is cut, the answer."""
+    """The piece of a paragraph that an answer begins in, where it stands in the sentence that it is quoted from."""
     of_paragraph = {name: piece for name, piece in pieces.items() if name.startswith(f"{number}/")}
-    return next(name for part in (quote, answer) for name, piece in of_paragraph.items() if part.strip() in piece)
+    text = "".join(of_paragraph.values())
+    begins = text.index(answer.strip(), max(text.find(quote.strip()), 0))
+    ends = itertools.accumulate(map(len, of_paragraph.values()))
+    return next(name for name, end in zip(of_paragraph, ends, strict=True) if begins < end)
 
 
 def measure_pieces() -> dict[str, Any]:

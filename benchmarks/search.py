@@ -1,7 +1,7 @@
 """Which memory is a question about, and how long does it take to say? Likelihood, words, and both joined.
 
-    python -m benchmarks.search hits --base BASE [--adapter ADAPTER]
-    python -m benchmarks.search time --base BASE --threads 2
+    python -m benchmarks.search hits [--adapter ADAPTER]
+    python -m benchmarks.search time --threads 2
     python -m benchmarks.search table
 
 `hits`: unseen contexts of Short SQuAD are written, and a question about each is searched for among all
@@ -23,12 +23,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from rich.console import Console
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, GradMemMemory, MemoryStore, get_gradmem_model
 from hf_gradmem.commands.asking import SHORTLIST
-from hf_gradmem.commands.packaged import LANGUAGE_ADAPTER
+from hf_gradmem.commands.packaged import LANGUAGE_ADAPTER, find_demo_model
 from hf_gradmem.commands.write_dataset import write_dataset
 from hf_gradmem.memory.search import SearchResult
 from hf_gradmem.memory.shards import as_columns, features_of
@@ -97,7 +98,7 @@ def open_base(name: str, dtype: str) -> tuple[Any, Any]:
 
 def measure_hits(given: argparse.Namespace) -> dict[str, Any]:
     """The rank of the right memory of each question, by each method."""
-    base_model, tokenizer = open_base(given.base, given.dtype)
+    base_model, tokenizer = open_base(given.base or find_demo_model(Console(stderr=True)), given.dtype)
     model = get_gradmem_model(base_model, given.adapter, tokenizer=tokenizer)
     rows = squad("validation", given.contexts, given.data)
     contexts = Dataset.from_dict({"id": list(map(str, range(len(rows)))), "context": [row["context"] for row in rows]})
@@ -121,7 +122,7 @@ def measure_hits(given: argparse.Namespace) -> dict[str, Any]:
 
 def measure_time(given: argparse.Namespace) -> dict[str, Any]:
     """Seconds of a search over many memories, with and without a short list."""
-    base_model, tokenizer = open_base(given.base, given.dtype)
+    base_model, tokenizer = open_base(given.base or find_demo_model(Console(stderr=True)), given.dtype)
     torch.manual_seed(0)
     config = GradMemConfig(num_memory_tokens=8, write_learning_rate=0.05, write_optimizer="adam", template="question")
     model = get_gradmem_model(base_model, config, tokenizer=tokenizer)
@@ -182,8 +183,9 @@ def write_table() -> None:
     if path.is_file():
         hits = json.loads(path.read_text(encoding="utf-8"))
         lines += [
-            f"`python -m benchmarks.search hits`: `{hits['adapter']}`, {hits['contexts']} unseen contexts of Short "
-            f"SQuAD written in {hits['write_steps']} steps, {hits['questions']} questions, {hits['dtype']}. How often "
+            f"`python -m benchmarks.search hits --adapter hf_gradmem/pretrained/{hits['adapter']}`: "
+            f"{hits['contexts']} unseen contexts of Short SQuAD written in {hits['write_steps']} steps, "
+            f"{hits['questions']} questions, {hits['dtype']}. How often "
             "the right memory comes first, and among the first five.",
             "",
             "| search | first | first five |",
@@ -211,7 +213,7 @@ def main() -> None:
     """Measure, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["hits", "time", "table"])
-    parser.add_argument("--base", help="the base's directory or Hub repository")
+    parser.add_argument("--base", help="directory or Hub repository of the base; the demo's by default")
     parser.add_argument("--adapter", default=str(LANGUAGE_ADAPTER))
     parser.add_argument("--data", type=Path, default=DATA, help="SQuAD's JSON")
     parser.add_argument("--store", type=Path, default=Path("runs/search"), help="where the memories of hits are kept")

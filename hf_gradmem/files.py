@@ -23,6 +23,9 @@ _SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """A name to write a file under, with the same ending; `path` itself appears when the block is done, or not at all.
 
+    Others may read it as they may any new file, or the one that it replaces: safetensors' own files are for their
+    owner alone.
+
     Raises:
         OSError: the file cannot be written there, or not to its end.
     """
@@ -31,8 +34,11 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _beside(path)
     try:
+        unfinished.touch()
+        mode = (path if path.exists() else unfinished).stat().st_mode
         with system_errors(path):
             yield unfinished
+        unfinished.chmod(mode)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

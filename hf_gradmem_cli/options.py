@@ -39,7 +39,10 @@ Tolerance = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines in place of text.")]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps, ...")]
-Seed = Annotated[int, typer.Option(help="Seed of the random vectors that a base without an adapter writes from.")]
+Seed = Annotated[
+    int,
+    typer.Option(min=0, max=2**63 - 1, help="Seed of the random vectors that a base without an adapter writes from."),
+]
 Template = Annotated[
     str | None,
     typer.Option(

@@ -120,9 +120,12 @@ def evaluate(
     rows = results.load_sets(arguments.task, sets, split)
     report: dict[str, Any] = {"task": arguments.task, "split": split, "results": []}
     how: dict[str, Any] = {"revision": revision, "seed": seed, "device": device, "trust_remote_code": trust_remote_code}
+    metrics = results.metrics_of_sets(arguments.task, sets, metric)
+    if answers is not None and not any(metrics.values()):
+        raise ValueError("--answers has nothing to write: no set has a metric, and so no answer is generated.")
     options: dict[str, Any] = {
         "split": split,
-        "metrics": results.metrics_of_sets(arguments.task, sets, metric),
+        "metrics": metrics,
         "limits": limits_of(arguments),
         "baselines": baseline or (),
         "batch_size": batch_size,

@@ -1,11 +1,14 @@
 """Places that are looked at before anything is written to them."""
 
 import os
+import stat
 from pathlib import Path
 
 import pytest
+import torch
 
-from hf_gradmem.files import check_directory, check_writable, whole_file
+from hf_gradmem.files import check_directory, check_writable, save_tensors, whole_file
+from tests.support.small_models import nameless_base, with_memory
 
 
 def listed(directory: Path) -> list[str]:
@@ -56,3 +59,17 @@ def test_a_file_is_not_a_directory_nor_a_directory_or_a_device_a_file(tmp_path):
     with pytest.raises(OSError, match=os.devnull), whole_file(os.devnull):
         pass
     assert not Path(os.devnull).is_file()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="files have no such modes there")
+def test_others_may_read_a_file_as_they_may_any_new_one_or_the_one_it_replaces(tmp_path):
+    """safetensors' own files are for their owner alone."""
+    (tmp_path / "plain").touch()
+    save_tensors({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {})
+    new = (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "a.safetensors").stat().st_mode == new
+    (tmp_path / "a.safetensors").chmod(0o640)
+    save_tensors({"a": torch.ones(1)}, tmp_path / "a.safetensors", {})
+    assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o640
+    with_memory(nameless_base(), num_memory_tokens=2).save_pretrained(tmp_path / "model")
+    assert {path.stat().st_mode for path in (tmp_path / "model").iterdir()} == {new}

@@ -33,7 +33,11 @@ def check_adapter_directory(name: str) -> Path:
             f"{name} is no directory of an adapter: its config.json is to be written. Save or download it first, as by "
             "hf download, and give the directory."
         )
-    if json.loads(config.read_text(encoding="utf-8")).get("model_type") != GradMemConfig.model_type:
+    try:
+        values = json.loads(config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config} is not JSON ({error}). Was it copied whole?") from error
+    if not isinstance(values, dict) or values.get("model_type") != GradMemConfig.model_type:
         raise ValueError(f"{name} holds no GradMem adapter. Give the directory of one.")
     return directory
 

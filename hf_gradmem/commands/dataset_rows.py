@@ -9,7 +9,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from ..files import literal_paths
 from ..memory.silence import silent_errors
-from .json_lines import JsonLines
+from .json_lines import JsonArray, JsonLines, open_json
 from .rows import Rows
 from .text_folder import TextFolder
 
@@ -19,7 +19,7 @@ CONTEXT_COLUMN = "context"
 _CONTEXTS = (CONTEXT_COLUMN, "segments")
 
 
-def load_source(name: str, split: str = "train") -> Dataset | JsonLines | TextFolder:
+def load_source(name: str, split: str = "train") -> Dataset | JsonLines | JsonArray | TextFolder:
     """What a JSON-lines, CSV or Parquet file, a folder of text files, or a data set on the Hub gives to write.
 
     Args:
@@ -40,6 +40,8 @@ def load_source(name: str, split: str = "train") -> Dataset | JsonLines | TextFo
             raise FileNotFoundError(f"There is no file {name!r}.")
         if suffix == ".jsonl":
             return JsonLines(path)
+        if suffix == ".json":
+            return open_json(path)
         try:
             with silent_errors():
                 files = literal_paths([path])
@@ -94,7 +96,7 @@ class DatasetRows(Rows):
         ValueError: a column is missing, or there are no rows.
     """
 
-    def __init__(self, dataset: Dataset | JsonLines, context_column: str, id_column: str | None) -> None:
+    def __init__(self, dataset: Dataset | JsonLines | JsonArray, context_column: str, id_column: str | None) -> None:
         given = _CONTEXTS if context_column == CONTEXT_COLUMN else (context_column,)
         self._contexts = [column for column in given if column in dataset.column_names]
         missing = [] if self._contexts else [context_column]
@@ -128,14 +130,14 @@ class DatasetRows(Rows):
 
         Raises:
             ValueError: a row has no id, or one that is neither text nor number, or its context is not a text or a list
-                of texts.
+                of texts, each of which says something.
         """
         part = self._rows[numbers.start : numbers.stop]
         columns = zip(*(part[column] for column in self._contexts), strict=True)
         contexts: list[Any] = [next((held for held in row if held is not None), None) for row in columns]
         ids = list(numbers) if self.id_column is None else part[self.id_column]
         for number, name, context in zip(numbers, ids, contexts, strict=True):
-            if name is None:
+            if name is None or name == "":
                 raise ValueError(f"Row {number} has no id: column {self.id_column!r} is empty there.")
             if isinstance(name, bool | list | dict):
                 raise ValueError(f"The id of row {number} must be a text or a number, got {name!r}.")
@@ -145,5 +147,10 @@ class DatasetRows(Rows):
                 raise ValueError(
                     f"Row {number} (id {str(name)!r}) has no context: column {where} holds {context!r}, which is "
                     "neither a text nor a list of texts."
+                )
+            if not segments or not all(segment.strip() for segment in segments):
+                raise ValueError(
+                    f"Row {number} (id {str(name)!r}) has a context that is blank, or a blank segment in it: "
+                    f"{context!r}. There is nothing to write. Leave it out."
                 )
         return list(map(str, ids)), contexts

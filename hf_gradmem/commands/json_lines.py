@@ -1,4 +1,4 @@
-"""A file of JSON lines as a table whose values are what the file says."""
+"""A file of JSON, on lines or in one list, as a table whose values are what the file says."""
 
 import json
 from array import array
@@ -56,12 +56,42 @@ class JsonLines:
 
     def _row(self, line: bytes, number: int) -> dict[str, Any]:
         where = f"line {number} of {self._path}"
-        try:
-            row = json.loads(line.decode("utf-8-sig"), parse_float=Decimal)
-            if b"\\u" in line:  # half of a surrogate pair could not be saved
-                json.dumps(row, ensure_ascii=False, default=str).encode()
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{where} is not JSON in UTF-8 ({error}). Each line holds one object.") from error
+        row = _parsed(line, where, "Each line holds one object.")
         if not isinstance(row, dict):
             raise ValueError(f"{where} must be an object with a context, got {line.strip()[:60]!r}.")
         return row
+
+
+class JsonArray:
+    """The objects of a file that holds a list of them; otherwise as [`JsonLines`], which takes larger files."""
+
+    def __init__(self, path: Path) -> None:
+        self._rows = _parsed(path.read_bytes(), str(path), "It holds a list of objects, or one on each line.")
+        if not isinstance(self._rows, list) or not all(isinstance(row, dict) for row in self._rows):
+            raise ValueError(f"{path} must hold a list of objects, each with a context.")
+        if not self._rows:
+            raise ValueError(f"{path} has no rows: there is nothing to write.")
+        self.column_names = list(dict.fromkeys(name for row in self._rows for name in row))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, part: slice) -> dict[str, list[Any]]:
+        return {name: [row.get(name) for row in self._rows[part]] for name in self.column_names}
+
+
+def open_json(path: Path) -> JsonLines | JsonArray:
+    """The rows of a file of either kind, by what it begins with."""
+    with path.open("rb") as file:
+        begins = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")
+    return JsonArray(path) if begins.startswith(b"[") else JsonLines(path)
+
+
+def _parsed(text: bytes, where: str, expected: str) -> Any:
+    try:
+        found = json.loads(text.decode("utf-8-sig"), parse_float=Decimal)
+        if b"\\u" in text:  # half of a surrogate pair could not be saved
+            json.dumps(found, ensure_ascii=False, default=str).encode()
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is not JSON in UTF-8 ({error}). {expected}") from error
+    return found

@@ -81,6 +81,11 @@ def push(
         options["commit_message"] = commit_message
     if not source.exists():
         raise FileNotFoundError(f"There is no directory or file {str(source)!r}.")
+    if (source / FACTS_FILE).is_file() and (source / MEMORY_FILE).is_file():
+        raise ValueError(
+            f"{source} holds a store of memories and a single memory ({MEMORY_FILE}). Move the memory to a directory "
+            "of its own, or give its file."
+        )
     if source.is_file() or ((source / MEMORY_FILE).is_file() and not (source / CONFIG_NAME).is_file()):
         commit = GradMemMemory.from_pretrained(source).push_to_hub(repo_id, **options)
         return [Pushed(str(source), commit.repo_url.repo_id, commit)]

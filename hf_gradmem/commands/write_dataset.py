@@ -40,7 +40,7 @@ from ..writing.contexts import Contexts
 from ..writing.fitting import fit_contexts
 from ..writing.write import write_contexts
 from .dataset_rows import CONTEXT_COLUMN, DatasetRows
-from .json_lines import JsonLines
+from .json_lines import JsonArray, JsonLines
 from .rows import Rows
 from .text_folder import TextFolder
 
@@ -225,7 +225,7 @@ class _Job:
 
 def write_dataset(
     model: GradMemForCausalLM,
-    source: Dataset | JsonLines | TextFolder,
+    source: Dataset | JsonLines | JsonArray | TextFolder,
     directory: str | os.PathLike,
     *,
     context_column: str = CONTEXT_COLUMN,
@@ -283,7 +283,7 @@ def write_dataset(
 
 
 def _rows_of(
-    source: Dataset | JsonLines | TextFolder, context_column: str, id_column: str | None, directory: Path
+    source: Dataset | JsonLines | JsonArray | TextFolder, context_column: str, id_column: str | None, directory: Path
 ) -> Rows:
     if not isinstance(source, TextFolder):
         return DatasetRows(source, context_column, id_column)

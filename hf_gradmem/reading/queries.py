@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..base.token_ids import checked_like, checked_mask, checked_tokens, is_whole
 from ..template import get_template
+from ..texts.reading import check_unicode
 
 Tensor = torch.Tensor
 
@@ -36,6 +37,7 @@ def tokenize_queries(
     for query in queries:
         if not isinstance(query, str):
             raise TypeError(f"a question is a text, got {query!r}.")
+        check_unicode(query, "The question")
     words = get_template(template, tokenizer)
     asked = map(words.question, queries, recited or [None] * len(queries))
     return pad_left([tokenizer(text, add_special_tokens=False).input_ids for text in asked])

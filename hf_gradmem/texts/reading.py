@@ -39,3 +39,22 @@ def read_context(path: str | os.PathLike) -> str:
     if not text.strip():
         raise ValueError(f"{path} is blank: there is nothing in it to write.")
     return text
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Refuse a text that no tokenizer takes: with half of a surrogate pair, which bytes of another encoding become too.
+
+    Args:
+        text: to look at.
+        name: how to call it in a message.
+
+    Raises:
+        ValueError: names the place.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name} is not Unicode text: at character {error.start} stands half of a surrogate pair, or a byte that "
+            "is not UTF-8. Give it in UTF-8."
+        ) from error

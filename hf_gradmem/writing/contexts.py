@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from ..base.token_ids import check_vocabulary, checked_like, checked_mask, checked_tokens
-from ..texts.reading import read_context
+from ..texts.reading import check_unicode, read_context
 
 Tensor = torch.Tensor
 Text = str | os.PathLike
@@ -129,11 +129,13 @@ def tokenize_contexts(
 
     Raises:
         TypeError: something in there is not a text.
+        ValueError: a text holds half of a surrogate pair.
     """
     segmented = [_segments(item) for item in texts_in(context)]
     for item in segmented:
         if not all(isinstance(segment, str) for segment in item):
             raise TypeError(f"{_A_CONTEXT}, got {item!r}.")
+        check_unicode("".join(item), "The context")
     if cut is not None:
         segmented = [cut(item) for item in segmented]
     encoded = [[tokenizer(text, add_special_tokens=False).input_ids for text in item] for item in segmented]

@@ -55,6 +55,8 @@ def test_options_out_of_range_are_mistakes(base: str, tmp_path: Path) -> None:
     for tolerance in ("nan", "-1"):
         refused = run("write", TEXT, *options, "--tolerance", tolerance)
         assert "tolerance must be at least 0, which never stops" in mistake(refused)
+    assert run("write", TEXT, *options, "--seed", 2**63).exit_code == 2
+    assert "The context is not Unicode text: at character 3" in mistake(run("write", "caf\udce9", *options))
     assert "no device 'cuda:99'" in mistake(run("write", TEXT, *options, "--device", "cuda:99"))
     assert "no device 'toaster'" in mistake(run("write", TEXT, *options, "--device", "toaster"))
     (tmp_path / "file").touch()

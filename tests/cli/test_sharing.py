@@ -69,6 +69,12 @@ def test_push_command_takes_every_folder_with_weights(hub, hub_base, tmp_path):
     assert "model.safetensors" in files(hub, "me/gradmem-kv-tiny")
 
 
+def test_a_single_memory_in_the_folder_of_a_store_is_not_pushed_in_its_place(hub, hub_base, tmp_path):
+    (tmp_path / "memories.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "memory.safetensors").touch()
+    assert "holds a store of memories and a single memory" in cli("push", tmp_path, MEMORY).stderr
+
+
 def test_runs_that_are_not_done_are_not_pushed(hub, hub_base, tmp_path):
     """Neither as the adapter of the package that has their name, nor by their checkpoints."""
     runs, files_of_runs = tmp_path / "runs", ("_recipe.yaml", "trainer_state.json", "checkpoint-2/config.json")

@@ -40,6 +40,22 @@ def test_train_then_evaluate_an_adapter(tmp_path: Path) -> None:
     assert written["write_loss"] < start["write_loss"]
 
 
+def test_answers_that_are_not_generated_are_not_written(tmp_path: Path) -> None:
+    recipe, answers = tmp_path / "recipe.yaml", tmp_path / "answers.jsonl"
+    recipe.write_text(RECIPE, encoding="utf-8")
+    answers.write_text("of before\n", encoding="utf-8")
+    asked = run("evaluate", "nobody", "--recipe", recipe, "--metric", "none", "--answers", answers)
+    assert "--answers has nothing to write" in mistake(asked)
+    assert answers.read_text(encoding="utf-8") == "of before\n"
+
+
+@pytest.mark.parametrize(("config", "message"), [("{", "config.json is not JSON"), ("[]", "holds no GradMem adapter")])
+def test_a_broken_adapter_is_not_calibrated(tmp_path: Path, config: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    assert message in mistake(run("calibrate", tmp_path, "--recipe", tmp_path / "recipe.yaml"))
+
+
 @pytest.mark.parametrize("bars", ["true", "false"])
 def test_training_prints_its_result_alone_and_quietly_nothing(tmp_path: Path, bars: str) -> None:
     recipe = tmp_path / "recipe.yaml"

@@ -1,5 +1,6 @@
 """Many memories: written shard by shard, killed and gone on with, shared by processes, looked up by id."""
 
+import datetime
 import json
 import os
 import re
@@ -145,18 +146,21 @@ def test_a_csv_file_is_read_as_it_stands_and_ids_that_were_taken_for_dates_are_r
     path.write_text("id,context\n007,NA\n1.10,abc\n2024-01-01,None\n", encoding="utf-8-sig")
     write_dataset(model, load_source(str(path)), store)
     assert MemoryStore.from_pretrained(store).ids == ["007", "1.10", "2024-01-01"]
-    (tmp_path / "rows.json").write_text('[{"id": "2024-01-01", "context": "abc"}]', encoding="utf-8")
+    dates = Dataset.from_dict({"id": [datetime.date(2024, 1, 1)], "context": ["abc"]})
     with pytest.raises(ValueError, match="'id' were read as dates"):
-        write_dataset(model, load_source(str(tmp_path / "rows.json")), tmp_path / "other")
+        write_dataset(model, dates, tmp_path / "other")
 
 
-def test_json_lines_are_read_as_they_stand_whatever_other_lines_hold(model, tmp_path):
-    path, store = tmp_path / "rows.jsonl", tmp_path / "store"
+@pytest.mark.parametrize("kind", ["lines", "lines in .json", "list"])
+def test_json_is_read_as_it_stands_whatever_other_rows_hold(model, tmp_path, kind):
+    path, store = tmp_path / ("rows.jsonl" if kind == "lines" else "rows.json"), tmp_path / "store"
     ids = ['"007"', "8", "2.50", "12345678901234567890123", '"2024-01-01"', '"\u2028"']
     contexts = ['"abc"', '["de", "f"]', '"g"', '["h"]', '"2024-01-01"', '"i"']
     lines = [f'{{"id": {name}, "context": {context}}}' for name, context in zip(ids, contexts, strict=True)]
     more = '{"other": {"x": [1]}, "id": "z", "segments": ["j", "k"]}'
-    path.write_bytes("\r\n\n".join([*lines, more]).encode("utf-8-sig"))
+    lines.append(more)
+    text = f"[{', '.join(lines)}]\n" if kind == "list" else "\r\n\n".join(lines)
+    path.write_bytes(text.encode("utf-8-sig"))
     write_dataset(model, load_source(str(path)), store, shard_size=3)
     opened = MemoryStore.from_pretrained(store)
     assert opened.ids == ["007", "8", "2.50", "12345678901234567890123", "2024-01-01", "\u2028", "z"]
@@ -172,12 +176,22 @@ def test_json_lines_are_read_as_they_stand_whatever_other_lines_hold(model, tmp_
         ('{"id": "\\ud800", "context": "a"}', r"line 3 of .* is not JSON in UTF-8 .*surrogates"),
         ('{"id": true, "context": "a"}', "id of row 1 must be a text or a number, got True"),
         ('{"id": 2, "context": 7.5}', "Row 1 .id '2'. has no context"),
+        ('{"id": "", "context": "a"}', "Row 1 has no id: column 'id' is empty there"),
+        ('{"id": 2, "context": " \\n"}', "Row 1 .id '2'. has a context that is blank, or a blank segment in it"),
+        ('{"id": 2, "context": ["a", ""]}', "Row 1 .id '2'. has a context that is blank, or a blank segment in it"),
     ],
 )
 def test_a_line_that_holds_no_row_is_named(model, tmp_path, line, message):
     (tmp_path / "rows.jsonl").write_text('{"id": 1, "context": "a"}\n\n' + line, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         write_dataset(model, load_source(str(tmp_path / "rows.jsonl")), tmp_path / "store")
+
+
+@pytest.mark.parametrize("text", ['[{"context": "a"}', '[{"context": "a"}, 3]'])
+def test_a_file_that_is_no_list_of_objects_is_named(tmp_path, text):
+    (tmp_path / "rows.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rows\.json (is not JSON in UTF-8 .*|must hold )a list of objects"):
+        load_source(str(tmp_path / "rows.json"))
 
 
 def test_a_csv_file_may_have_columns_without_a_name_and_long_texts_and_no_more_fields_than_its_header(tmp_path):
@@ -426,7 +440,7 @@ def test_a_store_of_the_first_version_is_opened_and_read_on_the_readers_word_alo
         ({"context": ["ab", "cd"], "id": ["x", None]}, {}, "Row 1 has no id"),
         ({"context": ["ab", None]}, {}, "Row 1 .id '1'. has no context"),
         ({"context": [1, 2]}, {}, "Row 0 .*neither a text"),
-        ({"context": [["ab"], []]}, {}, "Row 1 .*no tokens"),
+        ({"context": [["ab"], []]}, {}, "Row 1 .*a context that is blank"),
         ({"text": ["ab"]}, {}, "no column 'context'. The columns are text"),
         ({"context": ["ab"]}, {"id_column": "key"}, "no column 'key'"),
         ({"context": []}, {}, "no rows"),
