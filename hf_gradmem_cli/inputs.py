@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 def read_context(text: str | None, file: Path | None) -> str:
     """The context from one of its three sources; the newlines that end a file or stdin are not part of it."""
+    from hf_gradmem.texts.reading import check_unicode
     from hf_gradmem.texts.reading import read_context as read_file
 
     if text is not None and file is not None:
@@ -26,6 +27,7 @@ def read_context(text: str | None, file: Path | None) -> str:
         text = "".join(lines_of_stdin()).rstrip("\n")
     elif text.strip() and _is_a_place(text):
         raise ValueError(f"{text} is a file or folder here. Give it as --file to write what it holds.")
+    check_unicode(text, "The context")
     if not text.strip():
         raise ValueError("The context is blank: there is nothing in it to write.")
     return text

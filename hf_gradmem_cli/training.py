@@ -120,12 +120,9 @@ def evaluate(
     rows = results.load_sets(arguments.task, sets, split)
     report: dict[str, Any] = {"task": arguments.task, "split": split, "results": []}
     how: dict[str, Any] = {"revision": revision, "seed": seed, "device": device, "trust_remote_code": trust_remote_code}
-    metrics = results.metrics_of_sets(arguments.task, sets, metric)
-    if answers is not None and not any(metrics.values()):
-        raise ValueError("--answers has nothing to write: no set has a metric, and so no answer is generated.")
     options: dict[str, Any] = {
         "split": split,
-        "metrics": metrics,
+        "metrics": _metrics(results.metrics_of_sets(arguments.task, sets, metric), answers),
         "limits": limits_of(arguments),
         "baselines": baseline or (),
         "batch_size": batch_size,
@@ -150,6 +147,13 @@ def _with_template(model: "GradMemForCausalLM", template: str | None) -> "GradMe
     if template is not None:
         model.config.template = template
     return model
+
+
+def _metrics(of_sets: dict[str, Any], answers: Path | None) -> dict[str, Any]:
+    """The metrics themselves, if answers are generated for one of them wherever they are to be kept."""
+    if answers is not None and not any(of_sets.values()):
+        raise ValueError("--answers has nothing to write: no set has a metric, and so no answer is generated.")
+    return of_sets
 
 
 def _check_evaluation(

@@ -8,7 +8,7 @@ import torch
 
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.evaluation import results
-from tests.support.command_line import run
+from tests.support.command_line import mistake, run
 
 RECIPE = """
 task: kv_retrieval
