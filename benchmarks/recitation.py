@@ -2,7 +2,7 @@
 
     python -m benchmarks.recitation                                        # what has no result yet, on SmolLM2-135M
     python -m benchmarks.recitation --form values --output values.json     # positions of values in place of vectors
-    python -m benchmarks.recitation --adapter runs/recitation --output trained.json  # of benchmarks/recitation.yaml
+    python -m benchmarks.recitation --adapter ADAPTER --output adapter.json  # from its start, by its rule
     python -m benchmarks.recitation --texts 2 --memory-sizes 1 2 --steps 5 10 --lengths 8 16 32
 
 Passages of two novels are written into memories from a random start, or from an adapter's (`--adapter`), by a frozen
