@@ -1,11 +1,15 @@
 """The memories that a server has: those of a store, which stays as it is, and those that clients write."""
 
+import os
 import re
-import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from transformers.utils import CONFIG_NAME
+
+from ..hub.client import FACTS_FILE, MEMORY_FILE
 from ..memory.store import MemoryStore
 from ..memory.written import GradMemMemory
 
@@ -23,7 +27,7 @@ class Shelf:
 
     Raises:
         OSError: the folder cannot be made.
-        ValueError: a memory in the folder has the id of one of the store's.
+        ValueError: a memory in the folder has the id of one of the store's, or the folder is a store's or a model's.
     """
 
     def __init__(self, store: MemoryStore | None, folder: Path | None, max_memories: int) -> None:
@@ -32,9 +36,10 @@ class Shelf:
         self._lock = threading.Lock()
         self._written: dict[str, Path | None] = {}  # and where each lies, which a folder put there by hand says itself
         if folder is not None:
+            _refuse_taken(folder)
             folder.mkdir(parents=True, exist_ok=True)
             # A folder whose memory was not written to its end has no name that counts.
-            self._written = {unquote(path.parent.name): path.parent for path in folder.glob("*/memory.safetensors")}
+            self._written = {unquote(path.parent.name): path.parent for path in folder.glob(f"*/{MEMORY_FILE}")}
         self._refuse_two_of_one_id()
 
     def __len__(self) -> int:
@@ -84,7 +89,7 @@ class Shelf:
         """Refuse an id before anything is written.
 
         Raises:
-            ValueError: as [`check_id`]; it is taken, or there is no room.
+            ValueError: as [`check_id`]; it is taken, also by something else on disk, or there is no room.
         """
         with self._lock:
             self._check(name)
@@ -98,7 +103,7 @@ class Shelf:
         """
         with self._lock:
             self._check(name)  # anew: another one may have been as fast
-            place = None if self._folder is None else self._folder / quote(name, safe="")
+            place = self._place(name)
             if place is None:
                 self._here[name] = memory
             else:
@@ -106,7 +111,7 @@ class Shelf:
             self._written[name] = place
 
     def delete(self, name: str) -> None:
-        """Forget a memory that was written here.
+        """Forget a memory that was written here. What else lies in its folder stays.
 
         Raises:
             KeyError: there is none of that id.
@@ -119,7 +124,7 @@ class Shelf:
                     raise ValueError(f"The memory {name!r} belongs to the store that is served, which stays as it is.")
                 raise KeyError(name)
             if (place := self._written[name]) is not None:
-                shutil.rmtree(place)
+                _remove(place)
             self._here.pop(name, None)
             del self._written[name]
 
@@ -133,9 +138,49 @@ class Shelf:
                 f"{more}. Move that folder away or rename it, or keep what clients write in a folder of its own."
             )
 
+    def _place(self, name: str) -> Path | None:
+        """The folder of what is written under an id."""
+        return None if self._folder is None else self._folder / quote(name, safe="")
+
     def _check(self, name: str) -> None:
         self.check_id(name)
         if name in self._written or (self._store is not None and name in self._store):
             raise ValueError(f"There is a memory {name!r} already. Delete it first, or take another id.")
+        if (place := self._place(name)) is not None and not _is_free(place):
+            raise ValueError(
+                f"Where a memory {name!r} would be kept lies something else. Take another id, or have whoever runs the "
+                "server move it away."
+            )
         if len(self._written) >= self._max:
             raise ValueError(f"There is no room: {self._max} memories were written. Delete some.")
+
+
+def _refuse_taken(folder: Path) -> None:
+    """The folders of memories would stand among a store's shards, or a model's weights."""
+    folder = folder.resolve()
+    taken = [(place, FACTS_FILE, "store") for place in (folder, *folder.parents)] + [(folder, CONFIG_NAME, "model")]
+    for place, name, kind in taken:
+        if os.path.isfile(place / name):
+            raise ValueError(
+                f"{folder} cannot keep what clients write: {place} is the folder of a {kind}, with a {name}. Give a "
+                "folder of its own."
+            )
+
+
+def _is_free(place: Path) -> bool:
+    """Whether a memory may be kept there: nothing is, or no more than a write that was killed leaves."""
+    if not os.path.lexists(place):
+        return True
+    if place.is_symlink() or not place.is_dir():
+        return False
+    return all(left.name.startswith(".") and left.name.endswith(f".{MEMORY_FILE}") for left in place.iterdir())
+
+
+def _remove(place: Path) -> None:
+    """Remove a memory, and nothing else: a link but not what it points to, and a folder if nothing is left in it."""
+    if place.is_symlink():
+        place.unlink()
+        return
+    (place / MEMORY_FILE).unlink(missing_ok=True)
+    with suppress(OSError):  # something else lies there
+        place.rmdir()

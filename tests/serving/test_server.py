@@ -1,12 +1,12 @@
 """The server, over loopback, with the client that people use."""
 
 import functools
-import shutil
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -643,7 +643,7 @@ def test_folders_of_any_name_are_opened_and_deleted_where_they_lie(model, tmp_pa
     assert shelf.ids() == ["a/b", "my notes"]
     assert shelf["my notes"] == shelf["a/b"] == memory
     with monkeypatch.context() as patch:
-        patch.setattr(shutil, "rmtree", Mock(side_effect=PermissionError("no")))
+        patch.setattr(Path, "unlink", Mock(side_effect=PermissionError("no")))
         with pytest.raises(PermissionError):
             shelf.delete("my notes")
     assert shelf.ids() == ["a/b", "my notes"]  # as after a restart
