@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -238,7 +238,7 @@ class Engine:
             job.tell(Piece(memory=memory[index].to("cpu")))
 
     def _recite(self, batch: list[Recite]) -> None:
-        texts = recite(self.model, GradMemMemory.cat([job.memory for job in batch]))
+        texts = recite(self.model, _memory_of(batch))
         for job, text in zip(batch, texts, strict=True):
             job.tell(Piece(text, finish_reason="stop"))
 
@@ -252,13 +252,21 @@ class Engine:
             model.generate(
                 input_ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                memory=GradMemMemory.cat([job.memory for job in batch]).to(model.device),
+                memory=_memory_of(batch).to(model.device),
                 max_new_tokens=max(job.max_new_tokens for job in batch),
                 stopping_criteria=[answers],
                 **ending,
                 **sampling.arguments(),
             )
         _tell_ends(model, answers.rows)
+
+
+def _memory_of(batch: Sequence[Recite | Read]) -> GradMemMemory:
+    """A row for each job: with two of one job, all behind it would be told what belongs to the job before."""
+    for job in batch:
+        if len(job.memory) != 1:
+            raise ValueError(f"A request reads the memory of one context, got {len(job.memory)}. Give memory[0].")
+    return GradMemMemory.cat([job.memory for job in batch])
 
 
 @contextmanager

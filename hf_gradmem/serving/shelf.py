@@ -3,10 +3,12 @@
 import os
 import re
 import threading
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from safetensors import SafetensorError, safe_open
 from transformers.utils import CONFIG_NAME
 
 from ..hub.client import FACTS_FILE, MEMORY_FILE
@@ -22,7 +24,8 @@ class Shelf:
 
     Args:
         store: that is read from, *optional*.
-        folder: where what clients write is kept, a folder for each; kept while the server runs when `None`.
+        folder: where what clients write is kept, a folder for each; kept while the server runs when `None`. A file in
+            it that is no memory of one context is left out, with a warning.
         max_memories: most that clients may write.
 
     Raises:
@@ -39,7 +42,8 @@ class Shelf:
             _refuse_taken(folder)
             folder.mkdir(parents=True, exist_ok=True)
             # A folder whose memory was not written to its end has no name that counts.
-            self._written = {unquote(path.parent.name): path.parent for path in folder.glob(f"*/{MEMORY_FILE}")}
+            found = filter(_holds_one_context, sorted(folder.glob(f"*/{MEMORY_FILE}")))
+            self._written = {unquote(path.parent.name): path.parent for path in found}
         self._refuse_two_of_one_id()
 
     def __len__(self) -> int:
@@ -165,6 +169,25 @@ def _refuse_taken(folder: Path) -> None:
                 f"{folder} cannot keep what clients write: {place} is the folder of a {kind}, with a {name}. Give a "
                 "folder of its own."
             )
+
+
+def _holds_one_context(path: Path) -> bool:
+    """Whether a file can be served; who put one there by hand that cannot is warned. Its header alone is read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            count = next(iter(file.get_slice("embeddings").get_shape()), 0)
+    except (OSError, SafetensorError) as error:
+        warnings.warn(
+            f"{path} is left out: it cannot be read as a memory ({error}). Was it copied whole?", stacklevel=2
+        )
+        return False
+    if count != 1:
+        warnings.warn(
+            f"{path} is left out: it holds the memories of {count} contexts, and one is served under an id. Save each "
+            "of them, memory[0] and so on, in a folder of its own.",
+            stacklevel=2,
+        )
+    return count == 1
 
 
 def _is_free(place: Path) -> bool:

@@ -22,7 +22,7 @@ from transformers import GenerationConfig
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, MemoryStore
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
 from hf_gradmem.commands.write_dataset import write_dataset
-from hf_gradmem.serving.engine import Engine, Piece, QueueFullError, Read, Sampling, Write
+from hf_gradmem.serving.engine import Engine, Piece, QueueFullError, Read, Recite, Sampling, Write
 from hf_gradmem.serving.prompts import chat_prompt
 from hf_gradmem.serving.schema import Message
 from hf_gradmem.serving.serve import make_server, token_for
@@ -529,6 +529,15 @@ def test_a_request_that_fails_fails_alone(model, rows):
     bad, good = told_by([lambda tell: Write(tell, ""), lambda tell: Write(tell, rows[0]["context"])], model)
     assert "has no tokens" in str(bad[0].error)
     torch.testing.assert_close(good[0].memory.embeddings, model.write([rows[0]["context"]]).embeddings)
+
+
+@pytest.mark.parametrize("job", [Recite, functools.partial(Read, prompt=[5, 6], max_new_tokens=3, sampling=Sampling())])
+def test_a_memory_of_several_contexts_is_refused_and_does_not_shift_what_others_are_told(job, model):
+    several, one = model.write(["!a:b!", "!c:d!"]), model.write("!e:f!")
+    bad, good = told_by([lambda tell: job(tell, memory=several), lambda tell: job(tell, memory=one)], model)
+    assert [str(piece.error) for piece in bad] == ["A request reads the memory of one context, got 2. Give memory[0]."]
+    (alone,) = told_by([lambda tell: job(tell, memory=one)], model)
+    assert [piece.text for piece in good] == [piece.text for piece in alone]
 
 
 def test_requests_with_a_seed_are_drawn_as_if_each_were_alone(model):

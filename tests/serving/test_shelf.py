@@ -94,3 +94,18 @@ def test_a_memory_that_was_removed_by_hand_can_be_forgotten(memory, tmp_path):
     (tmp_path / "a").rmdir()
     shelf.delete("a")
     assert shelf.ids() == []
+
+
+def test_a_file_that_is_no_memory_of_one_context_is_left_out_with_a_warning(model, memory, tmp_path):
+    model.write(["!a:b!", "!c:d!"]).save_pretrained(tmp_path / "two")
+    memory.save_pretrained(tmp_path / "one")
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "memory.safetensors").write_bytes(b"half")
+    with pytest.warns(UserWarning, match="is left out") as told:
+        shelf = opened(tmp_path)
+    assert shelf.ids() == ["one"]
+    torn, two = (str(each.message) for each in told)
+    assert "torn/memory.safetensors is left out: it cannot be read as a memory" in torn
+    assert "two/memory.safetensors is left out: it holds the memories of 2 contexts" in two
+    with pytest.raises(ValueError, match="lies something else"):
+        shelf.add("two", memory)
