@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from ..memory.written import GradMemMemory
 from ..template import Template, get_template
 from .engine import Engine, Job, Piece, QueueFullError, Read, Recite, Write
+from .invalid import invalid_body
 from .limits import BodyLimit, HostLimit
 from .prompts import chat_prompt, room_for_answer, text_prompt
 from .schema import ChatCompletion, Completion, NewMemory, error_body
@@ -88,13 +89,8 @@ async def _tell_failure(_: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error_body(f"The server failed ({type(error).__name__}).", "server_error"), 500)
 
 
-async def _tell_invalid(_: Request, error: RequestValidationError) -> JSONResponse:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"][1:])
-    message = f"{name or 'The body'}: {first['msg']}" + (
-        " (this server has no such field)" * ("extra" in first["type"])
-    )
-    return JSONResponse(error_body(message, "invalid_request_error", name or None), 400)
+async def _tell_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    return JSONResponse(invalid_body(error, request.headers.get("content-type")), 400)
 
 
 class _Served:

@@ -1,12 +1,19 @@
 """What requests may hold, in OpenAI's terms where there are any. A field that would be ignored is refused."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from .engine import Sampling
 
 _GREEDY_BELOW = 1e-4  # where the likeliest token is drawn as good as always, and logits over less leave float32
+
+# Told apart beforehand, so that what is wrong with a list is said of the list, and not that it is no text.
+Texts = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<texts>")],
+    Discriminator(lambda given: "<texts>" if isinstance(given, list) else "<text>"),
+]
+"""A text, or a list of them."""
 
 
 class _Request(BaseModel):
@@ -21,7 +28,7 @@ class NewMemory(_Request):
         id: to ask for it by; one is made up when absent.
     """
 
-    context: str | list[str]
+    context: Texts
     id: str | None = None
 
 
@@ -43,7 +50,7 @@ class _Continuation(_Request):
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)  # as in OpenAI's API: an int64
-    stop: str | list[str] = Field(default_factory=list)
+    stop: Texts = Field(default_factory=list)
     stream: bool = False
     stream_options: dict[Literal["include_usage"], bool] | None = None
     n: Literal[1] = 1
