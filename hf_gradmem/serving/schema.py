@@ -2,15 +2,32 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
 
 from .engine import Sampling
 
 _GREEDY_BELOW = 1e-4  # where the likeliest token is drawn as good as always, and logits over less leave float32
 
+
+def _unicode(text: str) -> str:
+    """The text, if tokenizers take it: JSON can spell half of a surrogate pair, such as "\\ud83d", by itself."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PydanticCustomError(
+            "not_unicode",
+            "The text is not valid Unicode: half a surrogate pair, U+{code}, at character {place}. Send it whole.",
+            {"code": f"{ord(text[error.start]):04X}", "place": error.start},
+        ) from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_unicode)]
+"""A text in whole characters."""
 # Told apart beforehand, so that what is wrong with a list is said of the list, and not that it is no text.
 Texts = Annotated[
-    Annotated[str, Tag("<text>")] | Annotated[list[str], Tag("<texts>")],
+    Annotated[Text, Tag("<text>")] | Annotated[list[Text], Tag("<texts>")],
     Discriminator(lambda given: "<texts>" if isinstance(given, list) else "<text>"),
 ]
 """A text, or a list of them."""
@@ -29,7 +46,7 @@ class NewMemory(_Request):
     """
 
     context: Texts
-    id: str | None = None
+    id: Text | None = None
 
 
 class _Continuation(_Request):
@@ -44,8 +61,8 @@ class _Continuation(_Request):
         user: taken and not looked at.
     """
 
-    model: str
-    memory: str
+    model: Text
+    memory: Text
     max_tokens: int | None = Field(default=None, ge=1)
     temperature: float = Field(default=0.0, ge=0.0, le=2.0)
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
@@ -54,7 +71,7 @@ class _Continuation(_Request):
     stream: bool = False
     stream_options: dict[Literal["include_usage"], bool] | None = None
     n: Literal[1] = 1
-    user: str | None = None
+    user: Text | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -79,14 +96,14 @@ class _Continuation(_Request):
 class Completion(_Continuation):
     """A prompt, which is continued as it stands."""
 
-    prompt: str
+    prompt: Text
 
 
 class Message(_Request):
     """A turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str
+    content: Text
 
 
 class ChatCompletion(_Continuation):

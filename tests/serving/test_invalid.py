@@ -1,5 +1,6 @@
 """How a request that cannot be read is told what is wrong with it."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -71,6 +72,35 @@ def test_a_mistake_is_told_under_the_name_of_its_field(path, content, message, f
 def test_json_that_is_not_called_json_is_told_so(content_type, got, client):
     told = refused(client, "memories", '{"context": "!a:b!"}', content_type)
     assert told == (f"The header Content-Type must be application/json, got {got}.", None)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("memories", {"context": "a\ud83d"}, "context"),
+        ("memories", {"context": ["a", "a\ude00"]}, "context.1"),
+        ("completions", {"prompt": "a\ud83d"}, "prompt"),
+        ("completions", {"prompt": "?", "stop": "a\ud83d"}, "stop"),
+        ("completions", {"prompt": "?", "stop": ["b", "a\ud83d"]}, "stop.1"),
+        ("chat/completions", {"messages": [{"role": "user", "content": "a\ud83d"}]}, "messages.0.content"),
+    ],
+)
+def test_half_a_surrogate_pair_is_the_clients_mistake(path, body, field, client):
+    more = {} if path == "memories" else {"model": "kv", "memory": "a"}
+    told, param = refused(client, path, json.dumps(body | more))
+    assert told.startswith(f"{field}: The text is not valid Unicode: half a surrogate pair, U+D")
+    assert "at character 1." in told
+    assert param == field
+
+
+def test_a_whole_surrogate_pair_is_a_character(client):
+    written = client.post("/v1/memories", content='{"context": "!a:b!\\ud83d\\ude00"}', headers={"Content-Type": JSON})
+    assert written.status_code == 201, written.text
+
+
+def test_a_field_whose_name_is_half_a_surrogate_pair_is_refused(client):
+    told, _ = refused(client, "memories", '{"context": "!a:b!", "\\ud83d": 1}')
+    assert told.startswith("The name of a field is not valid Unicode")
 
 
 @pytest.mark.parametrize(("content", "got"), [("[1]", "a list"), ('"a"', "a text"), ("5", "a number"), ("", "nothing")])
