@@ -101,7 +101,7 @@ class _Served:
         self.timeout, self.max_new_tokens = timeout, max_new_tokens
 
     async def health(self) -> dict[str, Any]:
-        return {"status": "ok", "waiting": self.engine.num_waiting}
+        return {"status": "ok", "waiting": self.engine.num_waiting, "running": self.engine.num_running}
 
     async def models(self) -> dict[str, Any]:
         return {"object": "list", "data": [{"id": self.model_name, "object": "model", "owned_by": "hf_gradmem"}]}

@@ -19,10 +19,15 @@ from ..reading.queries import pad_left
 from ..reading.reciting import recite
 from ..template import Template
 from ..writing.fitting import fit_contexts
+from ..writing.write import write_contexts
 
 
 class QueueFullError(Exception):
     """The queue is as long as it may be."""
+
+
+class _GivenUpError(Exception):
+    """Nobody waits any more for what is under way."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,7 @@ class Engine:
         self.model = model
         self.batch_size, self.max_waiting = batch_size, max_waiting
         self._waiting: deque[Write | Recite | Read] = deque()
+        self._running: list[Write | Recite | Read] = []
         self._changed = threading.Condition()
         self._closing = False
         self._do: dict[type, Callable[[list[Any]], None]] = {
@@ -184,8 +190,17 @@ class Engine:
             self._drop_given_up()
             return len(self._waiting)
 
+    @property
+    def num_running(self) -> int:
+        """Jobs that are being done, among them those that were given up and have not been left yet."""
+        with self._changed:
+            return len(self._running)
+
     def close(self) -> None:
-        """Stop at the next token; what still waits is told so."""
+        """Stop at the next token, or the next step of a WRITE; what still waits is told so.
+
+        A recitation that is under way comes to its end first.
+        """
         with self._changed:
             self._closing = True
             dropped = list(self._waiting)
@@ -203,6 +218,10 @@ class Engine:
         """Run a batch. One job that fails fails alone: those beside it that were told nothing are run once more."""
         try:
             self._do[type(batch[0])](batch)
+        except _GivenUpError:
+            for job in batch:
+                if not job.cancelled.is_set():  # which waits still, while the engine closes
+                    job.tell(Piece(error=QueueFullError()))
         except Exception as error:  # whatever it is, the requests are told, and the next ones are served
             for job in batch:
                 if job.begun or len(batch) == 1:
@@ -213,6 +232,7 @@ class Engine:
     def _next_batch(self) -> list[Any]:
         """The first job that waits and those of its kind; nothing when the engine closes."""
         with self._changed:
+            self._running = []
             while True:
                 self._changed.wait_for(lambda: self._waiting or self._closing)
                 if self._closing:
@@ -222,6 +242,7 @@ class Engine:
                     kind = self._waiting[0].kind
                     alike = [job for job in self._waiting if job.kind == kind][: self.batch_size]
                     self._waiting = deque(job for job in self._waiting if job not in alike)
+                    self._running = alike
                     return alike
 
     def _drop_given_up(self) -> None:
@@ -229,11 +250,22 @@ class Engine:
         self._waiting = deque(job for job in self._waiting if not job.cancelled.is_set())
 
     def _write(self, batch: list[Write]) -> None:
+        def leave_if_given_up() -> None:
+            if self._closing or all(job.cancelled.is_set() for job in batch):
+                raise _GivenUpError
+
         model = self.model
         # What a confidence looks at, which costs a forward pass.
         measure = model.config.confidence is not None
         contexts = fit_contexts(model.writer, model.tokenizer, [job.context for job in batch])
-        memory = model.write(contexts, measure_final_loss=measure)
+        leave_if_given_up()  # cutting a long text takes a while, too
+        memory = write_contexts(
+            model.writer,
+            model.tokenize(contexts),
+            identity=model.identity(),
+            measure_final_loss=measure,
+            on_step=leave_if_given_up,
+        )
         for index, job in enumerate(batch):
             job.tell(Piece(memory=memory[index].to("cpu")))
 

@@ -25,6 +25,7 @@ def _unicode(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(_unicode)]
 """A text in whole characters."""
+
 # Told apart beforehand, so that what is wrong with a list is said of the list, and not that it is no text.
 Texts = Annotated[
     Annotated[Text, Tag("<text>")] | Annotated[list[Text], Tag("<texts>")],

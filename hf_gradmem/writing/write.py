@@ -30,6 +30,7 @@ def write_contexts(
     measure_final_loss: bool = False,
     show_progress: bool = False,
     on_batch: Callable[[int], object] = lambda size: None,
+    on_step: Callable[[], object] = lambda: None,
 ) -> GradMemMemory:
     """Write contexts into memories, without a graph and with dropout off, whatever mode the caller is in.
 
@@ -41,6 +42,7 @@ def write_contexts(
         write_steps, write_learning_rate, tolerance, batch_size, measure_final_loss, show_progress: as in
             [`GradMemForCausalLM.write`].
         on_batch: called with the size of each batch that was written.
+        on_step: called after each step of each batch; what it raises ends the write.
 
     Returns:
         The memories, in the order of `contexts`.
@@ -49,10 +51,7 @@ def write_contexts(
         ValueError: a context is empty or too long, an option is out of range, or the writer cannot go on from `start`.
         FloatingPointError: a loss became NaN or infinite; names the context.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    if tolerance is not None and not tolerance >= 0:  # NaN is not
-        raise ValueError(f"tolerance must be at least 0, which never stops, got {tolerance}.")
+    _check_options(batch_size, tolerance)
     with torch.inference_mode(False), torch.enable_grad(), evaluating():
         contexts = _checked(writer, contexts)
         start = None if start is None else _own(writer, start, len(contexts))
@@ -67,9 +66,9 @@ def write_contexts(
                 f"Lower batch_size (now {batch_size or len(contexts)} contexts), or cut the contexts shorter with "
                 "write_segment_length, which is also the longest row that is held at a time."
             ),
-            _progress(sum(map(writer.turns, rows)) * len(step_sizes), show_progress) as on_step,
+            _progress(sum(map(writer.turns, rows)) * len(step_sizes), show_progress, on_step) as stepped,
         ):
-            descent = Descent(step_sizes, tolerance=tolerance, on_step=on_step)
+            descent = Descent(step_sizes, tolerance=tolerance, on_step=stepped)
             for batch, of_batch in zip(batches, rows, strict=True):
                 begin = None if start is None else start[batch]
                 trace = writer.write(of_batch, _start(writer, of_batch, begin), descent)
@@ -157,6 +156,13 @@ def write_in_forward(
     return trace, memory
 
 
+def _check_options(batch_size: int | None, tolerance: float | None) -> None:
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+    if tolerance is not None and not tolerance >= 0:  # NaN is not
+        raise ValueError(f"tolerance must be at least 0, which never stops, got {tolerance}.")
+
+
 def _checked(writer: Writer, contexts: Contexts) -> Contexts:
     decoder = writer.phase.decoder
     return contexts.checked(decoder.device, decoder.vocab_size)
@@ -226,13 +232,14 @@ def _check_finite(trace: WriteTrace, batch: Tensor, step_sizes: list[Tensor | fl
 
 
 @contextmanager
-def _progress(total: int, shown: bool) -> Iterator[Callable[[Tensor], None]]:
-    """A progress bar over the steps, as what is called after each of them."""
+def _progress(total: int, shown: bool, then: Callable[[], object]) -> Iterator[Callable[[Tensor], None]]:
+    """A progress bar over the steps, as what is called after each of them, and calls `then`."""
     with tqdm(total=total, desc="Writing", unit="step", disable=not shown) as bar:
 
-        def on_step(losses: Tensor) -> None:
+        def stepped(losses: Tensor) -> None:
             bar.update()
             if shown:  # reading the loss waits for the device
                 bar.set_postfix(loss=f"{losses.nanmean():.3f}")
+            then()
 
-        yield on_step
+        yield stepped

@@ -29,6 +29,7 @@ from hf_gradmem.serving.serve import make_server, token_for
 from hf_gradmem.serving.shelf import Shelf
 from hf_gradmem.tasks import load_task
 from hf_gradmem.tasks.kv_retrieval import build_tokenizer
+from hf_gradmem.writing.write import write_contexts
 from tests.reading.test_confidence import WHOLE
 from tests.support.command_line import mistake, run
 from tests.support.small_models import small_tokenizer, templated
@@ -390,14 +391,13 @@ def test_a_token_that_was_made_up_is_shown(monkeypatch, given):
 
 def test_more_than_the_queue_holds_are_told_to_come_again(model, rows, monkeypatch):
     entered, leave = threading.Event(), threading.Event()
-    write = model.write
 
     def slow(*arguments: Any, **options: Any) -> Any:
         entered.set()
         assert leave.wait(20)
-        return write(*arguments, **options)
+        return write_contexts(*arguments, **options)
 
-    monkeypatch.setattr(model, "write", slow)
+    monkeypatch.setattr("hf_gradmem.serving.engine.write_contexts", slow)
     statuses: list[int] = []
 
     def post(name: str) -> None:
@@ -410,8 +410,9 @@ def test_more_than_the_queue_holds_are_told_to_come_again(model, rows, monkeypat
         assert entered.wait(20)
         second = threading.Thread(target=post, args=("two",))
         second.start()
-        while httpx.get(f"{address}/health").json()["waiting"] < 1:
+        while (health := httpx.get(f"{address}/health").json())["waiting"] < 1:
             time.sleep(0.01)
+        assert health == {"status": "ok", "waiting": 1, "running": 1}
         refused = httpx.post(f"{address}/v1/memories", json={"context": rows[0]["context"], "id": "three"})
         assert refused.status_code == 503
         assert refused.headers["Retry-After"] == "1"
@@ -443,7 +444,7 @@ def test_requests_that_were_given_up_leave_room_in_the_queue(model):
 
 
 def test_a_request_that_takes_too_long_is_given_up(model, monkeypatch):
-    monkeypatch.setattr(model, "write", lambda *_, **__: time.sleep(1.0))
+    monkeypatch.setattr("hf_gradmem.serving.engine.write_contexts", lambda *_, **__: time.sleep(1.0))
     with running(model, timeout=0.2) as address:
         answer = httpx.post(f"{address}/v1/memories", json={"context": "!a:b!"}, timeout=30)
     assert answer.status_code == 504
