@@ -55,9 +55,11 @@ def make_app(
         yield
         await asyncio.to_thread(engine.close)
 
+    known = [] if token is None else _token_bytes(token)
+
     async def check_token(request: Request) -> None:
-        given = request.headers.get("authorization", "")
-        if token is not None and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        given = request.headers.get("authorization", "").encode("latin-1")  # as it was sent
+        if known and not any(hmac.compare_digest(given, each) for each in known):
             raise HTTPException(401, "A bearer token is needed, in the header Authorization.")
 
     app = FastAPI(title="hf_gradmem", lifespan=lifespan, dependencies=[Depends(check_token)], openapi_url=None)
@@ -76,6 +78,15 @@ def make_app(
     app.add_api_route("/v1/completions", served.complete, methods=["POST"], response_model=None)
     app.add_api_route("/v1/chat/completions", served.chat, methods=["POST"], response_model=None)
     return app
+
+
+def _token_bytes(token: str) -> list[bytes]:
+    """The header with a token, as clients send it: in UTF-8, or in Latin-1 where that has all of its letters."""
+    header = f"Bearer {token}"
+    found = [header.encode("utf-8", "surrogateescape")]  # a variable of the environment may hold any bytes
+    with contextlib.suppress(UnicodeEncodeError):
+        found.append(header.encode("latin-1"))
+    return found
 
 
 async def _tell_http_error(_: Request, error: HTTPException) -> JSONResponse:

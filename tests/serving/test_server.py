@@ -344,6 +344,23 @@ def test_others_need_the_token_and_the_name_of_this_machine(model):
     assert token_for("0.0.0.0", "mine") == "mine"
 
 
+@pytest.mark.parametrize(
+    ("token", "known", "unknown"),
+    [
+        ("gehört", ["gehört".encode(), "gehört".encode("latin-1")], [b"gehort", "gehört".encode("cp437")]),
+        ("ключ", ["ключ".encode()], ["ключ".encode("koi8-r")]),
+        ("\udcff", [b"\xff"], ["ÿ".encode()]),  # as Python reads a variable of the environment that is not UTF-8
+        ("plain", [b"plain"], ["plaín".encode()]),
+    ],
+)
+def test_a_token_may_have_any_letters(token, known, unknown, model):
+    with running(model, token=token) as address:
+        for status, sent in ((200, known), (401, unknown)):
+            for each in sent:
+                headers = {b"Authorization": b"Bearer " + each}
+                assert httpx.get(f"{address}/v1/models", headers=headers).status_code == status, each
+
+
 def test_the_command_says_that_it_serves_once_it_listens_and_refuses_a_port_that_is_taken(monkeypatch):
     def ask(sockets: list[socket.socket]) -> None:
         ports.extend({each.getsockname()[1] for each in sockets})
