@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
+from ..texts.reading import check_unicode
 from .engine import Sampling
 
 _GREEDY_BELOW = 1e-4  # where the likeliest token is drawn as good as always, and logits over less leave float32
@@ -13,13 +14,9 @@ _GREEDY_BELOW = 1e-4  # where the likeliest token is drawn as good as always, an
 def _unicode(text: str) -> str:
     """The text, if tokenizers take it: JSON can spell half of a surrogate pair, such as "\\ud83d", by itself."""
     try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise PydanticCustomError(
-            "not_unicode",
-            "The text is not valid Unicode: half a surrogate pair, U+{code}, at character {place}. Send it whole.",
-            {"code": f"{ord(text[error.start]):04X}", "place": error.start},
-        ) from None
+        check_unicode(text, "The text")
+    except ValueError as error:
+        raise PydanticCustomError("not_unicode", "{said}", {"said": str(error)}) from None
     return text
 
 

@@ -88,8 +88,8 @@ def test_json_that_is_not_called_json_is_told_so(content_type, got, client):
 def test_half_a_surrogate_pair_is_the_clients_mistake(path, body, field, client):
     more = {} if path == "memories" else {"model": "kv", "memory": "a"}
     told, param = refused(client, path, json.dumps(body | more))
-    assert told.startswith(f"{field}: The text is not valid Unicode: half a surrogate pair, U+D")
-    assert "at character 1." in told
+    assert told.startswith(f"{field}: The text is not Unicode text: at character ")
+    assert "at character 1 stands half of a surrogate pair" in told
     assert param == field
 
 
