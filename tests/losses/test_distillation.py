@@ -3,19 +3,20 @@
 import pytest
 import torch
 
-from tests.support.gradients import CONTEXT_MASK, EVERYTHING, LORA, assert_gradient_is_the_slope, build, training
+from tests.support.gradients import (
+    BATCH,
+    CONTEXT,
+    CONTEXT_MASK,
+    EVERYTHING,
+    LABELS,
+    LORA,
+    QUERIES,
+    assert_gradient_is_the_slope,
+    build,
+    training,
+)
 from tests.support.messages import says
 from tests.support.tiny_models import tiny_tokens
-
-CONTEXT, QUERIES = tiny_tokens(2, 9, seed=1), torch.stack([tiny_tokens(2, 5, seed=seed) for seed in (2, 3)], dim=1)
-LABELS = QUERIES.clone()
-LABELS[0, :, :2] = LABELS[1, 1] = -100  # of the second context's questions one has no answer
-BATCH = {
-    "context_input_ids": CONTEXT,
-    "context_attention_mask": CONTEXT_MASK,
-    "input_ids": QUERIES,
-    "labels": LABELS,
-}
 
 
 def reference(model, output) -> torch.Tensor:

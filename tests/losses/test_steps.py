@@ -6,7 +6,17 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hf_gradmem import GradMemConfig, get_gradmem_model
-from tests.support.gradients import CONTEXT_MASK, EVERYTHING, assert_gradient_is_the_slope, build, loss_of
+from tests.support.gradients import (
+    BATCH,
+    CONTEXT,
+    CONTEXT_MASK,
+    EVERYTHING,
+    LABELS,
+    QUERIES,
+    assert_gradient_is_the_slope,
+    build,
+    loss_of,
+)
 from tests.support.messages import says
 from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
 
@@ -14,15 +24,6 @@ ALIGNED = {"alignment_loss_weight": 0.7}
 READ_BETWEEN = {"intermediate_read_loss_weight": 0.4}
 BOTH = ALIGNED | READ_BETWEEN
 WEIGHTS = pytest.mark.parametrize("weights", [ALIGNED, READ_BETWEEN, BOTH], ids=["alignment", "between", "both"])
-CONTEXT, QUERIES = tiny_tokens(2, 9, seed=1), torch.stack([tiny_tokens(2, 5, seed=seed) for seed in (2, 3)], dim=1)
-LABELS = QUERIES.clone()
-LABELS[0, :, :2] = LABELS[1, 1] = -100  # of the second context's questions one has no answer
-BATCH = {
-    "context_input_ids": CONTEXT,
-    "context_attention_mask": CONTEXT_MASK,
-    "input_ids": QUERIES,
-    "labels": LABELS,
-}
 
 
 def reference(model, steps: int, first_order: bool = False, detach: bool = False) -> dict[str, torch.Tensor]:

@@ -9,6 +9,16 @@ from tests.support.tiny_models import tiny_causal_lm, tiny_tokens
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
 SEGMENT_IDS = torch.tensor([[0, 0, 0, 1, 1, 2, 2, 2, 2], [5, 5, 6, 6, 6, 6, 7, 0, 0]])
 CONTEXT_MASK = torch.tensor([[1] * 9, [1] * 7 + [0] * 2])
+# Two contexts with two questions each.
+CONTEXT, QUERIES = tiny_tokens(2, 9, seed=1), torch.stack([tiny_tokens(2, 5, seed=seed) for seed in (2, 3)], dim=1)
+LABELS = QUERIES.clone()
+LABELS[0, :, :2] = LABELS[1, 1] = -100  # of the second context's questions one has no answer
+BATCH = {
+    "context_input_ids": CONTEXT,
+    "context_attention_mask": CONTEXT_MASK,
+    "input_ids": QUERIES,
+    "labels": LABELS,
+}
 
 
 def build(**settings) -> GradMemForCausalLM:
