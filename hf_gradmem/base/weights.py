@@ -1,8 +1,10 @@
 """The weights of a base by content: a short hash, the same wherever they lie and in whatever precision."""
 
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Generic, TypeVar
+from contextlib import suppress
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -21,12 +23,29 @@ _SAMPLES = 32
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def base_weights(base_model: nn.Module) -> dict[str, Tensor]:
+class BaseWeights(dict[str, Tensor]):
+    """Weights by their names; those that accelerate keeps elsewhere have no data here, and are fetched one by one.
+
+    Attributes:
+        elsewhere: gives the data of these, by name.
+    """
+
+    def __init__(self) -> None:
+        self.elsewhere: dict[str, Callable[[], Tensor]] = {}
+
+    def data(self, name: str) -> Tensor:
+        """The tensor itself, or its data from a disk or from working memory."""
+        with suppress(KeyError):  # it is not kept elsewhere either
+            return self.elsewhere[name]()
+        return self[name]
+
+
+def base_weights(base_model: nn.Module) -> BaseWeights:
     """Weights and saved buffers of the base itself, by the names that they have without a LoRA around them.
 
     `state_dict` would gather the parts of a sharded model, which one process cannot do alone.
     """
-    found: dict[str, Tensor] = {}
+    found = BaseWeights()
     waiting, seen = [("", base_model)], set[nn.Module]()
     while waiting:  # in the order of `named_modules`, which would go through all of the LoRA as well
         prefix, module = waiting.pop()
@@ -36,11 +55,21 @@ def base_weights(base_model: nn.Module) -> dict[str, Tensor]:
         unsaved = module._non_persistent_buffers_set
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None and name not in unsaved:
-                found[f"{prefix}.{name}".removeprefix(".").replace(".base_layer.", ".")] = tensor
+                whole = f"{prefix}.{name}".removeprefix(".").replace(".base_layer.", ".")
+                found[whole] = tensor
+                if tensor.device.type == "meta" and (stored := _stored_by(module)) is not None:
+                    found.elsewhere[whole] = functools.partial(stored.__getitem__, name)
         lora = lora_parts(module)
         children = [(name, child) for name, child in module.named_children() if name not in lora]
         waiting += [(f"{prefix}.{name}".removeprefix("."), child) for name, child in reversed(children)]
     return found
+
+
+def _stored_by(module: nn.Module) -> Mapping[str, Tensor] | None:
+    """What accelerate puts into a module's weights while it runs, and takes out again."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    hooks = getattr(hook, "hooks", [hook])
+    return next((each.weights_map for each in hooks if getattr(each, "weights_map", None) is not None), None)
 
 
 @torch.no_grad()
@@ -56,8 +85,11 @@ def hash_weights(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     known: dict[tuple, bytes] = {}  # tied weights are summed once
     for name in sorted(tensors):
-        tensor = _local(tensors[name])
+        fetched = isinstance(tensors, BaseWeights) and name in tensors.elsewhere
+        tensor = _local(tensors.data(name) if isinstance(tensors, BaseWeights) else tensors[name])
         digest.update(f"{name}{tuple(tensors[name].shape)}".encode())
+        if fetched:  # whose place in working memory the next one may have
+            known.clear()
         place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride())
         if not _has_data(tensor):
             continue

@@ -94,6 +94,28 @@ def test_forms_of_memory_are_told_apart(tmp_path):
     assert model.fingerprint() in prints
 
 
+def test_weights_that_lie_on_a_disk_count_as_those_at_hand(tmp_path):
+    places = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.norm": "cpu"}
+    places |= {"lm_head": "cpu", "model.rotary_emb": "cpu"}
+
+    def offloaded(name):
+        folder = tmp_path / f"{name}-offloaded"
+        base = AutoModelForCausalLM.from_pretrained(tmp_path / name, device_map=places, offload_folder=str(folder))
+        assert base.get_parameter("model.layers.1.mlp.up_proj.weight").is_meta
+        return get_gradmem_model(base, tmp_path / "adapter")
+
+    model = with_memory(named_base(tmp_path / "base"), **PLAIN)
+    model.save_pretrained(tmp_path / "adapter")
+    other = named_base(tmp_path / "base")
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight.mul_(3.0)
+    other.save_pretrained(tmp_path / "other")
+    memory = offloaded("base").write(input_ids=CONTEXT)
+    model.check_memory(memory)
+    with pytest.raises(ValueError, match="another base"):
+        offloaded("other").check_memory(memory)
+
+
 # ------------------------------------------------------------------------------------------------ who reads what
 
 
