@@ -3,7 +3,7 @@
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from hf_gradmem.training.recipe import RecipeArguments
 
 def run_chosen(
     description: str,
-    arms: Iterable[str],
+    arms: Collection[str],
     results: Path,
     run_arm: Callable[[str], dict],
     write_table: Callable[[], None],
@@ -41,11 +41,7 @@ def run_chosen(
         run_arm: from a name to what is kept of the arm.
         write_table: called after each arm, and where no arm is missing.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("arms", nargs="*", help=", ".join(arms))
-    given = parser.parse_args().arms
-    if unknown := [name for name in given if name not in arms]:
-        parser.error(f"there is no arm {', '.join(unknown)}. The arms are {', '.join(arms)}.")
+    given = names_of(description, arms)
     chosen = given or [name for name in arms if not (results / f"{name}.json").is_file()]
     torch.set_num_threads(1)
     results.mkdir(parents=True, exist_ok=True)
@@ -55,6 +51,16 @@ def run_chosen(
         result = run_arm(name)
         (results / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         write_table()
+
+
+def names_of(description: str, known: Collection[str]) -> list[str]:
+    """The names on the command line, each of which is known; none where all are meant."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help=", ".join(known))
+    given = parser.parse_args().names
+    if unknown := [name for name in given if name not in known]:
+        parser.error(f"there is no {', '.join(unknown)}. There is {', '.join(known)}.")
+    return given
 
 
 def demo_base() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -176,6 +176,8 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=16)
     parser.add_argument("--minutes", type=float, default=10.0)
     given = parser.parse_args()
+    if given.clients < 1 or not given.minutes > 0:
+        parser.error("--clients must be at least 1, and --minutes more than 0.")
     told, code = measure(given.clients, given.minutes)
     for line in [*told.wrong[:5], *told.errors[:5]]:
         print(line)

@@ -9,7 +9,6 @@ GradMem's figures are those of its card (`model_cards/<name>/results.json`). Res
 last checkpoint in `runs/`.
 """
 
-import argparse
 import json
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from hf_gradmem.evaluation.results import load_records
 from hf_gradmem.training.recipe import Recipe, load_recipe
 from hf_gradmem.training.run import run_training
 
-from .arms import answer_sets, save_table
+from .arms import answer_sets, names_of, save_table
 
 ROOT = Path(__file__).parent
 CARDS = ROOT.parent / "model_cards"
@@ -89,11 +88,10 @@ def write_table() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipes", nargs="*", help=", ".join(RECIPES))
+    chosen = names_of(__doc__, RECIPES) or RECIPES
     torch.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for name in parser.parse_args().recipes or RECIPES:
+    for name in chosen:
         for rate in LEARNING_RATES:
             path = RESULTS / f"{name}-{rate}.json"
             if not path.is_file():
