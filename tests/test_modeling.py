@@ -30,9 +30,21 @@ def test_training_what_gets_no_gradient():
     model = with_memory(nameless_base(), **PLAIN, meta_gradient="none")
     with pytest.raises(ValueError, match=says('meta_gradient="none"', "nothing trains here", '"exact"')):
         model(context_input_ids=CONTEXT, input_ids=QUERY, labels=QUERY)
+    own_start = {"memory_form": {"name": "key_values", "own_start": True}, "meta_gradient": "none"}
+    model = with_memory(nameless_base(), **PLAIN, **own_start)
+    model.memory_init.requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing trains here but the memory's start"):
+        model(context_input_ids=CONTEXT, input_ids=QUERY, labels=QUERY)
 
 
 # ------------------------------------------------------------------------------------------------ bases
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mpt"])
+def test_a_context_beyond_the_window_is_refused_whatever_the_base_calls_it(model_type):
+    model = with_memory(tiny_causal_lm(model_type, torch.float32), **PLAIN)
+    with pytest.raises(ValueError, match=says(f"needs {model.decoder.window + 1} positions", "cut_text")):
+        model.write(input_ids=tiny_tokens(1, model.writer.room + 1))
 
 
 class TakesNoEmbeddings(PreTrainedModel):

@@ -47,7 +47,8 @@ class Decoder:
     @property
     def window(self) -> int | None:
         """Positions that the base can take; `None` where its configuration sets no limit."""
-        positions = getattr(self.base_model.config.get_text_config(), "max_position_embeddings", None)
+        config = self.base_model.config.get_text_config()
+        positions = getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)  # MPT's
         return positions if positions is not None and positions > 0 else None
 
     # ------------------------------------------------------------------------------------------------ running

@@ -54,6 +54,8 @@ def head_cross_entropy(hidden: Tensor, head: OutputHead, targets: Tensor) -> Ten
         head: the output head.
         targets: `(positions,)` token ids.
     """
+    if not len(targets):  # there is nothing to put together
+        return hidden.sum(-1)
     # Views, since weights are frozen by what PyTorch's own operations make of them.
     weight, bias = (part if part is None else part.view_as(part) for part in (head.weight, head.bias))
     return _HeadCrossEntropy.apply(hidden, weight, bias, targets)

@@ -58,7 +58,7 @@ def evaluate_rows(
             the query alone. Neither uses the memory or a LoRA. A base that was trained from scratch with its memory
             has never seen such prompts. `"other"`, the memory of another context: what the reader guesses.
         template: the words around queries and contexts; the adapter's by default.
-        batch_size: contexts (and prompts of the baselines) at a time.
+        batch_size: contexts (and prompts) at a time. The other context of the first row is the last of its batch.
         keep_answers: give each record its `answers` as well: `row`, `query`, `answer` and `references` of each.
         show_progress: show a progress bar.
 

@@ -249,6 +249,13 @@ class Phase:
         """The words before a memory as inputs of so many rows; none where there are none."""
         return self._of_each(self.header_ids, rows)
 
+    def before_context(self, rows: int) -> list[DecoderInputs]:
+        """What begins a prompt: the words before a memory, or what the tokenizer begins texts with."""
+        try:
+            return self._of_each(self.header_ids or leading_tokens(self.module.tokenizer), rows)
+        except ValueError:  # there is no tokenizer: a model of tokens alone
+            return []
+
     def _of_each(self, words: list[int], rows: int) -> list[DecoderInputs]:
         """The same tokens for each of the rows, if there are any."""
         ids = torch.tensor([words], device=self.decoder.device).expand(rows, -1)

@@ -1,8 +1,10 @@
 """READ: memory and query side by side, the logits of the query, and its loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from ..base.layout import align_with_query, reorder, token_order
 from ..base.modes import evaluating, settled
@@ -75,7 +77,15 @@ def _prefixes(phase: Phase, memory: Tensor, queries: Queries, padding_side: str)
 def _cut(inputs: DecoderInputs, span: slice) -> DecoderInputs:
     """Some of the positions."""
     embeddings, attention_mask, input_ids = (part[:, span] for part in inputs[:3])
-    return DecoderInputs(embeddings, attention_mask, input_ids)
+    return inputs._replace(embeddings=embeddings, attention_mask=attention_mask, input_ids=input_ids)
+
+
+def within_window(run: Callable[[DecoderInputs], Tensor], inputs: DecoderInputs, window: int | None) -> Tensor:
+    """What `run` gives for rows with their padding last. What of it goes past the window is not run, and is 0."""
+    if window is None or inputs.cached_length + inputs.length <= window:
+        return run(inputs)
+    longest = int(inputs.attention_mask.sum(1).max())
+    return functional.pad(run(_cut(inputs, slice(longest))), (0, 0, 0, inputs.length - longest))
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ def _run(phase: Phase, memory: Tensor, queries: Queries) -> tuple[Tensor, Tensor
     if torch.is_grad_enabled():
         phase.check_trainable()
     inputs, order = read_inputs(phase, memory, queries, "right")
-    logits = phase.logits(inputs)
+    logits = within_window(phase.logits, inputs, phase.decoder.window)
     if queries.labels is None:
         return logits, None, None
     targets = read_targets(queries.labels, queries.attention_mask, order)
@@ -132,6 +142,8 @@ def _run(phase: Phase, memory: Tensor, queries: Queries) -> tuple[Tensor, Tensor
 def prompted_logits(phase: Phase, contexts: Contexts, queries: Queries) -> Tensor:
     """`(label tokens, vocab)`: what the plain base says of them with the context before each query, and no memory.
 
+    Before the context stands what the tokenizer begins texts with, if there is a tokenizer.
+
     Args:
         phase: READ, whose words before a memory stand before the context.
         contexts: which the queries' `memory_index` points to.
@@ -143,7 +155,7 @@ def prompted_logits(phase: Phase, contexts: Contexts, queries: Queries) -> Tenso
     decoder = phase.decoder
     rows = contexts.checked(decoder.device, decoder.vocab_size).take(queries.memory_index)
     parts = [decoder.tokens(rows.input_ids, rows.mask), decoder.tokens(queries.input_ids, queries.attention_mask)]
-    inputs = side_by_side([*phase.header(len(rows)), *parts])
+    inputs = side_by_side([*phase.before_context(len(rows)), *parts])
     order = token_order(inputs.attention_mask, "right")
     needed = int(inputs.attention_mask.sum(1).max())
     if decoder.window is not None and needed > decoder.window:
@@ -152,7 +164,7 @@ def prompted_logits(phase: Phase, contexts: Contexts, queries: Queries) -> Tenso
             f"window of {decoder.name} is {decoder.window}. Shorten the contexts, or set the weight to 0."
         )
     with evaluating(), settled(decoder.base_model):
-        logits = decoder.logits(inputs.reordered(order))
+        logits = within_window(decoder.logits, inputs.reordered(order), decoder.window)
     targets = read_targets(_labels(queries), queries.attention_mask, order)
     return logits[:, :-1][targets != IGNORED_LABEL]
 

@@ -9,7 +9,7 @@ from ..base.output_head import cross_entropy, head_cross_entropy
 from ..base.token_ids import IGNORED_LABEL
 from ..memory.phase import Phase
 from .queries import Queries
-from .read import read_inputs, read_targets
+from .read import read_inputs, read_targets, within_window
 
 Tensor = torch.Tensor
 
@@ -70,11 +70,11 @@ def mean_log_probs(phase: Phase, memory: Tensor, queries: Queries) -> Tensor:
         inputs, order = read_inputs(phase, memory, queries, "right")
         targets = read_targets(queries.labels, queries.attention_mask, order)
         scored = targets != IGNORED_LABEL
-        head = phase.output_head
+        head, window = phase.output_head, phase.decoder.window
         if head is None:
-            losses = cross_entropy(phase.logits(inputs)[:, :-1][scored], targets[scored])
+            losses = cross_entropy(within_window(phase.logits, inputs, window)[:, :-1][scored], targets[scored])
         else:
-            hidden = phase.hidden_states(inputs)[:, :-1][scored].to(head.weight.dtype)
+            hidden = within_window(phase.hidden_states, inputs, window)[:, :-1][scored].to(head.weight.dtype)
             losses = head_cross_entropy(hidden, head, targets[scored])
     sums = losses.new_zeros(len(scored)).index_add_(0, scored.nonzero()[:, 0], losses)
     return -sums / scored.sum(1)

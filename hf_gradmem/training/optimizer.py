@@ -47,7 +47,8 @@ def build_optimizer(
 ) -> Optimizer:
     """Trainer's optimizer, with a group of its own for the learned step sizes: they live in log space.
 
-    Weight decay spares biases, norms, embeddings, vectors beside the base and step sizes.
+    Weight decay spares biases, norms, embeddings, vectors beside the base and step sizes. Experts that a base keeps in
+    one tensor are decayed, and trained by the optimizer of the rest where Muon trains the matrices.
 
     Args:
         model: what is trained, every parameter of it that has `requires_grad`.
@@ -67,11 +68,11 @@ def build_optimizer(
     groups: dict[str, list[torch.nn.Parameter]] = {"decayed": [], "plain": [], "step sizes": [], "muon": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decayed = parameter.dim() == 2 and name in outside_embeddings and name not in own_vectors
+            decayed = parameter.dim() >= 2 and name in outside_embeddings and name not in own_vectors
             if parameter is model.write_log_learning_rate:
                 kind = "step sizes"
             elif decayed:
-                kind = "muon" if parameter in with_muon else "decayed"
+                kind = "muon" if parameter in with_muon and parameter.dim() == 2 else "decayed"
             else:
                 kind = "plain"
             groups[kind].append(parameter)

@@ -180,6 +180,11 @@ def _freeze(model: GradMemForCausalLM, arguments: RecipeArguments) -> None:
         kept += [named[name] for name in matching]
     for parameter in kept:
         parameter.requires_grad_(False)
+    if arguments.step_size_learning_rate is not None and model.write_log_learning_rate is None:
+        raise ValueError(
+            f"step_size_learning_rate would do nothing, got {arguments.step_size_learning_rate}: no step size is "
+            "learned. Leave it out, or give gradmem a learn_write_learning_rate."
+        )
     if not any(parameter.requires_grad for parameter in named.values()):
         raise ValueError(
             f"Nothing is left to train: frozen is {arguments.frozen}, and queries_per_context "

@@ -27,6 +27,14 @@ def test_loss_through_the_head_equals_plain_cross_entropy(with_bias):
         torch.testing.assert_close(actual, plain, rtol=1e-12, atol=1e-13)
 
 
+def test_no_positions_have_no_losses():
+    head, hidden = OutputHead(torch.randn(7, 3)), torch.zeros((0, 3), requires_grad=True)
+    losses = head_cross_entropy(hidden, head, torch.zeros(0, dtype=torch.long))
+    assert losses.shape == (0,)
+    losses.sum().backward()
+    assert hidden.grad.shape == (0, 3)
+
+
 @pytest.mark.parametrize("at_once", [{}, {"cpu": 40}])
 def test_half_precision_is_near_to_float64_in_one_block_and_in_many(monkeypatch, at_once):
     monkeypatch.setattr(output_head, "_IN_FLOAT32_AT_ONCE", at_once)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from tests.support.gradients import (
     BATCH,
@@ -16,6 +17,7 @@ from tests.support.gradients import (
     training,
 )
 from tests.support.messages import says
+from tests.support.small_models import small_tokenizer
 from tests.support.tiny_models import tiny_tokens
 
 
@@ -97,3 +99,33 @@ def test_a_prompt_that_is_longer_than_the_window_is_refused():
     long = tiny_tokens(1, window - 4, seed=4)
     with pytest.raises(ValueError, match=says(f"{window + 1} tokens together", f"is {window}", "set the weight to 0")):
         model(context_input_ids=long, input_ids=QUERIES[:1, :1], labels=LABELS[:1, :1])
+
+
+def test_padding_may_go_past_the_window():
+    """GPT-2 has a vector for each position and no more, and takes rows whose tokens alone fit."""
+    model = build(distillation_loss_weight=1.0, reconstruction_loss_weight=0)
+    contexts, queries = tiny_tokens(2, 100, seed=5), tiny_tokens(2, 60, seed=6)
+    of_context, of_query = torch.ones_like(contexts), torch.ones_like(queries)
+    of_context[1, 10:] = of_query[0, 10:] = 0
+    batch = {"context_input_ids": contexts, "context_attention_mask": of_context, "input_ids": queries}
+    together = model(**batch, attention_mask=of_query, labels=queries).loss
+    sums = [
+        count * model(context_input_ids=contexts[[row], :length], input_ids=asked, labels=asked).loss
+        for row, length, count in ((0, 100, 10), (1, 10, 60))
+        for asked in [queries[[row], :count]]
+    ]
+    torch.testing.assert_close(together, sum(sums) / 70)
+
+
+@pytest.mark.parametrize("template", ["plain", {"context": "{context}", "query": "a{memory}{query}"}], ids=str)
+def test_the_prompt_begins_as_the_tokenizer_begins_texts(template, monkeypatch):
+    model = build(distillation_loss_weight=1.0, template=template)
+    tokenizer = small_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    model.tokenizer, seen = tokenizer, []
+    run = model.decoder.logits
+    monkeypatch.setattr(model.decoder, "logits", lambda inputs: seen.append(inputs.input_ids) or run(inputs))
+    model(**BATCH)
+    words = [] if template == "plain" else tokenizer("a", add_special_tokens=False).input_ids
+    (prompts,) = [ids for ids in seen if ids.shape[1] == 1 + len(words) + CONTEXT.shape[1] + QUERIES.shape[2]]
+    assert prompts[0].tolist() == [1, *words, *CONTEXT[0].tolist(), *QUERIES[0, 0].tolist()]

@@ -16,9 +16,11 @@ from hf_gradmem.tasks import load_set, load_task
 from hf_gradmem.tasks.kv_retrieval import build_tokenizer
 from hf_gradmem.training.callbacks import log_writes
 from hf_gradmem.training.checkpoints import last_checkpoint
+from hf_gradmem.training.optimizer import build_optimizer
 from hf_gradmem.training.recipe import make_recipe
 from hf_gradmem.training.run import build_model, build_trainer, run_training
-from tests.support.small_models import small_llama
+from tests.support.small_models import small_llama, with_memory
+from tests.support.tiny_models import tiny_causal_lm
 from tests.support.tiny_training import (
     TINY,
     assert_same_weights,
@@ -92,6 +94,18 @@ def test_muon_leaves_a_lora_inside_the_base_to_the_optimizer_of_the_rest(tmp_pat
     named = dict(trainer.model.named_parameters())
     with_muon = {name for name, parameter in named.items() if rates[parameter] == 0.02}
     assert with_muon == {name for name in named if ".layers." in name and "norm" not in name and "lora_" not in name}
+
+
+@pytest.mark.parametrize("muon", [None, 0.02])
+def test_experts_in_one_tensor_are_decayed_and_left_to_the_optimizer_of_the_rest(tmp_path, muon):
+    model = with_memory(tiny_causal_lm("mixtral", torch.float32), num_memory_tokens=2).requires_grad_(True)
+    training = TrainingArguments(str(tmp_path), weight_decay=0.1, report_to="none", use_cpu=True)
+    groups = build_optimizer(model, training, None, muon).param_groups
+    of = {parameter: group for group in groups for parameter in group["params"]}
+    experts = [parameter for name, parameter in model.named_parameters() if "experts." in name]
+    assert {parameter.dim() for parameter in experts} == {3}
+    assert {of[parameter]["weight_decay"] for parameter in experts} == {0.1}
+    assert {of[parameter]["lr"] for parameter in experts} == {training.learning_rate}
 
 
 def test_muon_takes_the_matrices_of_the_base_and_leaves_the_rest(tmp_path):

@@ -82,6 +82,12 @@ def test_what_would_train_nothing_is_refused(tmp_path, changes, message):
         build_trainer(tiny_recipe(tmp_path, **ALONE | changes))
 
 
+def test_a_rate_for_step_sizes_that_are_not_learned_is_refused(tmp_path):
+    fixed = {"gradmem": {"num_memory_tokens": 2}, "step_size_learning_rate": 0.1}
+    with pytest.raises(ValueError, match=r"step_size_learning_rate would do nothing, got 0.1: no step size is learned"):
+        build_trainer(tiny_recipe(tmp_path, **fixed))
+
+
 def test_muon_trains_what_is_left_to_it(tmp_path):
     muon = {"muon_learning_rate": 0.02, "stages": [{"steps": 1}]}
     for frozen, kind in ((["base_model.*"], torch.optim.AdamW), (["memory_*", "write_*", "*norm*", "*embed*"], Muon)):

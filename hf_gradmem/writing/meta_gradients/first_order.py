@@ -24,7 +24,8 @@ class Detached(FirstOrder):
 
     def check_trainable(self) -> None:
         module = self.phase.module
-        silent = (module.memory_init, module.write_log_learning_rate)
+        start = module.memory_init if module.memory_start is None else module.memory_start
+        silent = (start, module.write_log_learning_rate)
         trains = [p for p in module.parameters() if p.requires_grad and all(p is not other for other in silent)]
         if not trains:
             raise ValueError(
