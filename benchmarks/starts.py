@@ -54,7 +54,7 @@ ARMS = {
         rounds=3,
         round_steps=8,
     ),
-    "published": Arm("… and the start of gradmem-smollm2-135m-recite", published=True),
+    "published": Arm("… the start and WRITE's LoRA of gradmem-smollm2-135m-recite", published=True),
     "values_16": Arm("16 positions of values", {"write_learning_rate": 0.1, "memory_form": VALUES}),
     "key_values_16": Arm("16 positions of keys and values", {"write_learning_rate": 0.1, "memory_form": "key_values"}),
     "vectors_16": Arm("16 input vectors", {"write_learning_rate": 0.05}, rounds=3),
