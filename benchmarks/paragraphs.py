@@ -18,7 +18,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from hf_gradmem import GradMemForCausalLM, MemoryStore, cut_text, get_gradmem_model
+from hf_gradmem import GradMemForCausalLM, MemoryStore, cut_text
 from hf_gradmem.commands.packaged import LANGUAGE_ADAPTER
 from hf_gradmem.commands.write_dataset import write_dataset
 from hf_gradmem.evaluation import evaluate_rows
@@ -26,7 +26,8 @@ from hf_gradmem.evaluation.metrics import SquadMetric
 from hf_gradmem.evaluation.readers import OTHER
 from hf_gradmem.tasks import load_task
 
-from .arms import demo_base, run_chosen, save_table
+from .arms import run_chosen, save_table
+from .positions import build_model
 
 ROOT = Path(__file__).parent
 RESULTS, TABLE = ROOT / "results" / "paragraphs", ROOT / "results" / "paragraphs.md"
@@ -42,18 +43,13 @@ ASKED = {
 ARMS = ("whole", "pieces")
 
 
-def build_model() -> GradMemForCausalLM:
-    base, tokenizer = demo_base()
-    return get_gradmem_model(base, LANGUAGE_ADAPTER, tokenizer=tokenizer)
-
-
 def paragraphs() -> Dataset:
     return load_task("squad", "test", path=DATA, segmented=False, num_contexts=PARAGRAPHS)
 
 
 def measure_whole() -> dict[str, Any]:
     """Each paragraph in one memory, its own and another's, and its own after more steps."""
-    model, rows = build_model(), paragraphs()
+    model, rows = build_model(LANGUAGE_ADAPTER), paragraphs()
     records = evaluate_rows(model, rows, [STEPS], "squad", baselines=[OTHER], batch_size=BATCH)
     return {"records": records + evaluate_rows(model, rows, MORE_STEPS, "squad", batch_size=BATCH)}
 
@@ -78,7 +74,7 @@ def holder(pieces: dict[str, str], number: int, quote: str, answer: str) -> str:
 
 def measure_pieces() -> dict[str, Any]:
     """Answers from the piece that holds them, and from those that a search finds."""
-    model, rows = build_model(), paragraphs()
+    model, rows = build_model(LANGUAGE_ADAPTER), paragraphs()
     pieces = pieces_of(model, rows)
     asked = [
         (number, query, answers, holder(pieces, number, quote, target))

@@ -246,7 +246,7 @@ def trainer_results(
         prefix = "eval_" if name is None else f"eval_{name}_"
         of_set = {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
         # Where nothing is asked, WRITE's loss is all there is.
-        if shown := _shown(of_set) or {name: float(of_set[name]) for name in ("loss",) if name in of_set}:
+        if shown := _shown(of_set) or _shown(of_set, ("loss",)):
             results.append(_result(task, {} if name is None else sets[name], name or "evaluation set", shown))
     return results
 
@@ -264,5 +264,5 @@ def _result(
     return Result(of, name, metrics, part, write_steps, rows_source(task, arguments, split))
 
 
-def _shown(metrics: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(metrics[name]) for name in _METRICS if metrics.get(name) is not None}
+def _shown(metrics: Mapping[str, Any], names: Sequence[str] = _METRICS) -> dict[str, float]:
+    return {name: float(metrics[name]) for name in names if metrics.get(name) is not None}

@@ -81,8 +81,9 @@ def finish_save(directory: str | os.PathLike) -> None:
 def _sealed(folder: Path) -> Path:
     """Name the save by what it holds, in its configuration and in the name of its folder, which is returned."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    mode = (folder / CONFIG_NAME).stat().st_mode
     for path in paths:  # safetensors' own are for their owner alone
-        path.chmod((folder / CONFIG_NAME).stat().st_mode)
+        path.chmod(mode)
     names = [path.relative_to(folder).as_posix() for path in paths]
     for name in names:
         if (folder.parent / name).is_dir():

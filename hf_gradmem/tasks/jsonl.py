@@ -112,10 +112,12 @@ def _read(file: str | os.PathLike, document: str) -> Iterator[tuple[str, dict[st
 def _row(given: dict[str, Any], where: str) -> dict[str, Any]:
     queries, targets, answers = _asked(given, where)
     asked = {"queries": queries, "targets": targets, "answers": answers, "quotes": _quotes(given, len(queries), where)}
-    ends = {name: given[name] for name in ("add_end_token",) if name in given}
-    if not all(isinstance(value, bool) for value in ends.values()):
-        raise ValueError(f"{where}, field 'add_end_token' must be true or false, got {_shown(given['add_end_token'])}.")
-    return {"context": _context(given, where), **asked, **ends}
+    row = {"context": _context(given, where), **asked}
+    if "add_end_token" in given:
+        row["add_end_token"] = ends = given["add_end_token"]
+        if not isinstance(ends, bool):
+            raise ValueError(f"{where}, field 'add_end_token' must be true or false, got {_shown(ends)}.")
+    return row
 
 
 def _context(given: dict[str, Any], where: str) -> list[str]:
