@@ -12,6 +12,8 @@ on from its memories and its last checkpoint in `runs/`.
 """
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,38 +41,73 @@ VALUES = {
     "num_memory_tokens": 16,
     "memory_form": {"name": "key_values", "write": "values"},
     "write_optimizer": "adam",
+    "write_betas": [0.5, 0.9],
     "meta_gradient": "first_order",
-    "write_steps": 12,
-    "write_learning_rate": 0.1,
+    "write_steps": 8,
+    "write_learning_rate": 0.234,
+    "write_relative_step_size": True,
+    "write_step_decay": 0.86,
 }
 VECTORS = {"num_memory_tokens": 16}
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
-# Title; options over the recipe's, `None` for the context in the prompt; arguments of the LoRA over the recipe's.
-ARMS: dict[str, tuple[str, dict[str, Any] | None, dict[str, Any]]] = {
-    "values": ("written: 16 positions of values, 12 steps", VALUES, {}),
-    "pooled": ("16 mean embeddings", VECTORS | {"writer": "pooled"}, {}),
-    "forward": (
-        "16 vectors read back from behind the context (RMT)",
-        VECTORS | {"writer": "forward", "write_steps": 1},
-        {},
+# A quarter of the texts, asked so often that a reader overfits them.
+FEW = {
+    "task_arguments.parts": [
+        {**part, "num_contexts": part["num_contexts"] // 4}
+        for part in load_recipe(RECIPE).arguments.task_arguments["parts"]
+    ],
+    "stages": [{"steps": 160}],
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What one arm has of its own.
+
+    Attributes:
+        title: of its row.
+        memory: options of what it reads; `None` for the context in the prompt.
+        changes: of the recipe.
+        written_by: the arm that wrote the memories it is trained on; itself by default.
+    """
+
+    title: str
+    memory: Mapping[str, Any] | None = None
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    written_by: str = ""
+
+
+def _lora(**arguments: Any) -> dict[str, Any]:
+    return {f"gradmem.read_lora.{name}": value for name, value in arguments.items()}
+
+
+ARMS = {
+    "pooled": Arm("16 mean embeddings", VECTORS | {"writer": "pooled"}),
+    "forward": Arm(
+        "16 vectors read back from behind the context (RMT)", VECTORS | {"writer": "forward", "write_steps": 1}
     ),
-    "full_context": ("the context in the prompt", None, {}),
-    "rank_2": ("… with a LoRA of rank 2", None, {"r": 2, "lora_alpha": 4}),
-    "rank_32": ("… of rank 32", None, {"r": 32, "lora_alpha": 64}),
-    "attention": ("… of rank 8 on the attention's layers alone", None, {"target_modules": ATTENTION}),
-    "no_dropout": ("… without dropout in the LoRA", None, {"lora_dropout": 0.0}),
+    "full_context": Arm("the context in the prompt"),
+    "values": Arm("written: 16 positions of values, 8 steps", VALUES),
+    "rank_2": Arm("… with a LoRA of rank 2", VALUES, _lora(r=2, lora_alpha=4), "values"),
+    "rank_32": Arm("… of rank 32", VALUES, _lora(r=32, lora_alpha=64), "values"),
+    "attention": Arm("… of rank 8 on the attention's layers alone", VALUES, _lora(target_modules=ATTENTION), "values"),
+    "few": Arm("a quarter of the texts, 160 steps", VALUES, FEW),
+    "few_free": Arm(
+        "… without dropout and weight decay", VALUES, FEW | _lora(lora_dropout=0.0) | {"weight_decay": 0.0}, "few"
+    ),
+    "few_held": Arm(
+        "… dropout .2, weight decay .1", VALUES, FEW | _lora(lora_dropout=0.2) | {"weight_decay": 0.1}, "few"
+    ),
 }
 
 
 def arm_recipe(name: str) -> Recipe:
     """The recipe that an arm is trained by. Its evaluation sets are answered afterwards, and not on the way."""
-    output, (_, options, lora) = f"runs/readers/{name}", ARMS[name]
-    changes = {"base_model": find_demo_model(Console(stderr=True)), "output_dir": output, "eval_sets": {}}
-    changes |= {f"gradmem.read_lora.{argument}": value for argument, value in lora.items()}
-    if options is not None:
-        changes |= {f"gradmem.{option}": value for option, value in options.items()} | {
-            "memories": f"{output}/memories"
-        }
+    arm, base = ARMS[name], find_demo_model(Console(stderr=True))
+    changes = {"base_model": base, "output_dir": f"runs/readers/{name}", "eval_sets": {}, **arm.changes}
+    if arm.memory is not None:
+        changes |= {f"gradmem.{option}": value for option, value in arm.memory.items()}
+        changes["memories"] = f"runs/readers/{arm.written_by or name}/memories"
     return load_recipe(RECIPE, [f"{key}={json.dumps(value)}" for key, value in changes.items()])
 
 
@@ -121,20 +158,20 @@ def train_on_prompts(recipe: Recipe) -> GradMemForCausalLM:
 
 def run_arm(name: str) -> dict[str, Any]:
     """Train an arm, and answer the test sets."""
-    recipe = arm_recipe(name)
-    arguments, options = recipe.arguments, ARMS[name][1]
+    arm, recipe = ARMS[name], arm_recipe(name)
+    arguments = recipe.arguments
     sets = evaluation_sets(load_recipe(RECIPE).arguments.eval_sets, arguments.task_arguments)
     template = arguments.config.template
-    model = train_on_prompts(recipe) if options is None else train_on_memories(recipe)
+    model = train_on_prompts(recipe) if arm.memory is None else train_on_memories(recipe)
     model.eval()
-    steps = [] if options is None else [model.writer.write_steps]
-    baselines = ["prompt"] if options is None else [OTHER]
+    steps = [] if arm.memory is None else [model.writer.write_steps]
+    baselines = ["prompt"] if arm.memory is None else [OTHER]
     records, metrics = {}, metrics_of_sets(arguments.task, sets)
     for set_name, rows in load_sets(arguments.task, sets, "test").items():
         records[set_name] = evaluate_rows(
             model, rows, steps, metrics[set_name], baselines=baselines, template=template, batch_size=8
         )
-    return {"arm": ARMS[name][0], "arguments": sets, "records": records}
+    return {"arm": arm.title, "arguments": sets, "records": records}
 
 
 def write_table() -> None:
@@ -150,12 +187,12 @@ def write_table() -> None:
         "| READ is given | Short SQuAD | facts |",
         "|---|---|---|",
     ]
-    for name, (title, *_) in ARMS.items():
+    for name, arm in ARMS.items():
         path = RESULTS / f"{name}.json"
         if path.is_file():
             records = json.loads(path.read_text(encoding="utf-8"))["records"]
             cells = [" ".join(_cell(record) for record in records[of]) for of in ("short_squad", "facts")]
-            lines.append(f"| {title} | {' | '.join(cells)} |")
+            lines.append(f"| {arm.title} | {' | '.join(cells)} |")
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
