@@ -12,11 +12,12 @@ on from its memories and its last checkpoint in `runs/`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from torch.utils.data import Dataset
@@ -24,16 +25,20 @@ from transformers import DataCollatorForSeq2Seq, Trainer
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 from hf_gradmem.commands.packaged import find_demo_model
+from hf_gradmem.commands.write_dataset import write_dataset
 from hf_gradmem.evaluation import evaluate_rows
 from hf_gradmem.evaluation.readers import OTHER, prompt_tokens
 from hf_gradmem.evaluation.results import evaluation_sets, load_sets, metrics_of_sets
+from hf_gradmem.memory.store import MemoryStore
 from hf_gradmem.tasks import load_task
 from hf_gradmem.template import get_template
 from hf_gradmem.training.checkpoints import last_checkpoint
+from hf_gradmem.training.memories import WrittenRows
 from hf_gradmem.training.recipe import Recipe, load_recipe
 from hf_gradmem.training.run import build_model, build_trainer
 
 from .arms import run_chosen
+from .self_study import ROWS as SELF_STUDY_ROWS
 
 ROOT = Path(__file__).parent
 RECIPE, RESULTS, TABLE = ROOT / "readers.yaml", ROOT / "results" / "readers", ROOT / "results" / "readers.md"
@@ -59,6 +64,10 @@ FEW = {
     "stages": [{"steps": 160}],
 }
 
+SELF_STUDY = {"task": "jsonl", "task_arguments": {"path": {"train": str(SELF_STUDY_ROWS)}}, "stages": FEW["stages"]}
+DISTILLED = {"gradmem.distillation_loss_weight": 1.0}
+TAUGHT = "runs/readers/full_context/base"
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -69,12 +78,14 @@ class Arm:
         memory: options of what it reads; `None` for the context in the prompt.
         changes: of the recipe.
         written_by: the arm that wrote the memories it is trained on; itself by default.
+        other_steps: with which the texts are written as well, and one of the memories of a text is drawn each time.
     """
 
     title: str
     memory: Mapping[str, Any] | None = None
     changes: Mapping[str, Any] = field(default_factory=dict)
     written_by: str = ""
+    other_steps: Sequence[int] = ()
 
 
 def _lora(**arguments: Any) -> dict[str, Any]:
@@ -97,6 +108,16 @@ ARMS = {
     ),
     "few_held": Arm(
         "… dropout .2, weight decay .1", VALUES, FEW | _lora(lora_dropout=0.2) | {"weight_decay": 0.1}, "few"
+    ),
+    "few_writes": Arm("… each text written with 5 and 12 steps as well, one drawn", VALUES, FEW, "few", (5, 12)),
+    "few_self_study": Arm("… with further questions by the base (`benchmarks.self_study`)", VALUES, SELF_STUDY),
+    "few_distilled": Arm("… `distillation_loss_weight` 1, the plain base teaches", VALUES, FEW | DISTILLED, "few"),
+    "taught_alone": Arm("… the base has full_context's LoRA in it", VALUES, FEW | {"base_model": TAUGHT}),
+    "taught": Arm(
+        "… and teaches, `distillation_loss_weight` 1",
+        VALUES,
+        FEW | {"base_model": TAUGHT} | DISTILLED,
+        "taught_alone",
     ),
 }
 
@@ -129,9 +150,37 @@ class Prompts(Dataset):
         return self.items[index]
 
 
-def train_on_memories(recipe: Recipe) -> GradMemForCausalLM:
+class DrawnWrites(Dataset):
+    """The questions on texts that were written several times, each with the memory of one of them, drawn anew."""
+
+    column_names = WrittenRows.column_names
+
+    def __init__(self, writes: Sequence[WrittenRows]) -> None:
+        self.writes = writes
+
+    def __len__(self) -> int:
+        return len(self.writes[0])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.writes[int(torch.randint(len(self.writes), ()))][index]
+
+
+def written_again(trainer: Trainer, folder: Path, steps: Sequence[int]) -> DrawnWrites:
+    """The rows of a trainer, whose texts are written with further numbers of steps into `folder`."""
+    rows, writes = trainer.train_dataset.rows, [trainer.train_dataset]
+    contexts = rows.select_columns("context").add_column("id", [str(number) for number in range(len(rows))])
+    for count in steps:
+        place = folder / f"steps_{count}"
+        write_dataset(trainer.model, contexts, place, shard_size=64, write_steps=count)
+        writes.append(WrittenRows(rows, MemoryStore.from_pretrained(place)))
+    return DrawnWrites(writes)
+
+
+def train_on_memories(recipe: Recipe, other_steps: Sequence[int]) -> GradMemForCausalLM:
     """READ's LoRA, trained as the recipe says."""
     trainer = build_trainer(recipe)
+    if other_steps:
+        trainer.train_dataset = written_again(trainer, Path(str(recipe.training.output_dir)), other_steps)
     trainer.train(resume_from_checkpoint=last_checkpoint(str(recipe.training.output_dir)))
     return trainer.model
 
@@ -153,21 +202,25 @@ def train_on_prompts(recipe: Recipe) -> GradMemForCausalLM:
         data_collator=DataCollatorForSeq2Seq(model.tokenizer, padding=True),
     )
     trainer.train(resume_from_checkpoint=last_checkpoint(str(training.output_dir)))
-    return get_gradmem_model(adapted.merge_and_unload(), GradMemConfig(**plain), tokenizer=model.tokenizer)
+    merged = adapted.merge_and_unload()
+    for part in (merged, model.tokenizer):
+        part.save_pretrained(Path(str(training.output_dir)) / "base")
+    return get_gradmem_model(merged, GradMemConfig(**plain), tokenizer=model.tokenizer)
 
 
 def run_arm(name: str) -> dict[str, Any]:
     """Train an arm, and answer the test sets."""
     arm, recipe = ARMS[name], arm_recipe(name)
     arguments = recipe.arguments
-    sets = evaluation_sets(load_recipe(RECIPE).arguments.eval_sets, arguments.task_arguments)
+    asked = load_recipe(RECIPE).arguments
+    sets = evaluation_sets(asked.eval_sets, asked.task_arguments)
     template = arguments.config.template
-    model = train_on_prompts(recipe) if arm.memory is None else train_on_memories(recipe)
+    model = train_on_prompts(recipe) if arm.memory is None else train_on_memories(recipe, arm.other_steps)
     model.eval()
     steps = [] if arm.memory is None else [model.writer.write_steps]
     baselines = ["prompt"] if arm.memory is None else [OTHER]
-    records, metrics = {}, metrics_of_sets(arguments.task, sets)
-    for set_name, rows in load_sets(arguments.task, sets, "test").items():
+    records, metrics = {}, metrics_of_sets(asked.task, sets)
+    for set_name, rows in load_sets(asked.task, sets, "test").items():
         records[set_name] = evaluate_rows(
             model, rows, steps, metrics[set_name], baselines=baselines, template=template, batch_size=8
         )

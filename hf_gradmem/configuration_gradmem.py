@@ -126,7 +126,8 @@ class GradMemConfig(PreTrainedConfig):
         distillation_loss_weight (`float`, defaults to 0):
             Weight, in the training loss, of KL(p ‖ q) on the label tokens: p is what the plain base says with the
             context's tokens before the query's in its prompt, and q what READ says from the memory. Before the context
-            stands what the tokenizer begins texts with; the template's words around it are left out.
+            stands what the tokenizer begins texts with; the template's words around it are left out. Memories that were
+            written before are read beside their contexts for it.
         write_segment_length (`int`, *optional*):
             Cut contexts that come without segments every so many tokens.
         write_sentence_segments (`bool`, defaults to `False`):

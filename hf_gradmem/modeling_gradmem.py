@@ -35,7 +35,7 @@ from .reading.generation import (
 )
 from .reading.output import GradMemOutput
 from .reading.queries import checked_prompts, checked_queries
-from .reading.read import answer_loss, prompted_logits, read
+from .reading.read import answer_loss, prompted_by, read
 from .writing.contexts import Context, Contexts, given_contexts, tokenize_contexts
 from .writing.objectives.reconstruction import reconstruct
 from .writing.write import write_contexts, write_in_forward
@@ -206,7 +206,8 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             context_input_ids: `(batch, length)`, the contexts to write.
             context_attention_mask: `(batch, length)`.
             context_segment_ids: `(batch, length)`; a segment is a run of equal values.
-            memory: read these in place of writing `context_input_ids`; a list of memories is read together.
+            memory: read these in place of writing `context_input_ids`; a list of memories is read together. Beside them
+                contexts are for `distillation_loss_weight` alone, whose teacher reads them.
             context_index: `(rows,)`, which context each flat query is about.
             write_steps: steps of WRITE; the configuration's by default.
             return_dict: `False` for a plain tuple; the configuration's by default.
@@ -224,15 +225,15 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         if memory is None:
             trace, memory = self._written(contexts, write_steps)
         else:
-            trace, memory = None, self.memory_to_read(memory, context_input_ids, *of_contexts, write_steps)
+            taught = labels is not None and self.config.distillation_loss_weight != 0
+            given = (write_steps,) if taught else (context_input_ids, *of_contexts, write_steps)
+            trace, memory = None, self.memory_to_read(memory, *given)
         with torch.inference_mode(False):  # the copies may be read for a gradient, whatever the caller runs under
             queries = checked_queries(input_ids, attention_mask, labels, context_index, len(memory), self.device)
         found, loss = read(self.read_phase, memory.embeddings, queries), None
         if found.loss is not None and found.scored is not None:
             again = functools.partial(answer_loss, self.read_phase, queries)
-            prompted = (
-                None if contexts is None else functools.partial(prompted_logits, self.read_phase, contexts, queries)
-            )
+            prompted = prompted_by(self.read_phase, contexts, queries, len(memory))
             loss = outer_loss(Passed(found.loss, trace, memory, again, found.scored, prompted), LOSSES, self.config)
         write_losses = None if trace is None else trace.losses
         return self._returned(GradMemOutput(loss, found.logits, found.loss, write_losses, memory), return_dict)

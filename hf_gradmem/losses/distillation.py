@@ -15,7 +15,7 @@ Tensor = torch.Tensor
 def divergence_from_prompt(passed: Passed) -> Tensor | None:
     """Mean over the label tokens of KL(base with the context ‖ reader with the memory), in nats; `None` without one.
 
-    The teacher is a constant. Where a memory was given its context is gone, and there is no teacher.
+    The teacher is a constant. Where a memory was given without its context, there is no teacher.
     """
     if passed.prompted is None:
         return None

@@ -23,7 +23,7 @@ class Passed:
         read: the same loss, read from other memories `(batch, num_memory_tokens, width)`.
         scored: `(label tokens, vocab)`, the logits that the loss is made from.
         prompted: the same of the plain base with the context in its prompt, without a graph; `None` where a memory was
-            given.
+            given without its context.
     """
 
     read_loss: Tensor

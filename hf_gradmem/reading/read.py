@@ -1,5 +1,6 @@
 """READ: memory and query side by side, the logits of the query, and its loss."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -139,7 +140,14 @@ def _run(phase: Phase, memory: Tensor, queries: Queries) -> tuple[Tensor, Tensor
 
 
 @torch.no_grad()
-def prompted_logits(phase: Phase, contexts: Contexts, queries: Queries) -> Tensor:
+def prompted_by(
+    phase: Phase, contexts: Contexts | None, queries: Queries, num_memories: int
+) -> Callable[[], Tensor] | None:
+    """`_prompted_logits` for who asks for them; `None` without contexts."""
+    return None if contexts is None else functools.partial(_prompted_logits, phase, contexts, queries, num_memories)
+
+
+def _prompted_logits(phase: Phase, contexts: Contexts, queries: Queries, num_memories: int) -> Tensor:
     """`(label tokens, vocab)`: what the plain base says of them with the context before each query, and no memory.
 
     Before the context stands what the tokenizer begins texts with, if there is a tokenizer.
@@ -148,11 +156,17 @@ def prompted_logits(phase: Phase, contexts: Contexts, queries: Queries) -> Tenso
         phase: READ, whose words before a memory stand before the context.
         contexts: which the queries' `memory_index` points to.
         queries: with labels.
+        num_memories: that there are to read.
 
     Raises:
-        ValueError: the base's window has no room for a context and its query.
+        ValueError: there is not a context for each memory, or the base's window has no room for one and its query.
     """
     decoder = phase.decoder
+    if len(contexts) != num_memories:
+        raise ValueError(
+            f"distillation_loss_weight has the context of each memory stand before its queries: there are "
+            f"{num_memories} memories, and {len(contexts)} contexts in context_input_ids."
+        )
     rows = contexts.checked(decoder.device, decoder.vocab_size).take(queries.memory_index)
     parts = [decoder.tokens(rows.input_ids, rows.mask), decoder.tokens(queries.input_ids, queries.attention_mask)]
     inputs = side_by_side([*phase.before_context(len(rows)), *parts])

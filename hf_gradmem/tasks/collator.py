@@ -25,7 +25,7 @@ class DataCollatorForGradMem:
     `labels` `(batch, queries, query_length)`, where the answer follows its query and labels are −100 but at the answer
     and its end token. Rows with fewer queries than others are filled up with queries that are masked throughout. Rows
     with a column `write_steps` add that number to the batch. Rows with a `memory`, a [`~hf_gradmem.GradMemMemory`] of
-    their context, bring it to the batch as `memory` in place of the context's tensors.
+    their context, bring it to the batch as `memory` in place of the context's tensors, or beside them.
 
     `Trainer` needs `remove_unused_columns=False`, since it would take the text columns away, and no
     `label_smoothing_factor`, with which it takes the labels away from the model and computes another loss.
@@ -45,6 +45,7 @@ class DataCollatorForGradMem:
         cut: makes other segments of a context's, as the model's writer does; they stay as they are by default.
         segment_length: by which a context of one text is cut beside others in segments, as the model's writer does.
             `**model.writer.cutting` gives both.
+        keep_contexts: have rows with a memory bring their context too, for `distillation_loss_weight`.
 
     What is cut is counted in `truncated` and said in a warning when it first happens.
 
@@ -62,6 +63,7 @@ class DataCollatorForGradMem:
     template: str | Mapping[str, str] = "plain"
     cut: Callable[[list[str]], list[str]] | None = None
     segment_length: int | None = None
+    keep_contexts: bool = False
     truncated: dict[str, int] = field(default_factory=lambda: {"contexts": 0, "queries": 0, "left out": 0}, init=False)
 
     def __post_init__(self) -> None:
@@ -87,7 +89,9 @@ class DataCollatorForGradMem:
         written = [row["memory"] for row in rows if row.get("memory") is not None]
         if written and len(written) < len(rows):
             raise ValueError(f"Of the {len(rows)} rows of a batch, {len(written)} have a memory: all must, or none.")
-        source = {"memory": type(written[0]).cat(written)} if written else self._contexts(rows)
+        source: dict[str, Any] = {"memory": type(written[0]).cat(written)} if written else {}
+        if self.keep_contexts or not written:
+            source |= self._contexts(rows)
         asked = {} if self.queries_per_context == 0 else self._queries(rows)
         batch = source | asked | _write_steps(rows)
         if not any(before.values()) and any(self.truncated.values()):

@@ -142,6 +142,7 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
             queries_per_context=arguments.queries_per_context,
             padding=_padding(arguments, training.world_size),
             template=model.config.template,
+            keep_contexts=model.config.distillation_loss_weight != 0,
             **model.writer.cutting,
         ),
         train_dataset=train_rows,

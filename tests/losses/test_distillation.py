@@ -88,6 +88,18 @@ def test_a_given_memory_has_no_prompt_to_learn_from():
     assert output.loss == output.read_loss
 
 
+def test_a_given_memory_beside_its_context_is_taught_as_one_that_is_written():
+    model = build(distillation_loss_weight=0.7, reconstruction_loss_weight=0)
+    memory = model.write(input_ids=CONTEXT, attention_mask=CONTEXT_MASK)
+    output = model(memory=memory, **BATCH)
+    assert output.loss > output.read_loss
+    torch.testing.assert_close(output.loss, model(**BATCH).loss, rtol=1e-9, atol=1e-12)
+    with pytest.raises(ValueError, match=says(f"{len(CONTEXT)} memories", "1 contexts in context_input_ids")):
+        model(memory=memory, input_ids=QUERIES, labels=LABELS, context_input_ids=CONTEXT[:1])
+    with pytest.raises(ValueError, match="not both"):  # nothing is taught where nothing is scored
+        model(memory=memory, input_ids=QUERIES, context_input_ids=CONTEXT)
+
+
 def test_a_batch_without_labels_has_loss_0():
     model = build(distillation_loss_weight=0.7, reconstruction_loss_weight=0)
     assert model(**BATCH | {"labels": torch.full_like(LABELS, -100)}).loss == 0

@@ -27,6 +27,7 @@ GRADMEM = {
     "meta_gradient": "first_order",
     "read_lora": {"r": 2, "target_modules": ["q_proj", "v_proj"]},
 }
+TAUGHT = {"distillation_loss_weight": 0.5, "reconstruction_loss_weight": 0}
 FROM_MEMORIES = TINY | {
     "task_arguments": TINY["task_arguments"] | {"num_contexts": 12},
     "eval_sets": {"held_out": {"num_contexts": 3}},
@@ -65,6 +66,17 @@ def test_the_loss_on_a_memory_is_that_of_writing_its_context_in_the_loop(tmp_pat
     torch.testing.assert_close(stored.loss, in_the_loop.read_loss)
     torch.testing.assert_close(stored.memory.embeddings, in_the_loop.memory.embeddings)
     assert stored.write_losses is None
+
+
+def test_contexts_come_beside_their_memories_for_a_teacher(tmp_path):
+    trainer = build_trainer(recipe(tmp_path, gradmem=FROM_MEMORIES["gradmem"] | TAUGHT))
+    rows = [trainer.train_dataset[index] for index in range(4)]
+    batch = trainer.data_collator(rows)
+    taught = trainer.model(**batch)
+    in_the_loop = trainer.model(**{name: value for name, value in batch.items() if name != "memory"})
+    assert taught.loss > taught.read_loss
+    torch.testing.assert_close(taught.loss, in_the_loop.loss)
+    trainer.train()
 
 
 def test_a_batch_has_memories_throughout_or_contexts_throughout(tmp_path):
