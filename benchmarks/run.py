@@ -9,6 +9,7 @@ kept, so an interrupted run goes on. A cell that needs more memory than is free 
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -32,6 +33,7 @@ WAYS_BACK = ["exact", "exact, last step", "finite_difference", "first_order"]
 KEEP_THE_GRAPH = ["exact, unrolled", "reference"]
 COMPILED = ["exact, compiled", "exact, unrolled, compiled"]
 PRECISIONS: tuple[dict[str, str], ...] = ({}, {"dtype": "bfloat16"})
+THREADS: tuple[dict[str, int], ...] = ({}, {"threads": 2})
 PACKED = ["write", "write, repeated", "train", "train, repeated"]
 READERS = [
     "write",
@@ -86,8 +88,8 @@ def _add_write(found: _Cells) -> None:
         found.add("time", [*WRITERS, "gradmem, bfloat16"], gigabytes, **shape)
     for batch, length in ((8, 50), (32, 56), (4, 256), (1, 2048)):
         shape = {"kind": "write", "batch": batch, "tokens": length, "steps": 1, "shape": "smollm2"}
-        found.add("time", ["gradmem", *FLOORS], 6, **shape)
-        found.add("time", ["gradmem", *FLOORS], 6, **shape, dtype="bfloat16")
+        for precision, threads in itertools.product(PRECISIONS, THREADS):
+            found.add("time", ["gradmem", *FLOORS], 6, **shape, **precision, **threads)
     found.add("memory", ["gradmem"], 6, kind="write", batch=1, tokens=16384, steps=1)
     found.add("time", ["gradmem", "compiled"], 2, kind="write", batch=2, tokens=512)
     for length in (4096, 8192):
@@ -113,11 +115,12 @@ def _add_training(found: _Cells) -> None:
     ways = ["exact", "exact, last step", "exact, last step, unrolled", "finite_difference", "reference"]
     for precision in PRECISIONS:
         found.add("memory", ways, 14, **shape, **precision)
-        found.add("time", [*ways, "floor", "floor, last step"], 16, rounds=2, **shape, **precision)
+        for threads in THREADS:
+            found.add("time", [*ways, "floor", "floor, last step"], 16, rounds=2, **shape, **precision, **threads)
     for length in (40, 256):
         shape = {"kind": "reader", "batch": 16, "tokens": length, "shape": "smollm2"}
-        for precision in PRECISIONS:
-            found.add("time", ["input_vectors", "key_values", "full context"], 12, **shape, **precision)
+        for precision, threads in itertools.product(PRECISIONS, THREADS):
+            found.add("time", ["input_vectors", "key_values", "full context"], 12, **shape, **precision, **threads)
 
 
 def _add_parts(found: _Cells) -> None:

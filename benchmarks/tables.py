@@ -90,6 +90,10 @@ def _shapes(cells: Cells, kind: str, names: Iterable[str]) -> list[dict[str, Any
     return [dict(zip(names, values, strict=True)) for values in sorted(found)]
 
 
+def _in_order(cell: dict[str, Any], *names: str) -> tuple[Any, ...]:
+    return tuple(cell["cell"][name] for name in names)
+
+
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)] + [""]
 
@@ -145,7 +149,7 @@ def _write_table(cells: Cells) -> list[str]:
             ],
             rows,
         ),
-        "All 30 layers, one step, one thread. A floor is in the precision of the step.",
+        "All 30 layers, one step. A floor is in the precision of the step.",
         "",
         *_whole_write_table(whole),
     ]
@@ -153,13 +157,14 @@ def _write_table(cells: Cells) -> list[str]:
 
 def _whole_write_table(cells: Cells) -> list[str]:
     rows = []
-    for shape in _shapes(cells, "write", ("dtype", "batch", "tokens")):
+    for shape in _shapes(cells, "write", ("dtype", "threads", "batch", "tokens")):
         (timed,) = _of(cells, kind="write", **shape)
         floors = ("floor", "floor with attention")
         rows.append(
             [
                 f"{shape['batch']} × {shape['tokens']}",
                 shape["dtype"],
+                str(shape["threads"]),
                 _number(_seconds(timed, "gradmem")),
                 *(_number(_seconds(timed, floor)) for floor in floors),
                 *(_ratio(timed, "gradmem", floor) for floor in floors),
@@ -169,6 +174,7 @@ def _whole_write_table(cells: Cells) -> list[str]:
         [
             "contexts × tokens",
             "precision",
+            "threads",
             "seconds",
             "floor s",
             "floor with attention s",
@@ -204,9 +210,10 @@ def _training_tables(cells: Cells) -> list[str]:
 def _train_table(cells: Cells, base: str) -> list[str]:
     rows = []
     of_base = _of(cells, kind="train", shape=base)
-    for shape in _shapes(of_base, "train", ("dtype", "batch", "tokens", "steps")):
+    for shape in _shapes(of_base, "train", ("dtype", "batch", "tokens", "steps", "threads")):
+        threads = shape.pop("threads")
         own = _of(of_base, **shape)
-        timed = next(iter(_of(own, measure="time")), {"rounds": []})
+        timed = next(iter(_of(own, measure="time", threads=threads)), {"rounds": []})
         variants = dict.fromkeys(name for cell in own for name in cell["cell"]["variants"])
         for variant in variants:
             peak = _peak(own, variant)
@@ -216,6 +223,7 @@ def _train_table(cells: Cells, base: str) -> list[str]:
                     f"{shape['batch']} × {shape['tokens']}",
                     shape["dtype"],
                     str(shape["steps"]),
+                    str(threads),
                     variant,
                     _number(_seconds(timed, variant)),
                     _ratio(timed, variant, "reference"),
@@ -229,6 +237,7 @@ def _train_table(cells: Cells, base: str) -> list[str]:
             "contexts × tokens",
             "precision",
             "K",
+            "threads",
             "meta-gradient",
             "seconds",
             "/ reference style",
@@ -245,11 +254,12 @@ def _reader_table(cells: Cells) -> list[str]:
         [
             str(cell["cell"]["tokens"]),
             cell["cell"]["dtype"],
+            str(cell["cell"]["threads"]),
             _number(_seconds(cell, "full context")),
             *(_number(_seconds(cell, form)) for form in ("input_vectors", "key_values")),
             *(_ratio(cell, form, "full context") for form in ("input_vectors", "key_values")),
         ]
-        for cell in sorted(_of(cells, kind="reader"), key=lambda cell: (cell["cell"]["tokens"], cell["cell"]["dtype"]))
+        for cell in sorted(_of(cells, kind="reader"), key=lambda cell: _in_order(cell, "tokens", "dtype", "threads"))
     ]
     return [
         "## Training a reader on memories that were written before",
@@ -261,6 +271,7 @@ def _reader_table(cells: Cells) -> list[str]:
             [
                 "context tokens",
                 "precision",
+                "threads",
                 "full context s",
                 "input vectors s",
                 "keys and values s",
