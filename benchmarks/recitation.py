@@ -39,6 +39,7 @@ RESULTS = Path(__file__).parent / "results" / "recitation.json"
 BOOKS = [Path("../shared/data/books") / name for name in ("1342_pride_and_prejudice.txt", "2701_moby_dick.txt")]
 LENGTHS, MEMORY_SIZES, STEPS = (8, 16, 24, 32, 48, 64, 96, 128), (1, 2, 8), (1, 2, 5, 10, 20)
 BOUNDS = (0.95, 0.99)
+DTYPES = ("float32", "bfloat16")
 WRITTEN, CONTINUED = 128, 128  # tokens of a passage, and of what follows it
 ADAM = {"write_optimizer": "adam", "meta_gradient": "first_order"}
 # What a memory is, and how it is stepped: input vectors as in the paper, or values as the English adapters have them.
@@ -261,6 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=list(STEPS), metavar="K")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), metavar="L")
     parser.add_argument("--form", choices=FORMS, default="vectors", help="what the memory of a random start is")
+    parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the base")
     parser.add_argument("--books", type=Path, nargs="+", default=BOOKS)
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args(arguments)
@@ -276,12 +278,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = given.base or find_demo_model(Console(stderr=True))
     tokenizer = AutoTokenizer.from_pretrained(base)
     models = build_models(
-        AutoModelForCausalLM.from_pretrained(base), tokenizer, given.memory_sizes, given.adapter, given.form
+        AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, given.dtype)),
+        tokenizer,
+        given.memory_sizes,
+        given.adapter,
+        given.form,
     )
     from_adapter = f"start and rule of {Path(given.adapter).name} (`--adapter`)" if given.adapter else None
+    precision = "" if given.dtype == DTYPES[0] else f", in {given.dtype} (`--dtype`)"
     conditions = {
         "base": Path(base).name,
-        "start": from_adapter or FORMS[given.form][0],
+        "start": (from_adapter or FORMS[given.form][0]) + precision,
         "texts": given.texts,
         "steps": given.steps,
         "books": [book.name for book in given.books],
