@@ -139,7 +139,6 @@ def _run(phase: Phase, memory: Tensor, queries: Queries) -> tuple[Tensor, Tensor
     return logits, cross_entropy(scored, targets[is_scored]).sum() / is_scored.sum().clamp(min=1), scored
 
 
-@torch.no_grad()
 def prompted_by(
     phase: Phase, contexts: Contexts | None, queries: Queries, num_memories: int
 ) -> Callable[[], Tensor] | None:
@@ -147,6 +146,7 @@ def prompted_by(
     return None if contexts is None else functools.partial(_prompted_logits, phase, contexts, queries, num_memories)
 
 
+@torch.no_grad()
 def _prompted_logits(phase: Phase, contexts: Contexts, queries: Queries, num_memories: int) -> Tensor:
     """`(label tokens, vocab)`: what the plain base says of them with the context before each query, and no memory.
 

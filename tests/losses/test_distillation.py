@@ -81,6 +81,16 @@ def test_padding_changes_nothing():
     assert losses[0] == pytest.approx(model(**BATCH).loss.item(), rel=1e-9)
 
 
+def test_the_teacher_is_a_constant_where_the_base_trains(monkeypatch):
+    model = build(distillation_loss_weight=1.0)
+    model.base_model.requires_grad_(True)
+    seen, run = [], model.decoder.logits
+    monkeypatch.setattr(model.decoder, "logits", lambda inputs: seen.append(run(inputs)) or seen[-1])
+    assert model(**BATCH).loss.requires_grad
+    (prompted,) = [logits for logits in seen if logits.shape[1] == CONTEXT.shape[1] + QUERIES.shape[2]]
+    assert not prompted.requires_grad
+
+
 def test_a_given_memory_has_no_prompt_to_learn_from():
     model = build(distillation_loss_weight=0.7)
     memory = model.write(input_ids=CONTEXT, attention_mask=CONTEXT_MASK)
