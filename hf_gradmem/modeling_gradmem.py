@@ -37,7 +37,7 @@ from .reading.output import GradMemOutput
 from .reading.queries import checked_prompts, checked_queries
 from .reading.read import answer_loss, prompted_by, read
 from .writing.contexts import Context, Contexts, given_contexts, tokenize_contexts
-from .writing.objectives.reconstruction import reconstruct
+from .writing.objectives.reconstruction import OnToken, reconstruct
 from .writing.write import write_contexts, write_in_forward
 from .writing.writers import Writer, WriteTrace
 
@@ -55,8 +55,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
 
     Args:
         config ([`GradMemConfig`]): its `text_config` describes the base.
-        base_model ([`~transformers.PreTrainedModel`], *optional*): the decoder, already loaded. Built with random
-            weights from `config.text_config` when absent.
+        base_model ([`~transformers.PreTrainedModel`], *optional*): the decoder; one of random weights when absent.
 
     Raises:
         TypeError: the base is not a decoder that takes `inputs_embeds`.
@@ -75,9 +74,10 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         self.writer.add_parameters()
         take_over(self.base_model, self)
         with lora_taken_back(self.base_model):
-            for phase, lora in ((self.write_phase, config.write_lora), (self.read_phase, config.read_lora)):
-                if lora is not None:
-                    phase.add_lora(lora)
+            with torch.random.fork_rng(devices=[]):  # a seed draws one start, whatever LoRA stands beside it
+                for phase, lora in ((self.write_phase, config.write_lora), (self.read_phase, config.read_lora)):
+                    if lora is not None:
+                        phase.add_lora(lora)
             self.post_init()
             if self.device.type != "meta":
                 self.form.check()
@@ -132,7 +132,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
             input_ids: `(batch, length)` tokens in place of text, padded on either side.
             attention_mask: `(batch, length)`; all ones by default.
             segment_ids: `(batch, length)`; a segment is a run of equal values.
-            memory: go on from these memories in place of the learned start, so that a further context is appended.
+            memory: go on from these in place of the learned start: a further context is appended.
             write_steps: steps to take; the configuration's by default.
             write_learning_rate: step size in place of the configuration's, or of all learned ones.
             tolerance: stop a sample once its loss, in nats per token, is below this.
@@ -352,17 +352,19 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         return answer_questions(self, questions, memory, context_index=context_index, **options)
 
     @torch.no_grad()
-    def reconstruct(self, memory: GradMemMemory, prefix_input_ids: Tensor | None = None) -> Tensor:
+    def reconstruct(
+        self, memory: GradMemMemory, prefix_input_ids: Tensor | None = None, on_token: OnToken | None = None
+    ) -> Tensor:
         """Decode memories greedily under the conditions they were written in: WRITE's control tokens, head and LoRA.
 
         Args:
             memory: what to decode.
             prefix_input_ids: `(batch, prefix_length)` tokens that the decoded ones follow. A memory written in
                 segments needs them: each of its segments was written after the one before.
+            on_token: called before each token; what it raises leaves the rest undone.
 
         Returns:
-            `(batch, length)` tokens: as many as each sample's recorded length, or, after a prefix, its longest
-            segment; 0 beyond.
+            `(batch, length)` tokens: each sample's recorded length, or, after a prefix, its longest segment; 0 beyond.
 
         Raises:
             ValueError: a memory written in segments, without prefixes; of another model; longer than the base's window;
@@ -378,8 +380,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
         before = torch.empty((len(memory), 0), dtype=torch.long, device=self.device)
         if prefix_input_ids is not None:
             before = checked_tokens("prefix_input_ids", prefix_input_ids, self.device, dims=(2,))
-        lengths = memory.segment_lengths.max(dim=1).values
-        return reconstruct(self.writer.phase, memory.embeddings, before, lengths)
+        return reconstruct(self.writer.phase, memory.embeddings, before, memory.segment_lengths.amax(1), on_token)
 
 
 def get_gradmem_model(

@@ -140,7 +140,7 @@ class GradMemTextGenerationPipeline(Pipeline):
     def _answer(self, requests: Iterable[_Request], batch_size: int, **kwargs: Any) -> Iterator[Any]:
         # What Transformers batches is padded to one shape; contexts have any number of questions. So its items are
         # batches already.
-        write_options = [name for name in _WRITE_OPTIONS if name in kwargs]
+        write_options = [name for name in _WRITE_OPTIONS if kwargs.get(name) is not None]
         batches = ({"requests": _checked(batch, write_options)} for batch in _batched(requests, batch_size))
         return chain.from_iterable(super().__call__(batches, batch_size=1, rows_at_a_time=batch_size, **kwargs))
 

@@ -70,7 +70,7 @@ def _is_a_place(text: str) -> bool:
 
 def last_name(name: str) -> str:
     """The name of a file or folder without the way to it; that of a repository as it is."""
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     return path.resolve().name if path.exists() else name
 
 
@@ -97,6 +97,12 @@ def check_output(directory: Path, file: str | None = None) -> None:
 
     check_directory(directory)
     check_files(None if file is None else directory / file)
+
+
+def check_no_model(directory: Path) -> None:
+    """Refuse the directory of a model: a prompt for PEFT in there would be taken for a part of it."""
+    if (directory / "config.json").is_file():
+        raise ValueError(f"{directory} is the directory of a model, with a config.json. Give one of its own.")
 
 
 def check_files(*files: Path | None, beside: Sequence[Path] = ()) -> None:

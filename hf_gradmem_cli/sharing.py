@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from .app import command
-from .inputs import check_output, choose
+from .inputs import check_no_model, check_output, choose
 from .options import (
     AsJson,
     Device,
@@ -46,6 +46,7 @@ def export(
     from hf_gradmem.commands.opening import load_memory, load_reader
     from hf_gradmem.exports import EXPORTS
 
+    check_no_model(output)
     check_output(output)
     chosen = choose(load_memory(memory, revision=memory_revision), index)
     reader = load_reader(

@@ -31,7 +31,7 @@ def chat(
     Lines come from the terminal, with completion and a history (the extra "chat"), or from stdin.
     """
     from hf_gradmem.commands.chat import Chat, typed_line
-    from hf_gradmem.commands.opening import PLAIN_BASE_TOLERANCE, is_adapter, load_memory, load_model, load_store
+    from hf_gradmem.commands.opening import PLAIN_BASE_TOLERANCE, is_adapter, load_memory, load_reader, load_store
     from hf_gradmem.commands.packaged import user_cache
 
     tolerance = (
@@ -39,7 +39,9 @@ def chat(
     )
     first = None if memory is None else load_memory(memory)
     store = None if memories is None else load_store(memories)
-    reader = load_model(model, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code)
+    reader = load_reader(model, first, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code)
+    if first is not None:
+        reader.check_memory(first)
     talk = Chat(reader, lambda text: typer.echo(plain(text), nl=False), store, max_new_tokens, tolerance)
     if first is not None:
         for index in range(len(first)):

@@ -158,6 +158,17 @@ def test_write_head_on_logits_that_are_more_than_a_linear_head(model_type):
         get_gradmem_model(base, GradMemConfig(write_head=True))
 
 
+def test_a_seed_draws_one_start_whatever_lora_stands_beside_it():
+    """So that readers of several kinds can be trained on memories that one of them wrote."""
+    starts = []
+    for options in ({}, {"read_lora": {"r": 2}}, {"read_lora": {"r": 4}, "write_lora": {"r": 1}}):
+        torch.manual_seed(0)
+        model = with_memory(nameless_base(), **PLAIN | options)
+        starts.append(model.memory_init)
+    assert torch.equal(starts[0], starts[1])
+    assert torch.equal(starts[0], starts[2])
+
+
 def test_lora_that_finds_nothing_in_the_base():
     with pytest.raises(ValueError, match=says("write_lora=", "no_such", "does not fit LlamaForCausalLM")):
         get_gradmem_model(nameless_base(), GradMemConfig(write_lora={"r": 2, "target_modules": ["no_such"]}))

@@ -350,6 +350,7 @@ def test_write_options_with_a_memory_in_a_list_are_said(model, pipe):
     inputs = [{"context": "!a:b!", "question": "?!a:"}, {"memory": model.write("!a:b!"), "question": "?!a:"}]
     with pytest.raises(ValueError, match="write_steps would do nothing"):
         pipe(inputs, write_steps=1)
+    assert pipe(inputs, write_steps=None) == pipe(inputs)
 
 
 def test_a_memory_that_is_none_and_write_options_with_a_memory_are_said(model, pipe):

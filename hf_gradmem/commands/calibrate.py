@@ -1,6 +1,7 @@
 """What `hf-gradmem calibrate` does: fit a confidence on questions, and keep it in the adapter's config.json."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ def check_adapter_directory(name: str) -> Path:
     Raises:
         ValueError: it is no directory, or holds no adapter.
     """
-    directory = Path(name).expanduser()
+    directory = Path(os.path.expanduser(name))
     config = directory / CONFIG_NAME
     if not config.is_file():
         raise ValueError(

@@ -138,7 +138,7 @@ class Chat:
         """Keep the memory in use."""
         if not given:
             raise ValueError("Say where to: /save DIRECTORY.")
-        self._memory().save_pretrained(Path(given).expanduser())
+        self._memory().save_pretrained(Path(os.path.expanduser(given)))
         self.tell(f"Saved {self.in_use} to {given}.\n")
 
     def forget(self, _: str) -> None:

@@ -1,6 +1,8 @@
 """The rows that `hf-gradmem write-dataset` writes: read from files or the Hub, each with an id and a context."""
 
 import csv
+import os
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ def load_source(name: str, split: str = "train") -> Dataset | JsonLines | JsonAr
         ValueError: the file cannot be read as what its extension says or has no rows, the folder holds no text, or
             there is no such split.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         return TextFolder(path)
     suffix = path.suffix.lower()
@@ -71,6 +73,8 @@ def _as_text(path: Path) -> dict[str, Any]:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file)
             header = next(fields for fields in lines if fields)
+            if twice := sorted({name for name in header if header.count(name) > 1}):
+                raise ValueError(f"the header names {', '.join(map(repr, twice))} more than once.")
             for fields in lines:
                 if len(fields) > len(header):
                     raise ValueError(
@@ -139,7 +143,7 @@ class DatasetRows(Rows):
         for number, name, context in zip(numbers, ids, contexts, strict=True):
             if name is None or name == "":
                 raise ValueError(f"Row {number} has no id: column {self.id_column!r} is empty there.")
-            if isinstance(name, bool | list | dict):
+            if isinstance(name, bool) or not isinstance(name, str | int | float | Decimal) or name != name:  # NaN
                 raise ValueError(f"The id of row {number} must be a text or a number, got {name!r}.")
             segments = [context] if isinstance(context, str) else context
             if not isinstance(segments, list) or not all(isinstance(segment, str) for segment in segments):

@@ -141,20 +141,21 @@ def _load_base(name: str, dtype: torch.dtype | str, **code: Any) -> tuple[PreTra
 
 def load_reader(
     name: str,
-    memory: GradMemMemory,
+    memory: GradMemMemory | None,
     *,
     revision: str | None = None,
     seed: int = 0,
     device: str = "auto",
     trust_remote_code: bool = False,
 ) -> GradMemForCausalLM:
-    """Load the model that reads `memory`; a base alone is given the size and the start that wrote it.
+    """Load the model that reads `memory`, if there is one; a base alone is given the size and the start that wrote it.
 
     Args:
         seed: that the base alone wrote the memory with.
         name, revision, device, trust_remote_code: as in [`load_model`].
     """
-    options = PLAIN_BASE_OPTIONS | {"num_memory_tokens": memory.embeddings.shape[1]}
+    size = {} if memory is None else {"num_memory_tokens": memory.embeddings.shape[1]}
+    options = PLAIN_BASE_OPTIONS | size
     return load_model(name, options, revision=revision, seed=seed, device=device, trust_remote_code=trust_remote_code)
 
 

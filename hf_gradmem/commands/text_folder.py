@@ -33,7 +33,7 @@ class TextFolder(Rows):
     at_a_time = 32
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path)).absolute()  # below which a name may begin with ~
         if not self.path.is_dir():
             raise NotADirectoryError(f"There is no folder {str(path)!r}.")
         self.skipped: dict[str, str] = {}

@@ -21,6 +21,7 @@ from ..base.weights import hash_tensors
 from ..files import check_directory, only_writer, whole_file
 from ..hub.cards import local_id
 from ..hub.client import CARD_FILE, FACTS_FILE
+from ..losses import LOSSES, weight_name
 from ..memory.card import store_card
 from ..memory.fingerprint import Identity
 from ..memory.shards import (
@@ -46,8 +47,12 @@ from .text_folder import TextFolder
 
 # Processes wait for each other at the start and at the end, where one may have hours more to do than another.
 _PATIENCE = timedelta(days=30)
-# Facts that may differ between a run and the one that goes on with it: names, which say where things lie, not what.
-_NAMES = {"model", "source.name", "base_name"}
+# Facts that may differ between a run and the one that goes on with it: names, which say where things lie, not what, and
+# what is of training alone.
+_OF_TRAINING = ("meta_gradient", "meta_gradient_steps", "meta_gradient_radius", "checkpoint_write_steps")
+_MAY_DIFFER = {"model", "source.name", "base_name"} | {
+    f"write.config.{name}" for name in (*_OF_TRAINING, *map(weight_name, LOSSES))
+}
 # Options of a model that are told by its fingerprint, or say where a base lies, or are READ's alone.
 _NOT_WRITES = (
     "text_config",
@@ -275,7 +280,7 @@ def write_dataset(
             whole, or memories of another model, source or setting.
         FloatingPointError: a loss became NaN or infinite; what was written before is kept.
     """
-    place = Path(directory).expanduser()
+    place = Path(os.path.expanduser(directory))
     rows = _rows_of(source, context_column, id_column, place)
     options = {"write_steps": write_steps, "write_learning_rate": write_learning_rate, "tolerance": tolerance}
     job = _Job(model, rows, place, options, segment_length, batch_size, shard_size, show_progress, keep_text)
@@ -351,7 +356,7 @@ def _check_same(directory: Path, before: dict[str, Any], now: dict[str, Any]) ->
     """Refuse to go on with a store that another model, source or setting began."""
     before, now = _flat(before), _flat(now)
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    changed = [f"{name} was {before.get(name)} and is {now.get(name)}" for name in changed if name not in _NAMES]
+    changed = [f"{name} was {before.get(name)} and is {now.get(name)}" for name in changed if name not in _MAY_DIFFER]
     if changed:
         raise ValueError(
             f"{directory} was begun by another run: {'; '.join(changed)}. Give the same model, source and options, "

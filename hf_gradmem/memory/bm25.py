@@ -1,6 +1,8 @@
 """Search by words: BM25 (Robertson and Zaragoza, 2009) over the texts that memories were written from."""
 
 import importlib.util
+import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,17 +14,17 @@ class WordIndex:
 
     Args:
         ids: names of the texts.
-        texts: what is to be found.
+        texts: what is to be found, each as its segments.
 
     Raises:
         ImportError: the package `bm25s` is missing.
     """
 
-    def __init__(self, ids: Sequence[str], texts: Sequence[str]) -> None:
-        package, tokens = _package(), self._tokens(texts)
+    def __init__(self, ids: Sequence[str], texts: Sequence[Sequence[str]]) -> None:
+        package, tokens = _package(), self._tokens(list(map(_searchable, texts)))
         self._ids = ids
         self._index = package.BM25()
-        self._words: set[str] = set(tokens.vocab)  # of two letters or more
+        self._words: set[str] = set(tokens.vocab)
         if self._words:
             self._index.index(tokens, show_progress=False)
 
@@ -39,13 +41,27 @@ class WordIndex:
         return [SearchResult(self._ids[number], float(scores[number])) for number in order]
 
     def shortlist(self, question: str, count: int | None) -> list[SearchResult]:
-        """The best `count`; all, where that would cut among those that share no word with the question."""
+        """The best `count`, and those that are equal to the last of them; all of them that share no word, so."""
         ranked = self.best(question)
-        return ranked if any(result.score == 0 for result in ranked[:count]) else ranked[:count]
+        if count is None or count >= len(ranked):
+            return ranked
+        least = ranked[count - 1].score
+        return list(itertools.takewhile(lambda result: result.score >= least, ranked))
 
-    def _tokens(self, texts: Sequence[str], **options: Any) -> Any:
+    def _tokens(self, texts: list[str], **options: Any) -> Any:
         # No list of stop words, which would be of one language: words that many texts have weigh little by themselves.
-        return _package().tokenize(list(texts), stopwords=None, show_progress=False, **options)
+        # A word may be one letter or digit, by which gate 7 is told from gate 8.
+        return _package().tokenize(texts, stopwords=None, token_pattern=r"(?u)\b\w+\b", show_progress=False, **options)
+
+
+def _searchable(segments: Sequence[str]) -> str:
+    """Segments as one text. They may be texts of their own, or cut within a word, which then counts as well."""
+    words = [*segments]
+    for before, behind in itertools.pairwise(segments):
+        end, beginning = re.search(r"\w+\Z", before), re.match(r"\w+", behind)
+        if end and beginning:
+            words.append(end[0] + beginning[0])
+    return " ".join(words)
 
 
 def can_search_words() -> bool:

@@ -253,7 +253,7 @@ class Phase:
         """What begins a prompt: the words before a memory, or what the tokenizer begins texts with."""
         try:
             return self._of_each(self.header_ids or leading_tokens(self.module.tokenizer), rows)
-        except ValueError:  # there is no tokenizer: a model of tokens alone
+        except (ValueError, OSError):  # there is no tokenizer, or none any more: a model of tokens alone
             return []
 
     def _of_each(self, words: list[int], rows: int) -> list[DecoderInputs]:

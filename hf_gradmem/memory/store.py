@@ -99,7 +99,7 @@ class MemoryStore:
                 store's or has other rows or columns, or an id comes twice; one line names the file, the value, what
                 was expected and what to do.
         """
-        directory = Path(name_or_path).expanduser()
+        directory = Path(os.path.expanduser(name_or_path))
         is_local = directory.is_dir()
         if not is_local:
             try:
@@ -243,7 +243,7 @@ class MemoryStore:
         size = facts[0]["shard_size"] if shard_size is None else shard_size
         if size < 1:
             raise ValueError(f"shard_size must be at least 1, got {size}.")
-        place = Path(directory).expanduser().resolve()
+        place = Path(os.path.expanduser(directory)).resolve()
         whole = merged_facts(facts, list(map(len, stores)), size)
         write_merged([store.dataset for store in stores], whole, place)
         with without_progress_bars():
@@ -290,7 +290,7 @@ class MemoryStore:
                 "(keep_text=True), or search by likelihood without a shortlist."
             )
         texts = self.dataset.with_format(None).select_columns(TEXT)
-        return WordIndex(self.ids, ["".join(row[TEXT] or ()) for row in texts])
+        return WordIndex(self.ids, [row[TEXT] or () for row in texts])
 
     def search(
         self,

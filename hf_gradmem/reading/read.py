@@ -37,12 +37,13 @@ def read_inputs(phase: Phase, memory: Tensor, queries: Queries, padding_side: st
     Raises:
         ValueError: the base has no such token or label, or its window no room for as many.
     """
-    check_vocabulary("input_ids", queries.input_ids, phase.decoder.vocab_size)
+    input_ids = queries.input_ids.where(queries.attention_mask.bool(), 0)  # padding may have any id
+    check_vocabulary("input_ids", input_ids, phase.decoder.vocab_size)
     if queries.labels is not None:
         check_vocabulary("labels", queries.labels[queries.labels != IGNORED_LABEL], phase.decoder.vocab_size)
     _check_window(phase, memory, queries)
     prefix = _prefixes(phase, memory, queries, padding_side)
-    inputs = side_by_side([prefix, phase.decoder.tokens(queries.input_ids, queries.attention_mask)])
+    inputs = side_by_side([prefix, phase.decoder.tokens(input_ids, queries.attention_mask)])
     order = token_order(inputs.attention_mask, padding_side)
     return inputs.reordered(order), order
 

@@ -10,6 +10,7 @@ import torch
 from ..base.weights import hash_tensors
 from ..memory.written import GradMemMemory
 from ..template import get_template
+from ..writing.objectives.reconstruction import OnToken
 from .queries import tokenize_queries
 
 Tensor = torch.Tensor
@@ -18,7 +19,7 @@ _KEPT = 1024  # decoded memories of one model
 _known: WeakKeyDictionary[Any, dict[str, list[int]]] = WeakKeyDictionary()
 
 
-def recite(model: Any, memory: GradMemMemory) -> list[str]:
+def recite(model: Any, memory: GradMemMemory, on_token: OnToken | None = None) -> list[str]:
     """The text that each memory decodes to, greedily: as many tokens as were written, right or wrong.
 
     A memory that was written in segments is decoded one segment after the other, each behind what came before it. The
@@ -28,6 +29,7 @@ def recite(model: Any, memory: GradMemMemory) -> list[str]:
     Args:
         model: the writer, with a tokenizer; its class is on a floor above.
         memory: as many as there are texts to be.
+        on_token: called at each token; what it raises leaves the rest undone.
 
     Raises:
         ValueError: a memory of another model, or in segments of which none was written behind another.
@@ -47,27 +49,27 @@ def recite(model: Any, memory: GradMemMemory) -> list[str]:
     found = {key: known[key] for key in keys if key in known}
     missing = {key: index for index, key in enumerate(keys) if key not in found}
     if missing:
-        found |= zip(missing, _decoded(model, memory[list(missing.values())]), strict=True)
+        found |= zip(missing, _decoded(model, memory[list(missing.values())], on_token), strict=True)
     known.update(found)
     for key in list(known)[:-_KEPT]:
         known.pop(key, None)
     return [model.tokenizer.decode(found[key], clean_up_tokenization_spaces=False) for key in keys]
 
 
-def _decoded(model: Any, memory: GradMemMemory) -> list[list[int]]:
+def _decoded(model: Any, memory: GradMemMemory, on_token: OnToken | None) -> list[list[int]]:
     """The tokens of each."""
     tokens: list[list[int]] = [[] for _ in range(len(memory))]
     whole = (~memory.is_segmented).nonzero().flatten().tolist()
     if whole:
-        decoded = model.reconstruct(memory[whole]).tolist()
+        decoded = model.reconstruct(memory[whole], on_token=on_token).tolist()
         for index, row, length in zip(whole, decoded, memory[whole].num_context_tokens.tolist(), strict=True):
             tokens[index] = row[:length]
     for index in memory.is_segmented.nonzero().flatten().tolist():
-        tokens[index] = _segments(model, memory[index])
+        tokens[index] = _segments(model, memory[index], on_token)
     return tokens
 
 
-def _segments(model: Any, memory: GradMemMemory) -> list[int]:
+def _segments(model: Any, memory: GradMemMemory, on_token: OnToken | None) -> list[int]:
     before = model.config.write_prefix_segments
     if not before:
         raise ValueError(
@@ -79,7 +81,7 @@ def _segments(model: Any, memory: GradMemMemory) -> list[int]:
     for length in filter(None, memory.segment_lengths[0].tolist()):  # 0 may stand between: where it was written on
         prefix = torch.tensor([_joined(segments[-before:])], dtype=torch.long)
         one = replace(memory, segment_lengths=torch.tensor([[length]]))
-        segments.append(model.reconstruct(one, prefix)[0].tolist())
+        segments.append(model.reconstruct(one, prefix, on_token)[0].tolist())
     return _joined(segments)
 
 

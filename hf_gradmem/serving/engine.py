@@ -1,5 +1,6 @@
 """One thread that owns the model: requests wait in a bounded queue, and those that fit together run as one batch."""
 
+import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -197,10 +198,7 @@ class Engine:
             return len(self._running)
 
     def close(self) -> None:
-        """Stop at the next token, or the next step of a WRITE; what still waits is told so.
-
-        A recitation that is under way comes to its end first.
-        """
+        """Stop at the next token, or the next step of a WRITE; what still waits is told so."""
         with self._changed:
             self._closing = True
             dropped = list(self._waiting)
@@ -249,12 +247,12 @@ class Engine:
         """Room in the queue is for those who still wait, also while a long batch runs."""
         self._waiting = deque(job for job in self._waiting if not job.cancelled.is_set())
 
-    def _write(self, batch: list[Write]) -> None:
-        def leave_if_given_up() -> None:
-            if self._closing or all(job.cancelled.is_set() for job in batch):
-                raise _GivenUpError
+    def _leave_if_given_up(self, batch: list[Any]) -> None:
+        if self._closing or all(job.cancelled.is_set() for job in batch):
+            raise _GivenUpError
 
-        model = self.model
+    def _write(self, batch: list[Write]) -> None:
+        model, leave_if_given_up = self.model, functools.partial(self._leave_if_given_up, batch)
         # What a confidence looks at, which costs a forward pass.
         measure = model.config.confidence is not None
         contexts = fit_contexts(model.writer, model.tokenizer, [job.context for job in batch])
@@ -270,7 +268,7 @@ class Engine:
             job.tell(Piece(memory=memory[index].to("cpu")))
 
     def _recite(self, batch: list[Recite]) -> None:
-        texts = recite(self.model, _memory_of(batch))
+        texts = recite(self.model, _memory_of(batch), functools.partial(self._leave_if_given_up, batch))
         for job, text in zip(batch, texts, strict=True):
             job.tell(Piece(text, finish_reason="stop"))
 
@@ -375,7 +373,7 @@ class _Answer:
             finish = "stop"
         elif len(self.read) >= self.job.max_new_tokens:
             finish = "length"
-        text = str(self.tokenizer.decode(self.tokens, skip_special_tokens=True))
+        text = str(self.tokenizer.decode(self.tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False))
         quote = None
         if self.job.words is not None:
             quote, text = self.job.words.split(text, finish is not None)

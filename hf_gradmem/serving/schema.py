@@ -1,4 +1,4 @@
-"""What requests may hold, in OpenAI's terms where there are any. A field that would be ignored is refused."""
+"""What requests may hold, in OpenAI's terms where there are any. What would be ignored is refused, but for `user`."""
 
 from typing import Annotated, Any, Literal
 

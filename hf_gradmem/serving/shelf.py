@@ -30,7 +30,8 @@ class Shelf:
 
     Raises:
         OSError: the folder cannot be made.
-        ValueError: a memory in the folder has the id of one of the store's, or the folder is a store's or a model's.
+        ValueError: a memory in the folder has the id of another one there or of one of the store's, or the folder is a
+            store's or a model's.
     """
 
     def __init__(self, store: MemoryStore | None, folder: Path | None, max_memories: int) -> None:
@@ -43,7 +44,10 @@ class Shelf:
             folder.mkdir(parents=True, exist_ok=True)
             # A folder whose memory was not written to its end has no name that counts.
             found = filter(_holds_one_context, sorted(folder.glob(f"*/{MEMORY_FILE}")))
-            self._written = {unquote(path.parent.name): path.parent for path in found}
+            for place in (path.parent for path in found):
+                other = self._written.setdefault(unquote(place.name), place)
+                if other != place:
+                    raise ValueError(f"{other} and {place} hold memories of one id. Move one of these folders away.")
         self._refuse_two_of_one_id()
 
     def __len__(self) -> int:

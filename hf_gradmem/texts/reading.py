@@ -15,7 +15,7 @@ def read_text(path: str | os.PathLike) -> str:
         ValueError: it is not text in UTF-8.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+        text = Path(os.path.expanduser(path)).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error}).") from error
     if "\0" in text:
@@ -30,7 +30,7 @@ def read_context(path: str | os.PathLike) -> str:
         OSError: it cannot be read.
         ValueError: it is not text in UTF-8, or holds nothing but white space.
     """
-    if Path(path).expanduser().is_dir():
+    if os.path.isdir(os.path.expanduser(path)):
         raise IsADirectoryError(
             f"{path} is a folder, and a context is one text file. A folder of them is written by `hf-gradmem write "
             "--file` or, to be looked up by name, by `hf-gradmem write-dataset`."

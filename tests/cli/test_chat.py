@@ -1,6 +1,7 @@
 """`hf-gradmem chat`: lines from stdin, and lines typed at a terminal."""
 
 import sys
+from pathlib import Path
 
 import pexpect
 import pytest
@@ -13,6 +14,7 @@ from hf_gradmem.commands.packaged import FORWARD_ADAPTER
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER as ADAPTER
 from hf_gradmem.commands.write_dataset import write_dataset
 from tests.support.command_line import run
+from tests.support.small_models import named_base, small_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,7 @@ def test_a_text_is_numbered_beside_the_ids_of_the_store(model, tmp_path):
         ("/write NOTES.MD", "no file NOTES.MD"),
         ("/write " + "!a:b!" * 100, "Written as text-1: 500 tokens"),
         ("/help", "/save DIRECTORY"),
+        ("/write ~nobody-here/x.txt", "no file ~nobody-here/x.txt"),
     ],
 )
 def test_what_cannot_be_done_is_told_and_the_conversation_goes_on(line, message, model):
@@ -128,6 +131,28 @@ def test_lines_from_stdin_are_taken_to_their_end():
     given = run("chat", ADAPTER, stdin="/write !a:b!\n?!a:\n/quit\n?!a:\n")
     assert given.exit_code == 0, given.output
     assert given.stdout.splitlines()[1:] == ["b!"]
+
+
+def test_a_directory_may_begin_with_the_name_of_nobody(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told, _ = talk(model, "/write !a:b!", "/save ~nobody-here/kept", "?!a:")
+    assert told.endswith("Saved text-1 to ~nobody-here/kept.\nb!\n")
+    assert len(GradMemMemory.from_pretrained(Path("~nobody-here/kept"))) == 1
+
+
+def test_a_memory_of_any_size_that_a_plain_base_wrote_is_read(tmp_path):
+    named_base(tmp_path / "base")
+    small_tokenizer().save_pretrained(tmp_path / "base")
+    options = ["--model", tmp_path / "base", "--steps", "1"]
+    written = run("write", "abc", *options, "--memory-tokens", "4", "--output", tmp_path / "memory")
+    assert written.exit_code == 0, written.output
+    asked = ["chat", tmp_path / "base", "--memory", tmp_path / "memory", "--max-new-tokens", "2"]
+    given = run(*asked, stdin="abc\n")
+    assert given.exit_code == 0, given.output
+    assert "written by another model" not in given.stdout
+    refused = run(*asked, "--seed", "1", stdin="abc\n")
+    assert refused.exit_code == 2
+    assert "another" in refused.stderr
 
 
 def test_a_memory_in_the_folder_that_one_is_in_has_its_name(model, tmp_path, monkeypatch):

@@ -31,6 +31,14 @@ def test_write_without_a_context_is_a_mistake(base: str, tmp_path: Path) -> None
     assert not (tmp_path / "memory").exists()
 
 
+def test_an_export_does_not_go_into_the_directory_of_a_model(base: str, tmp_path: Path) -> None:
+    of_model = ["--model", base]
+    assert run("write", TEXT, *of_model, "--steps", 1, "--output", tmp_path / "memory").exit_code == 0
+    refused = run("export", tmp_path / "memory", *of_model, "--output", base)
+    assert f"{base} is the directory of a model, with a config.json" in mistake(refused)
+    assert not (Path(base) / "adapter_config.json").exists()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="closed by a shell")
 @pytest.mark.parametrize(("command", "message"), [("write", "There is no context"), ("chat", "stdin is closed")])
 def test_a_closed_stdin_is_a_mistake(command: str, message: str, base: str, tmp_path: Path) -> None:

@@ -47,6 +47,18 @@ def test_ids_are_paths_with_slashes_in_order(folder):
     assert TextFolder(folder).read(range(1, 3)) == (["a/z.md", "b.txt"], ["fox", "lazydog"])
 
 
+def test_a_name_below_the_folder_may_begin_as_a_home_does(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for place in ("home/x.txt", "notes/~/x.txt", "notes/~nobody-here.txt"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).write_text(place, encoding="utf-8")
+    monkeypatch.chdir(folder)
+    assert contents(TextFolder(".")) == TEXTS | {
+        "~/x.txt": "notes/~/x.txt",
+        "~nobody-here.txt": "notes/~nobody-here.txt",
+    }
+
+
 def test_a_byte_order_mark_and_the_newlines_at_the_end_are_no_part_of_a_text(folder):
     (folder / "b.txt").write_bytes(b"\xef\xbb\xbf lazy\r\ndog\r\n\r\n")
     assert contents(TextFolder(folder))["b.txt"] == " lazy\ndog"

@@ -203,6 +203,19 @@ def test_a_csv_file_may_have_columns_without_a_name_and_long_texts_and_no_more_f
         load_source(str(path))
 
 
+def test_a_header_that_names_a_column_twice_is_refused(tmp_path):
+    (tmp_path / "rows.csv").write_text("id,context,context\n1,a,b\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"rows\.csv cannot be read as csv: the header names 'context' more than once"):
+        load_source(str(tmp_path / "rows.csv"))
+
+
+@pytest.mark.parametrize("name", [b"a", datetime.timedelta(days=1), float("nan")], ids=str)
+def test_an_id_is_a_text_or_a_number(name, model, tmp_path):
+    rows = Dataset.from_dict({"id": [name], "context": ["abc"]})
+    with pytest.raises(ValueError, match="The id of row 0 must be a text or a number"):
+        write_dataset(model, rows, tmp_path / "store")
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("a.csv", ""), ("b.csv", "id,context\n"), ("a.jsonl", ""), ("b.jsonl", "\n\n"), ("a.json", "[]")],
@@ -385,6 +398,25 @@ def test_a_directory_of_another_run_is_refused_by_what_differs(model, tmp_path):
         model.memory_init.add_(1)
     with pytest.raises(ValueError, match=r"begun by another run: fingerprint was"):
         write_dataset(model, rows, store)
+
+
+def test_what_is_of_training_alone_may_differ_from_the_run_that_began_a_store(tmp_path):
+    rows = Dataset.from_dict({"context": ["abc"]})
+
+    def model(**options):
+        torch.manual_seed(0)
+        config = GradMemConfig(num_memory_tokens=2, write_steps=1, **options)
+        return get_gradmem_model(nameless_base(), config, tokenizer=small_tokenizer())
+
+    write_dataset(model(), rows, tmp_path / "store")
+    for options in (
+        {"distillation_loss_weight": 0.5, "reconstruction_loss_weight": 0.0},
+        {"meta_gradient": "finite_difference", "meta_gradient_radius": 0.01},
+        {"checkpoint_write_steps": False, "meta_gradient_steps": 1},
+    ):
+        assert write_dataset(model(**options), rows, tmp_path / "store")["written"] == 0
+    with pytest.raises(ValueError, match=r"begun by another run: write\.config\.write_learning_rate was"):
+        write_dataset(model(write_learning_rate=0.5), rows, tmp_path / "store")
 
 
 def test_learned_step_sizes_are_those_of_the_whole_store(tmp_path):

@@ -270,8 +270,29 @@ def test_the_package_that_is_missing_is_named_with_its_extra(written, monkeypatc
         written.search(None, "bread", method="bm25")
 
 
+def test_segments_that_are_texts_of_their_own_keep_their_words_apart():
+    index = WordIndex(["gate", "other"], [["the gate opens", "bruno lives here"], ["nobody", "here"]])
+    for question in ("when it opens", "where does bruno live"):
+        best = index.best(question, 1)[0]
+        assert best.id == "gate"
+        assert best.score > 0
+
+
+def test_a_word_of_one_letter_or_digit_tells_texts_apart():
+    letters = [chr(ord("A") + number) for number in range(26)]
+    index = WordIndex(letters, [[f"Terminal {letter} is open to the public."] for letter in letters])
+    assert index.shortlist("Is terminal Z open?", 3)[0].id == "Z"
+    assert index.best("gate 7", 1)[0].score == 0
+
+
+def test_a_short_list_does_not_cut_among_equals():
+    index = WordIndex(["a", "b", "c", "d"], [["rye rye bread"], ["bread rolls"], ["bread board"], ["tea pot"]])
+    assert [result.id for result in index.shortlist("rye bread", 2)] == ["a", "b", "c"]
+    assert [result.id for result in index.shortlist("rye bread", 1)] == ["a"]
+
+
 def test_texts_without_words_are_all_alike():
-    assert WordIndex(["a", "b"], ["", "!"]).best("rye bread", 5) == [SearchResult("a", 0.0), SearchResult("b", 0.0)]
+    assert WordIndex(["a", "b"], [[], ["!"]]).best("rye bread", 5) == [SearchResult("a", 0.0), SearchResult("b", 0.0)]
 
 
 def test_the_score_of_a_batch_is_that_of_each_alone(model, store):

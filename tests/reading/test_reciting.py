@@ -118,7 +118,12 @@ def test_every_way_to_ask_recites(model, learned, asked):
 
 def test_a_text_is_recited_once_for_all_its_questions(model, learned, monkeypatch):
     decoded, reconstruct = [], model.reconstruct
-    monkeypatch.setattr(model, "reconstruct", lambda *given: decoded.append(len(given[0])) or reconstruct(*given))
+
+    def counted(memory, **options):
+        decoded.append(len(memory))
+        return reconstruct(memory, **options)
+
+    monkeypatch.setattr(model, "reconstruct", counted)
     for _ in range(2):
         model.answer(["k", "l"], learned[0], max_new_tokens=2)
         answer_tokens(model, "k", learned[0], max_new_tokens=2)

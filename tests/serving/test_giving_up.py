@@ -9,7 +9,7 @@ import pytest
 
 from hf_gradmem import GradMemForCausalLM
 from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
-from hf_gradmem.serving.engine import Engine, Piece, QueueFullError, Write
+from hf_gradmem.serving.engine import Engine, Piece, QueueFullError, Recite, Write
 from hf_gradmem.writing.objectives.reconstruction import ReconstructionObjective
 
 LONG, LATER = "!a:b!" * 100, "!c:d!"
@@ -101,3 +101,23 @@ def test_a_write_ends_at_its_next_step_when_the_engine_closes(model, steps):
         closing.join(20)
         assert not closing.is_alive()
     assert steps.taken == 1
+
+
+@pytest.mark.parametrize("prefix", [1, 0], ids=["in segments", "whole"])
+def test_a_recitation_that_was_given_up_makes_way_at_its_next_token(model, monkeypatch, prefix):
+    segment = LATER * 20
+    memory = model.write([[segment, segment]] if prefix else segment)
+    monkeypatch.setattr(model.config, "write_prefix_segments", prefix)
+    runs, logits = Steps(), model.write_phase.logits
+    monkeypatch.setattr(model.write_phase, "logits", lambda *given: runs.count() or logits(*given))
+    runs.held = 3
+    with engine_of(model, runs) as engine:
+        told: SimpleQueue[Piece] = SimpleQueue()
+        engine.submit(job := Recite(told.put, memory))
+        assert runs.entered.wait(20)
+        _, later = submitted(engine, LATER)
+        job.cancelled.set()
+        runs.leave.set()
+        assert later().memory is not None
+    assert told.empty()
+    assert runs.taken < len(segment)

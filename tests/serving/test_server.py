@@ -508,9 +508,9 @@ def test_a_memory_is_recited_in_the_thread_that_owns_the_model(monkeypatch):
     model = templated(build_tokenizer(), {"context": "{context}|", "query": "{context}?{query}:"})
     threads, reconstruct = [], model.reconstruct
 
-    def record(*given):
+    def record(*given, **options):
         threads.append(threading.current_thread().name)
-        return reconstruct(*given)
+        return reconstruct(*given, **options)
 
     monkeypatch.setattr(model, "reconstruct", record)
     with running(model) as address:

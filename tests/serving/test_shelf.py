@@ -41,6 +41,13 @@ def test_the_folder_of_a_store_or_of_a_model_is_refused_at_the_start(model, tmp_
     assert opened(tmp_path).ids() == []  # beside them
 
 
+def test_two_folders_of_one_id_are_refused_at_the_start(memory, tmp_path):
+    for name in ("a b", "a%20b"):
+        memory.save_pretrained(tmp_path / name)
+    with pytest.raises(ValueError, match=r"a b and \S+a%20b hold memories of one id\. Move one"):
+        opened(tmp_path)
+
+
 def test_a_memory_is_not_written_where_something_else_lies(memory, tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "shard.parquet").write_text("mine")

@@ -441,6 +441,21 @@ def test_reconstruct_decodes_what_write_reached():
     assert (decoded[1, 5:] == 0).all()
 
 
+@pytest.mark.parametrize("head", [False, True], ids=["by the base's own generation", "by forward passes"])
+def test_what_is_called_at_each_token_of_a_reconstruction_may_leave_it(head):
+    model, calls = build(write_head=head), []
+    memory = model.write(input_ids=tiny_tokens(1, 7))
+    model.reconstruct(memory, on_token=lambda: calls.append(None))
+    assert len(calls) == 7
+    with pytest.raises(KeyError, match="enough"):
+        model.reconstruct(memory, on_token=lambda: {}["enough"])
+
+
+def test_nothing_is_reconstructed_of_no_memory():
+    model = build()
+    assert model.reconstruct(model.write(input_ids=tiny_tokens(1, 7))[0:0]).shape == (0, 0)
+
+
 def test_reconstruct_runs_under_write_conditions():
     """With a head, control tokens and a LoRA of WRITE's own, greedy decoding is the argmax of WRITE's logits."""
     model = build(write_head=True, num_control_tokens=2, write_lora=LORA, memory_projection=True)

@@ -8,7 +8,11 @@ prefix moves the segment away from the place that READ looks things up from, and
 the cache has everything behind it, prefixes too.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from transformers import StoppingCriteria
 
 from ...base.layout import packed_layout
 from ...base.modes import evaluating, generator, plain_generation
@@ -20,6 +24,7 @@ from ..rows import ContextRows, whole_rows
 from .objective import Objective
 
 Tensor = torch.Tensor
+OnToken = Callable[[], None]
 
 
 class ReconstructionObjective(Objective):
@@ -68,7 +73,9 @@ def write_inputs(prefix: DecoderInputs, rows: ContextRows, phase: Phase) -> tupl
 
 
 @torch.no_grad()
-def reconstruct(phase: Phase, memory: Tensor, before: Tensor, lengths: Tensor) -> Tensor:
+def reconstruct(
+    phase: Phase, memory: Tensor, before: Tensor, lengths: Tensor, on_token: OnToken | None = None
+) -> Tensor:
     """Decode memories greedily under the conditions that they were written in.
 
     Args:
@@ -76,6 +83,7 @@ def reconstruct(phase: Phase, memory: Tensor, before: Tensor, lengths: Tensor) -
         memory: `(batch, num_memory_tokens, width)`.
         before: `(batch, prefix_length)` tokens that the decoded ones follow.
         lengths: `(batch,)` tokens to decode from each.
+        on_token: called before each token.
 
     Returns:
         `(batch, longest)` tokens, 0 beyond a memory's length.
@@ -89,6 +97,8 @@ def reconstruct(phase: Phase, memory: Tensor, before: Tensor, lengths: Tensor) -
             f"There are {len(before)} rows of prefix_input_ids for {len(memory)} memories. Give one for each: index a "
             "memory by [0, 0] to decode it twice."
         )
+    if not len(memory):
+        return before.new_empty((0, 0))
     check_vocabulary("prefix_input_ids", before, phase.decoder.vocab_size)
     window, needed = phase.decoder.window, phase.prefix_length + before.shape[1] + int(lengths.max())
     if window is not None and needed > window:
@@ -98,24 +108,38 @@ def reconstruct(phase: Phase, memory: Tensor, before: Tensor, lengths: Tensor) -
             "context again, or give a shorter prefix."
         )
     decode = _generated if phase.generates and phase.head is None else _one_by_one
-    decoded = decode(phase, memory, before, int(lengths.max()))
+    decoded = decode(phase, memory, before, int(lengths.max()), on_token or (lambda: None))
     return decoded.masked_fill(torch.arange(decoded.shape[1], device=before.device) >= lengths[:, None], 0)
 
 
-def _generated(phase: Phase, memory: Tensor, before: Tensor, count: int) -> Tensor:
+class _EachToken(StoppingCriteria):
+    """Calls a function behind each token that is generated, and stops at none."""
+
+    def __init__(self, call: OnToken) -> None:
+        self.call = call
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        self.call()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
+def _generated(phase: Phase, memory: Tensor, before: Tensor, count: int, on_token: OnToken) -> Tensor:
     """The tokens that the base's own, cached generation puts behind memories."""
     rows = whole_rows(before, before.new_empty((len(memory), 0)))
     inputs, _ = write_inputs(phase.prefix(memory), rows, phase)
     with plain_generation(), evaluating(), phase.active():
-        return generator(phase.decoder.base_model).generate(**generation_arguments(inputs), max_new_tokens=count)
+        return generator(phase.decoder.base_model).generate(
+            **generation_arguments(inputs), max_new_tokens=count, stopping_criteria=[_EachToken(on_token)]
+        )
 
 
-def _one_by_one(phase: Phase, memory: Tensor, before: Tensor, count: int) -> Tensor:
+def _one_by_one(phase: Phase, memory: Tensor, before: Tensor, count: int, on_token: OnToken) -> Tensor:
     """The same by forward passes, for a base that cannot go on from a memory, and for a head of WRITE's own."""
     decoded, unknown = before.new_empty((len(memory), 0)), before.new_zeros((len(memory), 1))
     prefix = phase.prefix(memory)
     with evaluating():
         for _ in range(count):
+            on_token()
             rows = whole_rows(before, torch.cat([decoded, unknown], dim=1))
             logits = phase.logits(*write_inputs(prefix, rows, phase))
             decoded = torch.cat([decoded, logits[:, -1:].argmax(-1)], dim=1)
