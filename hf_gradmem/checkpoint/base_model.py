@@ -143,6 +143,8 @@ def base_name(base_model: PreTrainedModel) -> str | None:
 def check_attachable(config: GradMemConfig, base_model: PreTrainedModel, adapter: str | os.PathLike) -> None:
     """Refuse to attach an adapter to a base that it was not trained for.
 
+    Where the directory that the adapter names is gone, `config` names the one that the base is in now.
+
     Raises:
         ValueError: the checkpoint brings its own base, or the bases differ in kind, width or commit.
     """
@@ -154,6 +156,9 @@ def check_attachable(config: GradMemConfig, base_model: PreTrainedModel, adapter
         raise ValueError(
             f"{adapter} belongs to {config.base_model_name_or_path} with {fact} {trained}, but base_model has {given}."
         )
+    before = config.base_model_name_or_path or ""
+    if os.path.isabs(before) and not os.path.isdir(before):
+        record_base(config, base_model)
     name, commit = config.base_model_name_or_path or "", config.base_model_revision
     given = loaded_commit(base_name(base_model)) if base_name(base_model) == name else None
     # A base that was loaded at the recorded commit is in the cache at that commit.

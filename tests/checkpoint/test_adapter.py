@@ -20,7 +20,14 @@ from tests.support.comparing import (
     assert_same_results,
     beside_base,
 )
-from tests.support.small_models import EVERY_OPTION, PLAIN, named_base, nameless_base, small_tokenizer, with_memory
+from tests.support.small_models import (
+    EVERY_OPTION,
+    PLAIN,
+    named_base,
+    nameless_base,
+    small_tokenizer,
+    with_memory,
+)
 from tests.support.tiny_models import VOCAB_SIZE, tiny_causal_lm, tiny_tokens
 
 # ------------------------------------------------------------------------------------------------ adapters
@@ -146,6 +153,18 @@ def test_adapter_attaches_to_a_base_in_memory(base, tmp_path):
     attached = get_gradmem_model(named_base(tmp_path / "moved"), tmp_path / "adapter")
     assert_same_results(model, attached)
     attached(input_ids=QUERY, memory=memory)  # of the same base, wherever it lies
+
+
+def test_a_base_that_was_moved_is_named_where_it_is_now(tmp_path):
+    base = named_base(tmp_path / "base")
+    small_tokenizer().save_pretrained(tmp_path / "base")
+    model = with_memory(base, **PLAIN)
+    model.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    attached = get_gradmem_model(named_base(tmp_path / "moved"), tmp_path / "adapter")
+    assert len(attached.tokenizer) == len(small_tokenizer())
+    attached.save_pretrained(tmp_path / "again")
+    assert_same_results(model, GradMemForCausalLM.from_pretrained(tmp_path / "again"))
 
 
 @pytest.mark.parametrize("fact", ["hidden_size", "vocab_size"])
