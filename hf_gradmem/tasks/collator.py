@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..base.token_ids import IGNORED_LABEL
 from ..template import Template, get_template
-from .rows import check_row, context_text
+from .rows import check_row, context_text, ends_of
 
 Tensor = torch.Tensor
 
@@ -169,7 +169,8 @@ class DataCollatorForGradMem:
 
     def _is_answer(self, row: Mapping[str, Any]) -> bool:
         """Whether what follows a query ends; running text goes on."""
-        return bool(row.get("add_end_token", self.add_end_token))
+        own = ends_of(row)
+        return self.add_end_token if own is None else own
 
     def _check_target(self, row: Mapping[str, Any], text: str, target: list[int]) -> None:
         if not target:

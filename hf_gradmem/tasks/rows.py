@@ -52,6 +52,15 @@ def context_numbers(rows: Iterable[Mapping[str, Any]], known: dict[str, int] | N
     return [known.setdefault(context_text(row["context"]), len(known)) for row in rows]
 
 
+def ends_of(row: Mapping[str, Any]) -> bool | None:
+    """Whether the targets of a row end, as it says itself; `None` where it does not.
+
+    Tables that are put together fill the column with `None` for those of them that had none.
+    """
+    own = row.get("add_end_token")
+    return None if own is None else bool(own)
+
+
 def check_row(row: Mapping[str, Any], name: str = "the row", *, asked: bool = True) -> None:
     """Refuse a row that could not be written or read.
 

@@ -23,7 +23,7 @@ from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks import check_row, columns_of
 from ..tasks.collator import targets_of
-from ..tasks.rows import context_numbers, context_text
+from ..tasks.rows import context_numbers, context_text, ends_of
 from ..template import get_template
 
 _SHARD_SIZE = 64  # memories that a killed run loses, at most
@@ -170,7 +170,7 @@ def check_rows(
         for query, target in zip(row["queries"], targets_of(row, words), strict=True):
             asked = words.question(query, context_text(row["context"])) + target
             tokens = model.tokenizer(asked, add_special_tokens=False).input_ids
-            read = len(tokens) + bool(row.get("add_end_token", True))
+            read = len(tokens) + (ends_of(row) is not False)
             needed = model.read_phase.prefix_length + beside + (read if longest is None else min(read, longest))
             if window is not None and needed > window:
                 raise ValueError(

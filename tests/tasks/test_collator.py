@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+from datasets import Dataset, concatenate_datasets
 
 from hf_gradmem import GradMemConfig, get_gradmem_model
 from hf_gradmem.evaluation import evaluate_rows
@@ -53,6 +54,14 @@ def test_answer_gets_an_end_token_unless_it_has_one():
     assert plain["input_ids"].tolist() == [[ids("?!a:1!")]]
     both = DataCollatorForGradMem(TOKENIZER)([row | {"add_end_token": False}, row])
     assert both["input_ids"].tolist() == [[[*ids("?!a:1!"), PAD]], [ids("?!a:1!|")]]
+
+
+def test_rows_of_tables_that_were_put_together_end_as_before():
+    """The column of one table is `None` in the rows of another, which has none: such answers had no end token."""
+    row = {"context": ["!a:1!"], "queries": ["?!a:"], "targets": ["1!"]}
+    tables = [Dataset.from_list([row | {"add_end_token": False}]), Dataset.from_list([row])]
+    batch = DataCollatorForGradMem(TOKENIZER)(list(concatenate_datasets(tables)))
+    assert batch["input_ids"].tolist() == [[[*ids("?!a:1!"), PAD]], [ids("?!a:1!|")]]
 
 
 def test_an_answer_of_words_that_the_tokenizer_does_not_know_is_refused():

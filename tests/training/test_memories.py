@@ -163,8 +163,9 @@ def test_rows_that_could_not_be_trained_on_are_refused_before_they_are_written()
     check_rows(model, Dataset.from_list([fits | {"queries": ["k" * 80]}]), "mine", longest=60)
     text = {"context": ["ab"], "queries": [""], "targets": ["v" * 60]}  # 60 positions beside those of the memory
     check_rows(model, Dataset.from_list([text | {"add_end_token": False}]), "mine")
-    with pytest.raises(ValueError, match="needs 65 positions"):
-        check_rows(model, Dataset.from_list([text | {"targets": ["v" * 62]}]), "mine")
+    for long in (text | {"targets": ["v" * 62]}, text | {"targets": ["v" * 62], "add_end_token": None}):
+        with pytest.raises(ValueError, match="needs 65 positions"):
+            check_rows(model, Dataset.from_list([long]), "mine")
 
 
 # ------------------------------------------------------------------------------------------------ distractors
