@@ -44,7 +44,9 @@ def model_card(
     scores = [entry for result in facts.results for entry in eval_results(result, config)]
     base, text_config = config.base_model_name_or_path, recorded_base(config).get_text_config()
     on_hub = base is not None and not os.path.isabs(base)
-    context, query = facts.example or ("The ferry to Trieste leaves at 06:45 from gate 7.", "The ferry to Trieste")
+    plain = config.template == "plain"
+    asked = "The ferry to Trieste" if plain else "When does the ferry to Trieste leave?"
+    context, query = facts.example or ("The ferry to Trieste leaves at 06:45 from gate 7.", asked)
     dtype = str(text_config.dtype or torch.float32).removeprefix("torch.")
     form, settings = chosen("memory_form", config)
     width = form.numbers(text_config, **settings)
@@ -75,6 +77,7 @@ def model_card(
         dtype=dtype,
         positions=form.positions(config.num_memory_tokens, config.num_control_tokens),
         context=json.dumps([context] if isinstance(context, list) else context, ensure_ascii=False),
+        plain=plain,
         query=json.dumps(query, ensure_ascii=False),
         training=facts.training,
         recipe=facts.recipe,

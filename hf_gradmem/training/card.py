@@ -12,7 +12,6 @@ from ..checkpoint.adapter import save_remote_code
 from ..checkpoint.run_facts import CardFacts, reads_local_file, trainer_results
 from ..hub.cards import local_id, write_card
 from ..modeling_gradmem import GradMemForCausalLM
-from ..template import get_template
 from .callbacks import model_within
 from .loss import check_loss_is_the_models
 from .optimizer import JoinedOptimizer
@@ -103,13 +102,10 @@ class ModelCardCallback(TrainerCallback):
             "seed": args.seed,
             "hardware": hardware(args.world_size),
         }
-        example = self.example
-        if example is not None and model.tokenizer is not None:
-            example = (example[0], get_template(model.config.template, model.tokenizer).question(example[1]))
         model.card_facts = CardFacts(
             training={name: value for name, value in facts.items() if value is not None},
             recipe=self.recipe,
-            example=example,
+            example=self.example,
         )
 
 

@@ -85,6 +85,20 @@ def test_code_of_the_card_runs_as_it_stands(hub, base, monkeypatch, tmp_path, ca
     assert (tmp_path / "memory" / "memory.safetensors").is_file()
 
 
+def test_code_of_the_card_asks_as_the_reader_is_asked(hub, base, monkeypatch, tmp_path, capsys):
+    """In the words of its template, and without a token that begins a text between memory and query."""
+    plain = get_gradmem_model(base, GradMemConfig(**PLAIN))
+    assert '"The ferry to Trieste", add_special_tokens=False' in code_of(plain.model_card(ADAPTER))
+    get_gradmem_model(base, GradMemConfig(**PLAIN, template="recite")).push_to_hub(ADAPTER)
+    model = GradMemForCausalLM.from_pretrained(ADAPTER)
+    text = "The ferry to Trieste leaves at 06:45 from gate 7."
+    (answer,) = model.answer(["When does the ferry to Trieste leave?"], memory=model.write(text))
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(code_of(card_of(hub)), {})
+    assert capsys.readouterr().out == f"{answer.text}\n"
+
+
 def test_users_own_card_is_never_written_over(hub, base, tmp_path):
     model = with_memory(base, **PLAIN)
     model.save_pretrained(tmp_path)
