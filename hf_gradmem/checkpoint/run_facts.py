@@ -75,13 +75,16 @@ def rows_source(task: str | None, arguments: Mapping[str, Any], split: str = "va
     return Source()
 
 
-def reads_local_file(arguments: Mapping[str, Any]) -> bool:
-    """Whether rows come from a file here, all or some: by a task's arguments, or those of a part of a mixture."""
+def may_be_shown(task: str | None, arguments: Mapping[str, Any]) -> bool:
+    """Whether rows are known to be everybody's: generated or from the Hub, in all parts of a mixture.
+
+    Args:
+        task, arguments: as of [`rows_source`].
+    """
     parts = arguments.get("parts")
-    nested = parts if isinstance(parts, list) else []
-    return arguments.get("path") is not None or any(
-        reads_local_file(part) for part in nested if isinstance(part, Mapping)
-    )
+    if isinstance(parts, list) and parts:
+        return all(isinstance(part, Mapping) and may_be_shown(None, part) for part in parts)
+    return rows_source(task, arguments).type not in ("unknown", "local-file")
 
 
 def _files(path: Any, split: str) -> list[str]:

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..checkpoint.adapter import save_remote_code
-from ..checkpoint.run_facts import CardFacts, reads_local_file, trainer_results
+from ..checkpoint.run_facts import CardFacts, may_be_shown, trainer_results
 from ..hub.cards import local_id, write_card
 from ..modeling_gradmem import GradMemForCausalLM
 from .callbacks import model_within
@@ -124,7 +124,7 @@ def fill_model_card(
         task: name of the task or data set.
         recipe: the recipe as YAML.
         set_arguments: the task arguments of each evaluation set by its name. They say where its rows came from; without
-            them the card claims results on no data set but one that the task generates.
+            them the card claims results on no data set but one that the task generates, and shows no other row.
 
     Returns:
         The callback, which the trainer has.
@@ -134,10 +134,13 @@ def fill_model_card(
     """
     check_loss_is_the_models(trainer.args)
     sets = trainer.eval_dataset if isinstance(trainer.eval_dataset, dict) else {}
-    arguments = {name: (set_arguments or {}).get(name, {}) for name in sets}
+    given = set_arguments or {}
+    arguments = {name: given.get(name, {}) for name in sets}
     # The rows of a local file are not to be shown to everybody.
-    shown = [rows for name, rows in sets.items() if not reads_local_file(arguments[name])]
-    callback = ModelCardCallback(arguments, task, recipe, _example([*shown, trainer.eval_dataset]))
+    shown = [rows for name, rows in sets.items() if may_be_shown(task, arguments[name])]
+    if not sets and all(may_be_shown(task, each) for each in list(given.values()) or [{}]):  # one set without a name
+        shown = [trainer.eval_dataset]
+    callback = ModelCardCallback(arguments, task, recipe, _example(shown))
     trainer.add_callback(callback)
 
     def create_model_card(
@@ -178,11 +181,12 @@ def hardware(num_processes: int) -> str:
     return f"{num_processes} × CPU, {threads} thread{'s' * (threads != 1)} each"
 
 
-def _example(sets: Sequence[Any]) -> tuple[list[str], str] | None:
-    """A context in segments and its query, if the rows are those of a task."""
+def _example(sets: Sequence[Any]) -> tuple[str | list[str], str] | None:
+    """A context, of many segments the first ones, and its query, if the rows are those of a task."""
     for rows in sets:
         if {"context", "queries"} <= set(getattr(rows, "column_names", None) or ()) and len(rows):
             row = rows[0]
             if row["queries"] and row["queries"][0]:
-                return row["context"][:8], row["queries"][0]
+                context = row["context"]
+                return context if isinstance(context, str) else context[:8], row["queries"][0]
     return None

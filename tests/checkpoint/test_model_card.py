@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 import yaml
+from datasets import Dataset
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
@@ -392,6 +393,23 @@ def test_no_row_of_a_local_file_is_shown_from_within_mixtures(tmp_path):
         trainer = build_trainer(tiny_recipe(tmp_path / "run", eval_sets={"mixed": held_out}))
         (card,) = [each for each in trainer.callback_handler.callbacks if isinstance(each, ModelCardCallback)]
         assert (card.example is not None) == shown
+
+
+@pytest.mark.parametrize(
+    ("task", "set_arguments", "shown"),
+    [
+        ("kv_retrieval", None, True),
+        ("squad", {"dev": {"hub_name": "someone/questions"}}, True),
+        ("squad", {"dev": {"path": PRIVATE}}, False),
+        ("squad", None, False),
+        (None, None, False),
+    ],
+)
+def test_a_row_of_a_set_without_a_name_is_shown_where_it_is_known_to_be_public(tmp_path, task, set_arguments, shown):
+    text = "bob stone sees a doctor."
+    rows = Dataset.from_list([{"context": text, "queries": ["Who?"], "targets": [" bob stone"]}])
+    trainer = stock_trainer(tmp_path, tiny_model(), rows)
+    assert fill_model_card(trainer, task, set_arguments=set_arguments).example == ((text, "Who?") if shown else None)
 
 
 def test_the_check_refuses_what_the_hub_would(hub):
