@@ -32,7 +32,7 @@ class DataCollatorForGradMem:
 
     Args:
         tokenizer: applied to each segment, query and target on its own, without special tokens.
-        max_context_length: most tokens of a context; the rest of it is cut off.
+        max_context_length: most tokens of a context; the rest of it is cut off, also where it is recited.
         max_query_length: most tokens of query and answer together; the query loses its beginning.
         queries_per_context: most queries on a context; those after them are left out. With 0 a batch has contexts
             alone, which rows may then have alone, and the model's loss is that of their memories: WRITE is trained by
@@ -90,9 +90,11 @@ class DataCollatorForGradMem:
         if written and len(written) < len(rows):
             raise ValueError(f"Of the {len(rows)} rows of a batch, {len(written)} have a memory: all must, or none.")
         source: dict[str, Any] = {"memory": type(written[0]).cat(written)} if written else {}
-        if self.keep_contexts or not written:
-            source |= self._contexts(rows)
-        asked = {} if self.queries_per_context == 0 else self._queries(rows)
+        encoded = self._segments(rows) if self.keep_contexts or not written else []
+        if encoded:
+            source |= self._contexts(rows, encoded)
+        texts = self._held_texts(rows, [] if written else encoded)
+        asked = {} if self.queries_per_context == 0 else self._queries(rows, texts)
         batch = source | asked | _write_steps(rows)
         if not any(before.values()) and any(self.truncated.values()):
             cut = ", ".join(f"{count} {what}" for what, count in self.truncated.items() if count)
@@ -104,17 +106,30 @@ class DataCollatorForGradMem:
             )
         return batch
 
-    def _contexts(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def _segments(self, rows: Sequence[Mapping[str, Any]]) -> list[list[list[int]]]:
+        """The tokens of each segment of each context, before anything of it is cut off."""
         contexts = [row["context"] for row in rows]
         segmented = [[context] if isinstance(context, str) else list(context) for context in contexts]
         if self.cut is not None:
             segmented = [self.cut(segments) for segments in segmented]
         tokens = iter(self._encode([segment for segments in segmented for segment in segments]))
-        encoded = [[next(tokens) for _ in segments] for segments in segmented]
-        ids = [[token for segment in segments for token in segment] for segments in encoded]
+        return [[next(tokens) for _ in segments] for segments in segmented]
+
+    def _held_texts(self, rows: Sequence[Mapping[str, Any]], encoded: Sequence[Sequence[Sequence[int]]]) -> list[str]:
+        """What a right memory of each context decodes to: the text itself, of one that is cut what is left of it."""
+        texts, limit = [context_text(row["context"]) for row in rows], self.max_context_length
+        if self._words.recites and limit is not None:
+            for index, ids in enumerate(map(_joined, encoded)):
+                if len(ids) > limit:
+                    texts[index] = str(self.tokenizer.decode(ids[:limit], clean_up_tokenization_spaces=False))
+        return texts
+
+    def _contexts(self, rows: Sequence[Mapping[str, Any]], encoded: Sequence[list[list[int]]]) -> dict[str, Tensor]:
+        ids = list(map(_joined, encoded))
         segment_ids = list(map(self._segment_numbers, encoded))
-        for index, (row, text) in enumerate(zip(ids, contexts, strict=True)):
+        for index, row in enumerate(ids):
             if not row:
+                text = rows[index]["context"]
                 raise ValueError(f"The context of row {index} of the batch has no tokens: {text!r}.")
             self.truncated["contexts"] += self.max_context_length is not None and len(row) > self.max_context_length
         limit = self.max_context_length
@@ -124,7 +139,7 @@ class DataCollatorForGradMem:
             "context_input_ids": _padded([row[:limit] for row in ids], width, self._pad_id),
             "context_attention_mask": _padded([[1] * len(row[:limit]) for row in ids], width, 0),
         }
-        if any(len(segments) > 1 for segments in segmented):  # otherwise the model cuts them as it is set to
+        if any(len(segments) > 1 for segments in encoded):  # otherwise the model cuts them as it is set to
             batch["context_segment_ids"] = _padded([row[:limit] for row in segment_ids], width, 0)
         return batch
 
@@ -134,13 +149,13 @@ class DataCollatorForGradMem:
             return [place // self.segment_length for place in range(len(segments[0]))]
         return [number for number, segment in enumerate(segments) for _ in segment]
 
-    def _queries(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def _queries(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> dict[str, Tensor]:
         limit = self.queries_per_context
         kept = [len(row["queries"][:limit]) for row in rows]
         self.truncated["left out"] += sum(len(row["queries"]) for row in rows) - sum(kept)
         asked = [
             self._words.question(query, text)
-            for row, text in ((row, context_text(row["context"])) for row in rows)
+            for row, text in zip(rows, texts, strict=True)
             for query in row["queries"][:limit]
         ]
         queries = self._encode(asked)
@@ -228,6 +243,10 @@ def _write_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     if len(steps) > 1:
         raise ValueError(f"The rows of a batch must ask for the same write_steps, got {sorted(steps)}.")
     return {"write_steps": steps.pop()} if steps else {}
+
+
+def _joined(segments: Sequence[Sequence[int]]) -> list[int]:
+    return [token for segment in segments for token in segment]
 
 
 def _padded(rows: list[list[int]], width: int, value: int) -> Tensor:

@@ -149,6 +149,20 @@ def test_what_is_cut_is_said_once_and_counted():
     assert collator.truncated == {"contexts": 2, "queries": 2, "left out": 2}
 
 
+@pytest.mark.parametrize("context", ["!a:1!!b:2!|", ["!a:1!", "!b:2!|"]], ids=["one_text", "segments"])
+def test_what_is_recited_before_a_query_is_what_is_written(context):
+    """A context that is cut stands before the query as far as it is in the memory; it stood there whole."""
+    words = {"context": "{context}", "query": "{context}{query}"}
+    row = ROWS[0] | {"context": context}
+    collate = DataCollatorForGradMem(TOKENIZER, max_context_length=7, template=words)
+    with pytest.warns(UserWarning, match="1 contexts"):
+        batch = collate([row])
+    assert batch["context_input_ids"].tolist() == [ids("!a:1!!b")]
+    assert batch["input_ids"].tolist() == [[ids("!a:1!!b?!b:2!|"), ids("!a:1!!b?!a:1!|")]]
+    whole = DataCollatorForGradMem(TOKENIZER, max_context_length=20, template=words)([row])
+    assert whole["input_ids"].tolist() == [[ids("!a:1!!b:2!|?!b:2!|"), ids("!a:1!!b:2!|?!a:1!|")]]
+
+
 def test_no_query_leaves_the_contexts_alone():
     whole = DataCollatorForGradMem(TOKENIZER)(ROWS)
     alone = DataCollatorForGradMem(TOKENIZER, queries_per_context=0)(ROWS)
