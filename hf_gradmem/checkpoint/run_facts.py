@@ -13,9 +13,9 @@ import yaml
 RECIPE_FILE, RESULTS_FILE = "recipe.yaml", "results.json"
 OWN_RECIPE_FILE = "_recipe.yaml"
 """The recipe with its folders, for this machine alone: Trainer and push leave files with such a name at home."""
-# What a recipe says of where it runs and where it goes, and not of the training.
-_OF_THIS_MACHINE = ("output_dir", "push_to_hub", "hub_model_id")
-_ENTRIES_OF_THIS_MACHINE = re.compile(rf"^(?:{'|'.join(_OF_THIS_MACHINE)})[ \t]*:.*\n?(?:[ \t]+\S.*\n?)*", re.MULTILINE)
+OF_THIS_MACHINE = ("output_dir", "push_to_hub", "hub_model_id")
+"""What a recipe says of where it runs and where it goes, and not of the training."""
+_ENTRIES_OF_THIS_MACHINE = re.compile(rf"^(?:{'|'.join(OF_THIS_MACHINE)})[ \t]*:.*\n?(?:[ \t]+\S.*\n?)*", re.MULTILINE)
 # What a card shows of an evaluation, where it was measured.
 _METRICS = (
     "exact_match",
@@ -200,7 +200,7 @@ def published_recipe(text: str) -> str:
         raise ValueError(f"The recipe is no YAML: {error}") from error
     if not isinstance(given, dict):
         raise ValueError(f"A recipe has options with their values, got {given!r}. Remove it, or give the run's own.")
-    values = {key: value for key, value in given.items() if key not in _OF_THIS_MACHINE}
+    values = {key: value for key, value in given.items() if key not in OF_THIS_MACHINE}
     named = _without_folders(values)
     text = _ENTRIES_OF_THIS_MACHINE.sub("", text)  # so that comments stay, where nothing else is changed
     return text if named == yaml.safe_load(text) else yaml.safe_dump(named, sort_keys=False).strip()

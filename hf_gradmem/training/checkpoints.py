@@ -9,7 +9,7 @@ import yaml
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..checkpoint.run_facts import OWN_RECIPE_FILE, RECIPE_FILE, published_recipe
+from ..checkpoint.run_facts import OF_THIS_MACHINE, OWN_RECIPE_FILE, RECIPE_FILE, published_recipe
 from ..files import save_text
 from ..hub.client import FACTS_FILE, MEMORY_FILE
 from .recipe import Recipe
@@ -71,7 +71,8 @@ def keep_recipe(recipe: Recipe, output: Path) -> None:
 
 def _check_same(recipe: Recipe, kept: Path) -> None:
     before = yaml.safe_load(kept.read_text(encoding="utf-8"))
-    changed = sorted(key for key in before.keys() | recipe.values.keys() if before.get(key) != recipe.values.get(key))
+    of_training = (before.keys() | recipe.values.keys()) - set(OF_THIS_MACHINE)  # a run's folder may have been moved
+    changed = sorted(key for key in of_training if before.get(key) != recipe.values.get(key))
     if changed:
         raise ValueError(
             f"{kept.parent} holds a run of another recipe; {', '.join(changed)} changed. Give another output_dir, or "

@@ -387,6 +387,17 @@ def test_a_finished_run_without_checkpoints_is_not_written_over_by_another_recip
     run_training(tiny_recipe(tmp_path))
 
 
+def test_a_run_whose_folder_was_moved_is_the_same_run(tmp_path, monkeypatch):
+    run_training(tiny_recipe(tmp_path / "run"))
+    trained = weights(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    run_training(tiny_recipe("moved"))
+    assert_same_weights(weights("moved"), trained)
+    with pytest.raises(ValueError, match="another recipe; seed changed"):
+        run_training(tiny_recipe(tmp_path / "moved", seed=1))
+
+
 def test_a_recipe_of_ones_own_in_the_runs_folder_is_not_written_over(tmp_path):
     own = "# mine\ntask: kv_retrieval\n"
     (tmp_path / "recipe.yaml").write_text(own, encoding="utf-8")
