@@ -50,23 +50,31 @@ def _is_readable(state: Path) -> bool:
         return False
 
 
-def keep_recipe(recipe: Recipe, output: Path) -> None:
-    """Write the recipe beside its results, as it is published and as it is; refuse another one's run, or file."""
+def check_recipe(recipe: Recipe, output: Path) -> None:
+    """Refuse a folder with a run of another recipe, or with a file that the recipe would take the place of."""
     own, shown = output / OWN_RECIPE_FILE, output / RECIPE_FILE
-    text = yaml.safe_dump(recipe.values, sort_keys=False)
-    published = f"{published_recipe(text).strip()}\n"
     kept = own if own.is_file() else shown  # which was whole in runs of before
     begun = last_checkpoint(output) is not None or (output / TRAINER_STATE_NAME).is_file()  # which is left at the end
     if begun and kept.is_file():
         _check_same(recipe, kept)
-    elif kept == shown and shown.is_file() and shown.read_text(encoding="utf-8") != published:
+    elif kept == shown and shown.is_file() and shown.read_text(encoding="utf-8") != _texts(recipe)[1]:
         raise ValueError(
             f"{shown} was written by no run, and the recipe as it is published would take its place. Move it, or give "
             "another output_dir."
         )
+
+
+def keep_recipe(recipe: Recipe, output: Path) -> None:
+    """Write the recipe beside its results, as it is and as it is published, once [`check_recipe`] lets it pass."""
     if recipe.training.process_index == 0:
-        save_text(text, own)
-        save_text(published, shown)
+        for name, text in zip((OWN_RECIPE_FILE, RECIPE_FILE), _texts(recipe), strict=True):
+            save_text(text, output / name)
+
+
+def _texts(recipe: Recipe) -> tuple[str, str]:
+    """The recipe as it is, and as it is published."""
+    text = yaml.safe_dump(recipe.values, sort_keys=False)
+    return text, f"{published_recipe(text).strip()}\n"
 
 
 def _check_same(recipe: Recipe, kept: Path) -> None:

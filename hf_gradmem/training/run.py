@@ -45,7 +45,7 @@ from ..tasks import columns_of, get_task, load_set, load_task
 from ..tasks.collator import DataCollatorForGradMem
 from .callbacks import DivergenceCallback, diverged_at, log_writes
 from .card import fill_model_card
-from .checkpoints import check_pushed, keep_recipe, last_checkpoint
+from .checkpoints import check_pushed, check_recipe, keep_recipe, last_checkpoint
 from .memories import DrawnEachEpoch, WrittenRows, check_rows, train_reading_alone, written_rows
 from .metrics import TeacherForcedExactMatch, most_likely_tokens
 from .optimizer import build_optimizer
@@ -72,6 +72,7 @@ def run_training(recipe: Recipe, *, trust_remote_code: bool = False, show_progre
     output = Path(str(recipe.training.output_dir))
     check_directory(output)
     check_pushed(recipe, output)
+    check_recipe(recipe, output)
     if not show_progress:
         recipe.training.disable_tqdm = True
     trainer = build_trainer(recipe, trust_remote_code=trust_remote_code)

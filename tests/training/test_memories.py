@@ -149,6 +149,13 @@ def test_what_cannot_be_is_refused_before_anything_is_written(changes, message, 
     assert not (tmp_path / "memories" / "train" / "data").exists()
 
 
+def test_another_recipe_is_refused_before_anything_is_written(tmp_path):
+    run_training(recipe(tmp_path))
+    with pytest.raises(ValueError, match="another recipe; memories, seed changed"):
+        run_training(recipe(tmp_path, seed=1, memories=str(tmp_path / "others")))
+    assert not (tmp_path / "others").exists()
+
+
 def test_rows_that_could_not_be_trained_on_are_refused_before_they_are_written():
     model = tiny_model(**GRADMEM, learn_write_learning_rate="none", write_head=False)
     model.base_model.config.max_position_embeddings = 64
