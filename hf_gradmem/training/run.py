@@ -233,7 +233,8 @@ def training_data(
         for name, of_set in sets.items():
             check_rows(model, of_set, name, arguments.distractors, arguments.max_query_length)
     if arguments.start is not None:
-        begin_with_start(model, rows, Start.of(arguments.start), str(training.output_dir), **options)
+        cut = {"max_context_length": arguments.max_context_length}
+        begin_with_start(model, rows, Start.of(arguments.start), str(training.output_dir), **cut, **options)
     if arguments.memories is None:
         return training_stream(arguments, training, model.writer.write_steps), eval_sets
     train_reading_alone(model)

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ..files import save_tensors, save_text
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
+from ..writing.contexts import Contexts
 from ..writing.write import write_contexts
 
 START_FILE = "start.safetensors"
@@ -83,6 +84,7 @@ def learn_start(
     start: Start,
     *,
     batch_size: int,
+    max_context_length: int | None = None,
     show_progress: bool = False,
 ) -> list[dict[str, Any]]:
     """Give the model a learned start, and the step size that suits it.
@@ -92,6 +94,7 @@ def learn_start(
         contexts: to write, in segments; each is written once, in order, so there must be enough for all rounds.
         start: how.
         batch_size: contexts at a time.
+        max_context_length: most tokens of a context, as in training; the rest of it is cut off.
         show_progress: show a progress bar over the contexts.
 
     Returns:
@@ -110,14 +113,14 @@ def learn_start(
     report: list[dict[str, Any]] = []
     total = start.contexts * (start.rounds + len(start.write_learning_rates))
     with tqdm(total=total, desc="Learning the start", unit="context", disable=not show_progress) as bar:
-        options = {"write_steps": start.write_steps, "batch_size": batch_size, "on_batch": bar.update}
+        options: dict[str, Any] = {"write_steps": start.write_steps, "batch_size": batch_size, "on_batch": bar.update}
         for number in range(start.rounds):
-            memory, measured = _written(model, parts[number], **options)
+            memory, measured = _written(model, parts[number], max_context_length, **options)
             model.form.set_start(memory.embeddings.mean(0))
             report.append({"round": number + 1} | measured)
         tried = []
         for rate in start.write_learning_rates:
-            _, measured = _written(model, parts[-1], write_learning_rate=rate, **options)
+            _, measured = _written(model, parts[-1], max_context_length, write_learning_rate=rate, **options)
             tried.append({"write_learning_rate": rate} | measured)
     if tried:
         best = min(tried, key=lambda measured: measured["final_write_loss"])
@@ -133,12 +136,13 @@ def _set_step_size(model: GradMemForCausalLM, rate: float) -> None:
 
 
 def _written(
-    model: GradMemForCausalLM, contexts: Sequence[Sequence[str]], **options: Any
+    model: GradMemForCausalLM, contexts: Sequence[Sequence[str]], limit: int | None, **options: Any
 ) -> tuple[GradMemMemory, dict[str, Any]]:
     """Memories of these contexts, and what was measured: how many, their mean loss before each step and at the end."""
-    memory = write_contexts(
-        model.writer, model.tokenize(list(contexts)), identity=model.identity(), measure_final_loss=True, **options
-    )
+    tokens = model.tokenize(list(contexts))  # padded on the right
+    segment_ids = None if tokens.segment_ids is None else tokens.segment_ids[:, :limit]
+    tokens = Contexts(tokens.input_ids[:, :limit], tokens.mask[:, :limit], segment_ids)
+    memory = write_contexts(model.writer, tokens, identity=model.identity(), measure_final_loss=True, **options)
     assert memory.final_write_loss is not None
     losses = {"write_losses": memory.write_losses.mean(0).tolist()}
     return memory, {"contexts": len(memory)} | losses | {"final_write_loss": float(memory.final_write_loss.mean())}

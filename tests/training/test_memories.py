@@ -14,7 +14,7 @@ from hf_gradmem.memory.store import MemoryStore
 from hf_gradmem.tasks import load_task
 from hf_gradmem.training.memories import WrittenRows, check_rows, train_reading_alone
 from hf_gradmem.training.recipe import make_recipe
-from hf_gradmem.training.run import build_trainer, run_training
+from hf_gradmem.training.run import build_model, build_trainer, run_training
 from hf_gradmem.training.start import START_FILE, Start, learn_start
 from tests.support.tiny_training import TINY, assert_same_weights, tiny_model, weights
 
@@ -339,6 +339,16 @@ def test_a_run_that_goes_on_takes_the_start_it_learned(tmp_path):
     assert torch.equal(again.memory_init, learned.memory_init)
     assert again.config.write_learning_rate == learned.config.write_learning_rate
     assert again.fingerprint() == learned.fingerprint()
+
+
+def test_a_start_is_learned_from_what_is_trained_on_of_a_context(tmp_path):
+    """Contexts of two pairs, of five tokens each, are cut to the first; they were written whole."""
+    changes = {"start": {"method": "reptile", "contexts": 12}, "memories": None, "max_context_length": 5}
+    learned = build_trainer(recipe(tmp_path, **changes)).model
+    model = build_model(recipe(tmp_path, **changes).arguments)
+    contexts = [row["context"][:1] for row in load_task("kv_retrieval", **FROM_MEMORIES["task_arguments"])]
+    expected = model.write(contexts).embeddings.mean(0)
+    torch.testing.assert_close(learned.memory_init.detach(), expected, rtol=0, atol=1e-5)
 
 
 def test_keys_and_values_are_given_a_start_of_their_own(tmp_path):
