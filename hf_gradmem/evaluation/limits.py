@@ -19,13 +19,19 @@ def limits_of(recipe: Any) -> dict[str, int | None]:
     return {name: getattr(recipe, name) for name in _LIMITS}
 
 
-def limited_rows(model: GradMemForCausalLM, rows: Iterable[Row], limits: Mapping[str, int | None]) -> list[Row]:
+def limited_rows(
+    model: GradMemForCausalLM,
+    rows: Iterable[Row],
+    limits: Mapping[str, int | None],
+    template: str | Mapping[str, str] | None = None,
+) -> list[Row]:
     """The rows with contexts of at most so many tokens, and at most so many queries on each.
 
     Args:
         model: whose tokenizer counts, and whose writer says how a context comes to its segments.
         rows: of a task.
         limits: of [`limits_of`], or some of them; `None` is no limit.
+        template: the words that stand around each query; the adapter's by default.
 
     Raises:
         ValueError: a query with its answer is longer than `max_query_length`: an answer is generated to a whole query.
@@ -41,15 +47,15 @@ def limited_rows(model: GradMemForCausalLM, rows: Iterable[Row], limits: Mapping
         row | {name: row[name][:of_row] for name in ("queries", "targets", "answers", "quotes") if row.get(name)}
         for row in rows
     ]
-    if of_query is not None:
-        _check_queries(model, limited, of_query)
-    if of_context is None:
-        return limited
-    return [row | {"context": _beginning(model, row["context"], of_context)} for row in limited]
+    if of_context is not None:
+        limited = [row | {"context": _beginning(model, row["context"], of_context)} for row in limited]
+    if of_query is not None:  # which may recite its context, or what is left of it
+        _check_queries(model, limited, of_query, model.config.template if template is None else template)
+    return limited
 
 
-def _check_queries(model: GradMemForCausalLM, rows: list[Row], limit: int) -> None:
-    collate = DataCollatorForGradMem(model.tokenizer, template=model.config.template)
+def _check_queries(model: GradMemForCausalLM, rows: list[Row], limit: int, template: str | Mapping[str, str]) -> None:
+    collate = DataCollatorForGradMem(model.tokenizer, template=template)
     for number, row in enumerate(rows):
         longest = int(collate([row])["attention_mask"].sum(-1).max())
         if longest > limit:

@@ -20,6 +20,7 @@ from ..checkpoint.run_facts import arguments_of_set
 from ..files import save_text
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks import get_task, load_set
+from ..template import template_in_use
 from ..training.recipe import read_yaml
 from .limits import limited_rows
 from .measure import evaluate_rows
@@ -110,6 +111,7 @@ def evaluate_model(
     metrics: Mapping[str, str | None],
     split: str,
     limits: Mapping[str, int | None] | None = None,
+    template: str | Mapping[str, str] | None = None,
     **options: Any,
 ) -> list[Record]:
     """Evaluate one model on several sets.
@@ -123,6 +125,7 @@ def evaluate_model(
         metrics: of [`metrics_of_sets`].
         split: which part of the task a set is that names none.
         limits: of [`~hf_gradmem.evaluation.limits.limited_rows`]; none by default.
+        template: the words around queries and contexts; the adapter's by default.
         options: the others of [`evaluate_rows`].
     """
     config = model.config
@@ -131,15 +134,15 @@ def evaluate_model(
         "num_memory_tokens": config.num_memory_tokens,
         "write_steps_trained": model.writer.write_steps,
     }
+    words = template_in_use(template, config.template, model.tokenizer)
     records = []
     for set_name, set_rows in rows.items():
         steps, metric = list(write_steps) or [model.writer.write_steps], metrics[set_name]
-        for measured in evaluate_rows(model, limited_rows(model, set_rows, limits or {}), steps, metric, **options):
+        limited = limited_rows(model, set_rows, limits or {}, words)
+        for measured in evaluate_rows(model, limited, steps, metric, template=words, **options):
             known = of_memory if measured["context"] == "memory" else dict.fromkeys(of_memory)
             of_set = {"set": set_name, "arguments": sets[set_name], "split": sets[set_name].get("split", split)}
-            records.append(
-                {"model": name} | of_set | {"metric": metric, "template": config.template} | known | measured
-            )
+            records.append({"model": name} | of_set | {"metric": metric, "template": words} | known | measured)
     return records
 
 

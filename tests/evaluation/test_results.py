@@ -15,7 +15,7 @@ from hf_gradmem.commands.packaged import RETRIEVAL_ADAPTER
 from hf_gradmem.evaluation.heat_map import heat_map, save_heat_map
 from hf_gradmem.evaluation.limits import limited_rows
 from hf_gradmem.evaluation.plots import plot_results, save_picture
-from hf_gradmem.evaluation.results import evaluation_sets, load_records, load_sets, save_results
+from hf_gradmem.evaluation.results import evaluate_model, evaluation_sets, load_records, load_sets, save_results
 from hf_gradmem.evaluation.tokens import TokenLosses, token_texts
 from hf_gradmem.tasks import kv_retrieval, load_task
 from hf_gradmem.training.recipe import RecipeArguments
@@ -232,6 +232,20 @@ def test_what_limits_leave_of_rows_is_what_the_collator_leaves() -> None:
             if segments is not None and segments.any():
                 assert torch.equal(found.pop("context_segment_ids"), segments)
             assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_record_names_the_template_that_was_measured_under_and_limits_count_its_words() -> None:
+    model = GradMemForCausalLM.from_pretrained(RETRIEVAL_ADAPTER)
+    rows = {"a": load_task("kv_retrieval", num_contexts=2, num_pairs=2, key_length=1, value_length=1)}
+    recited = {"context": "{context}", "query": "{context}{query}"}
+    options = {"sets": {"a": {}}, "metrics": {"a": None}, "split": "train", "template": recited}
+    limits = {"max_context_length": 5, "max_query_length": 12}
+    (measured,) = evaluate_model("it", model, rows, limits=limits, **options)
+    assert measured["template"] == recited
+    with pytest.raises(
+        ValueError, match="A query of row 0 takes 12 tokens with its answer, and max_query_length is 11"
+    ):
+        evaluate_model("it", model, rows, limits=limits | {"max_query_length": 11}, **options)
 
 
 def test_a_context_is_cut_also_where_the_tokenizer_does_not_tell_where_its_tokens_lie() -> None:
