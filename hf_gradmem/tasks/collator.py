@@ -1,5 +1,6 @@
 """Rows of a task as the tensors that `forward` takes."""
 
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -90,10 +91,14 @@ class DataCollatorForGradMem:
         if written and len(written) < len(rows):
             raise ValueError(f"Of the {len(rows)} rows of a batch, {len(written)} have a memory: all must, or none.")
         source: dict[str, Any] = {"memory": type(written[0]).cat(written)} if written else {}
-        encoded = self._segments(rows) if self.keep_contexts or not written else []
-        if encoded:
-            source |= self._contexts(rows, encoded)
-        texts = self._held_texts(rows, [] if written else encoded)
+        texts = [context_text(row["context"]) for row in rows]
+        if self.keep_contexts or not written:
+            whole = self._segments(rows)
+            kept = [_first_tokens(segments, self.max_context_length) for segments in whole]
+            self.truncated["contexts"] += sum(map(operator.ne, kept, whole))
+            source |= self._contexts(kept)
+            if self._words.recites and not written:
+                texts = [self._held_text(*held) for held in zip(texts, kept, whole, strict=True)]
         asked = {} if self.queries_per_context == 0 else self._queries(rows, texts)
         batch = source | asked | _write_steps(rows)
         if not any(before.values()) and any(self.truncated.values()):
@@ -113,34 +118,26 @@ class DataCollatorForGradMem:
         if self.cut is not None:
             segmented = [self.cut(segments) for segments in segmented]
         tokens = iter(self._encode([segment for segments in segmented for segment in segments]))
-        return [[next(tokens) for _ in segments] for segments in segmented]
-
-    def _held_texts(self, rows: Sequence[Mapping[str, Any]], encoded: Sequence[Sequence[Sequence[int]]]) -> list[str]:
-        """What a right memory of each context decodes to: the text itself, of one that is cut what is left of it."""
-        texts, limit = [context_text(row["context"]) for row in rows], self.max_context_length
-        if self._words.recites and limit is not None:
-            for index, ids in enumerate(map(_joined, encoded)):
-                if len(ids) > limit:
-                    texts[index] = str(self.tokenizer.decode(ids[:limit], clean_up_tokenization_spaces=False))
-        return texts
-
-    def _contexts(self, rows: Sequence[Mapping[str, Any]], encoded: Sequence[list[list[int]]]) -> dict[str, Tensor]:
-        ids = list(map(_joined, encoded))
-        segment_ids = list(map(self._segment_numbers, encoded))
-        for index, row in enumerate(ids):
-            if not row:
-                text = rows[index]["context"]
+        encoded = [[next(tokens) for _ in segments] for segments in segmented]
+        for index, (segments, text) in enumerate(zip(encoded, contexts, strict=True)):
+            if not any(segments):
                 raise ValueError(f"The context of row {index} of the batch has no tokens: {text!r}.")
-            self.truncated["contexts"] += self.max_context_length is not None and len(row) > self.max_context_length
+        return encoded
+
+    def _held_text(self, text: str, kept: list[list[int]], whole: list[list[int]]) -> str:
+        """What a right memory of a context decodes to: its text, or, where it is cut, what is left of that."""
+        return text if kept == whole else str(self.tokenizer.decode(_joined(kept), clean_up_tokenization_spaces=False))
+
+    def _contexts(self, encoded: Sequence[list[list[int]]]) -> dict[str, Tensor]:
+        ids = list(map(_joined, encoded))
         limit = self.max_context_length
-        longest = max(len(row[:limit]) for row in ids)
-        width = longest if limit is None or self.padding != "max_length" else limit
+        width = max(map(len, ids)) if limit is None or self.padding != "max_length" else limit
         batch = {
-            "context_input_ids": _padded([row[:limit] for row in ids], width, self._pad_id),
-            "context_attention_mask": _padded([[1] * len(row[:limit]) for row in ids], width, 0),
+            "context_input_ids": _padded(ids, width, self._pad_id),
+            "context_attention_mask": _padded([[1] * len(row) for row in ids], width, 0),
         }
         if any(len(segments) > 1 for segments in encoded):  # otherwise the model cuts them as it is set to
-            batch["context_segment_ids"] = _padded([row[:limit] for row in segment_ids], width, 0)
+            batch["context_segment_ids"] = _padded(list(map(self._segment_numbers, encoded)), width, 0)
         return batch
 
     def _segment_numbers(self, segments: list[list[int]]) -> list[int]:
@@ -243,6 +240,19 @@ def _write_steps(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     if len(steps) > 1:
         raise ValueError(f"The rows of a batch must ask for the same write_steps, got {sorted(steps)}.")
     return {"write_steps": steps.pop()} if steps else {}
+
+
+def _first_tokens(segments: list[list[int]], limit: int | None) -> list[list[int]]:
+    """The segments as far as they have so many tokens together."""
+    if limit is None or sum(map(len, segments)) <= limit:
+        return segments
+    kept: list[list[int]] = []
+    for tokens in segments:
+        if limit < len(tokens):
+            return [*kept, tokens[:limit]] if limit else kept
+        kept.append(tokens)
+        limit -= len(tokens)
+    return kept
 
 
 def _joined(segments: Sequence[Sequence[int]]) -> list[int]:

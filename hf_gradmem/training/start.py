@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from ..files import save_tensors, save_text
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
+from ..tasks.collator import DataCollatorForGradMem
 from ..writing.contexts import Contexts
 from ..writing.write import write_contexts
 
@@ -139,9 +140,11 @@ def _written(
     model: GradMemForCausalLM, contexts: Sequence[Sequence[str]], limit: int | None, **options: Any
 ) -> tuple[GradMemMemory, dict[str, Any]]:
     """Memories of these contexts, and what was measured: how many, their mean loss before each step and at the end."""
-    tokens = model.tokenize(list(contexts))  # padded on the right
-    segment_ids = None if tokens.segment_ids is None else tokens.segment_ids[:, :limit]
-    tokens = Contexts(tokens.input_ids[:, :limit], tokens.mask[:, :limit], segment_ids)
+    collate = DataCollatorForGradMem(
+        model.tokenizer, max_context_length=limit, queries_per_context=0, **model.writer.cutting
+    )
+    given = collate([{"context": context} for context in contexts])
+    tokens = Contexts(given["context_input_ids"], given["context_attention_mask"], given.get("context_segment_ids"))
     memory = write_contexts(model.writer, tokens, identity=model.identity(), measure_final_loss=True, **options)
     assert memory.final_write_loss is not None
     losses = {"write_losses": memory.write_losses.mean(0).tolist()}

@@ -234,6 +234,20 @@ def test_what_limits_leave_of_rows_is_what_the_collator_leaves() -> None:
             assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_what_limits_leave_of_a_context_is_cut_into_the_segments_that_training_cuts_it_into() -> None:
+    """Of the first of two segments ten tokens are left, which training wrote as one segment and evaluation as four."""
+    model = GradMemForCausalLM.from_pretrained(RETRIEVAL_ADAPTER, write_segment_length=3)
+    row = {"context": ["!a:1!!b:2!!c:3!", "!d:4!|"], "queries": ["?!a:"], "targets": ["1!|"]}
+    with pytest.warns(UserWarning, match="1 contexts"):
+        trained = DataCollatorForGradMem(model.tokenizer, max_context_length=10, **model.writer.cutting)([row])
+    measured = DataCollatorForGradMem(model.tokenizer, **model.writer.cutting)(
+        limited_rows(model, [row], {"max_context_length": 10})
+    )
+    for batch in (trained, measured):
+        parts = {name: batch.get(f"context_{name}") for name in ("input_ids", "attention_mask", "segment_ids")}
+        assert model.write(**parts).segment_lengths.tolist() == [[3, 3, 3, 1]]
+
+
 def test_a_record_names_the_template_that_was_measured_under_and_limits_count_its_words() -> None:
     model = GradMemForCausalLM.from_pretrained(RETRIEVAL_ADAPTER)
     rows = {"a": load_task("kv_retrieval", num_contexts=2, num_pairs=2, key_length=1, value_length=1)}

@@ -344,7 +344,8 @@ def test_a_run_that_goes_on_takes_the_start_it_learned(tmp_path):
 def test_a_start_is_learned_from_what_is_trained_on_of_a_context(tmp_path):
     """Contexts of two pairs, of five tokens each, are cut to the first; they were written whole."""
     changes = {"start": {"method": "reptile", "contexts": 12}, "memories": None, "max_context_length": 5}
-    learned = build_trainer(recipe(tmp_path, **changes)).model
+    with pytest.warns(UserWarning, match="12 contexts: 12 contexts"):
+        learned = build_trainer(recipe(tmp_path, **changes)).model
     model = build_model(recipe(tmp_path, **changes).arguments)
     contexts = [row["context"][:1] for row in load_task("kv_retrieval", **FROM_MEMORIES["task_arguments"])]
     expected = model.write(contexts).embeddings.mean(0)
