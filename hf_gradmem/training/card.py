@@ -14,6 +14,7 @@ from ..hub.cards import local_id, write_card
 from ..modeling_gradmem import GradMemForCausalLM
 from .callbacks import model_within
 from .loss import check_loss_is_the_models
+from .memories import WrittenRows
 from .optimizer import JoinedOptimizer
 
 
@@ -27,6 +28,7 @@ class ModelCardCallback(TrainerCallback):
         task: name of the task or data set.
         recipe: the recipe as YAML.
         example: a context and a query, for the card's code.
+        trained_on: what a batch is made of.
     """
 
     def __init__(
@@ -35,8 +37,10 @@ class ModelCardCallback(TrainerCallback):
         task: str | None = None,
         recipe: str | None = None,
         example: tuple[str | list[str], str] | None = None,
+        trained_on: str = "contexts",
     ) -> None:
         self.sets, self.task, self.recipe, self.example = sets or {}, task, recipe, example
+        self._trained_on = trained_on
         self._metrics: dict[str, Any] = {}
         self._model: GradMemForCausalLM | None = None
 
@@ -63,8 +67,9 @@ class ModelCardCallback(TrainerCallback):
         metrics: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if self._model is None:  # evaluated without having trained
-            self.on_train_begin(args, state, control, model)
+        if self._model is None:  # evaluated without having trained: of a training nothing is known
+            self._model = model_within(model)
+            self._model.card_facts = self._model.card_facts or CardFacts(example=self.example)
         self._metrics |= metrics or {}
         self._facts.results = trainer_results(self._metrics, self.sets, self.task)
 
@@ -90,17 +95,17 @@ class ModelCardCallback(TrainerCallback):
         trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         precision = "bfloat16" if args.bf16 else "float16" if args.fp16 else str(model.dtype).split(".")[-1]
         schedule = getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)
-        contexts = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        in_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         facts = {
             "task": self.task,
             "outer steps": state.global_step,
-            "contexts in each step": contexts,
+            f"{self._trained_on} in each step": in_step,
             "trained parameters": f"{trained:,} of {model.num_parameters():,}",
             "optimizer": optimizers_of(args, optimizer),
             "learning rate": f"{args.learning_rate:g} ({schedule})",
             "precision": precision,
             "seed": args.seed,
-            "hardware": hardware(args.world_size),
+            "hardware": hardware(args.world_size, args.device),
         }
         model.card_facts = CardFacts(
             training={name: value for name, value in facts.items() if value is not None},
@@ -140,7 +145,8 @@ def fill_model_card(
     shown = [rows for name, rows in sets.items() if may_be_shown(task, arguments[name])]
     if not sets and all(may_be_shown(task, each) for each in list(given.values()) or [{}]):  # one set without a name
         shown = [trainer.eval_dataset]
-    callback = ModelCardCallback(arguments, task, recipe, _example(shown))
+    trained_on = "questions" if isinstance(trainer.train_dataset, WrittenRows) else "contexts"
+    callback = ModelCardCallback(arguments, task, recipe, _example(shown), trained_on)
     trainer.add_callback(callback)
 
     def create_model_card(
@@ -173,10 +179,12 @@ def optimizers_of(args: TrainingArguments, optimizer: Optimizer | None) -> str:
     return ", ".join([str(getattr(args.optim, "value", args.optim)), *names])
 
 
-def hardware(num_processes: int) -> str:
-    """What a run of so many processes computes on here."""
-    if torch.cuda.is_available():
-        return f"{num_processes} × {torch.cuda.get_device_name()}"
+def hardware(num_processes: int, device: torch.device) -> str:
+    """What a run of so many processes on this kind of device computes on."""
+    if device.type == "cuda":
+        return f"{num_processes} × {torch.cuda.get_device_name(device)}"
+    if device.type != "cpu":
+        return f"{num_processes} × {device.type}"
     threads = torch.get_num_threads()
     return f"{num_processes} × CPU, {threads} thread{'s' * (threads != 1)} each"
 

@@ -50,6 +50,7 @@ def test_what_read_has_of_its_own_trains_on_memories_and_nothing_else(tmp_path):
     changed = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed
     assert all(".read." in name for name in changed)
+    assert trainer.model.card_facts.training["questions in each step"] == 4  # which have a memory each
     store = MemoryStore.from_pretrained(tmp_path / "memories" / "train")
     assert len(store) == 12
     assert store.fingerprint == trainer.model.fingerprint()  # so the trained reader still reads them
