@@ -51,9 +51,9 @@ class ObservingCallback(TrainerCallback, ABC):
 class WriteLogCallback(ObservingCallback):
     """Adds to each entry of Trainer's log, as means over this process's batches since the entry before it:
 
-    - `write_loss/k`: the reconstruction loss before step k of WRITE, in nats per token;
     - `read_loss`: the cross-entropy of the answers;
-    - `memory_norm`: the mean norm of a written memory vector;
+    - `write_loss/k`: the reconstruction loss before step k of WRITE, in nats per token, where something is written;
+    - `memory_norm`: the mean norm of a written memory vector, there, too;
     - `step_size/k`: the learned step size of step k, averaged over the memory tokens (its value now).
     """
 
@@ -62,11 +62,11 @@ class WriteLogCallback(ObservingCallback):
         self._counts: dict[str, int] = {}
 
     def observe(self, output: GradMemOutput) -> None:
-        if output.write_losses is None or output.memory is None:
-            return
-        self._add("memory_norm", output.memory.embeddings.detach().norm(dim=-1).mean())
         if output.read_loss is not None:
             self._add("read_loss", output.read_loss.detach())
+        if output.write_losses is None or output.memory is None:  # nothing was written
+            return
+        self._add("memory_norm", output.memory.embeddings.detach().norm(dim=-1).mean())
         for step, loss in enumerate(output.write_losses.detach().mean(0)):
             self._add(f"write_loss/{step}", loss)
 

@@ -51,6 +51,9 @@ def test_what_read_has_of_its_own_trains_on_memories_and_nothing_else(tmp_path):
     assert changed
     assert all(".read." in name for name in changed)
     assert trainer.model.card_facts.training["questions in each step"] == 4  # which have a memory each
+    steps = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(steps) == 4
+    assert all(entry["read_loss"] == pytest.approx(entry["loss"], rel=1e-3) for entry in steps)
     store = MemoryStore.from_pretrained(tmp_path / "memories" / "train")
     assert len(store) == 12
     assert store.fingerprint == trainer.model.fingerprint()  # so the trained reader still reads them
