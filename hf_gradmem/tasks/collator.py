@@ -34,7 +34,8 @@ class DataCollatorForGradMem:
     Args:
         tokenizer: applied to each segment, query and target on its own, without special tokens.
         max_context_length: most tokens of a context; the rest of it is cut off, also where it is recited.
-        max_query_length: most tokens of query and answer together; the query loses its beginning.
+        max_query_length: most tokens of query and answer together; the query loses its beginning, and an answer that is
+            longer by itself its end, with the end token.
         queries_per_context: most queries on a context; those after them are left out. With 0 a batch has contexts
             alone, which rows may then have alone, and the model's loss is that of their memories: WRITE is trained by
             itself. `Trainer` evaluates it with `label_names=["context_input_ids"]` and `prediction_loss_only=True`.
@@ -65,7 +66,9 @@ class DataCollatorForGradMem:
     cut: Callable[[list[str]], list[str]] | None = None
     segment_length: int | None = None
     keep_contexts: bool = False
-    truncated: dict[str, int] = field(default_factory=lambda: {"contexts": 0, "queries": 0, "left out": 0}, init=False)
+    truncated: dict[str, int] = field(
+        default_factory=lambda: dict.fromkeys(("contexts", "queries", "answers", "left out"), 0), init=False
+    )
 
     def __post_init__(self) -> None:
         limits = ("max_context_length", "max_query_length", "queries_per_context")
@@ -207,6 +210,7 @@ class DataCollatorForGradMem:
         if limit is None or len(query) + len(target) <= limit:
             return query, target
         self.truncated["queries"] += 1
+        self.truncated["answers"] += len(target) > limit
         target = target[:limit]
         return query[len(query) + len(target) - limit :], target
 

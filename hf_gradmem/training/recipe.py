@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -19,38 +19,11 @@ from ..configuration_gradmem import GradMemConfig
 from ..losses import LOSSES, weight_name
 from ..tasks import get_task
 from .loss import check_loss_is_the_models
+from .stages import Stage, checked_stages
 from .start import Start
 
 TRAINING_SET = "train"
 """The folder, in that of a recipe's memories, of those that it trains on."""
-
-
-@dataclass
-class Stage:
-    """One part of a curriculum.
-
-    Attributes:
-        steps: outer steps.
-        task_arguments: over those of the recipe.
-        write_steps: steps of WRITE, or a list of which each outer step draws one; the configuration's when `None`.
-    """
-
-    steps: int
-    task_arguments: dict[str, Any] = field(default_factory=dict)
-    write_steps: int | list[int] | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps of a stage must be a number of at least 1, got {self.steps!r}.")
-        given = self.write_steps if isinstance(self.write_steps, list) else [self.write_steps or 0]
-        if not given or not all(isinstance(steps, int) and steps >= 0 for steps in given):
-            raise ValueError(f"write_steps of a stage must be at least 0, or a list of such, got {self.write_steps}.")
-
-    def drawn_write_steps(self, default: int) -> list[int]:
-        """The numbers of WRITE's steps that each outer step draws from."""
-        if isinstance(self.write_steps, list):
-            return self.write_steps
-        return [default if self.write_steps is None else self.write_steps]
 
 
 _NAMES: dict[Any, str] = {str: "text", list: "list", dict: "mapping of names to values"}
@@ -144,7 +117,10 @@ class RecipeArguments:
         metadata={"help": "With train_base: that of the matrices of its layers, which Muon trains. Else optim does."},
     )
     max_context_length: int | None = field(default=None, metadata={"help": "Most tokens of a context."})
-    max_query_length: int | None = field(default=None, metadata={"help": "Most tokens of query and answer together."})
+    max_query_length: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens of query and answer; the one loses its beginning, a longer answer its end."},
+    )
     queries_per_context: int | None = field(
         default=None,
         metadata={"help": "Most queries on a context in a batch; 0 asks nothing and trains what WRITE uses alone."},
@@ -164,7 +140,7 @@ class RecipeArguments:
         self._check_model()
         if not self.stages:
             raise ValueError("A recipe needs stages: a list of at least one, each with its number of steps.")
-        _checked_stages(self.stages)
+        checked_stages(self.stages)
         for name, arguments in self.eval_sets.items():
             if not isinstance(name, str):
                 raise ValueError(
@@ -269,25 +245,12 @@ class RecipeArguments:
     @property
     def curriculum(self) -> list[Stage]:
         """The stages in order."""
-        return _checked_stages(self.stages)
+        return checked_stages(self.stages)
 
     @property
     def config(self) -> GradMemConfig:
         """The configuration of a new adapter."""
         return GradMemConfig(**self.gradmem)
-
-
-def _checked_stages(stages: Sequence[Any]) -> list[Stage]:
-    """The stages of a curriculum from their values.
-
-    Raises:
-        ValueError: a stage has no steps, or something in it is unknown or out of range.
-    """
-    known = [entry.name for entry in fields(Stage)]
-    for index, stage in enumerate(stages):
-        if not isinstance(stage, dict) or "steps" not in stage or set(stage) - set(known):
-            raise ValueError(f"Stage {index} must have steps and may have {', '.join(known[1:])}, got {stage!r}.")
-    return [Stage(**stage) for stage in stages]
 
 
 @dataclass

@@ -49,7 +49,8 @@ from .checkpoints import check_pushed, check_recipe, keep_recipe, last_checkpoin
 from .memories import DrawnEachEpoch, WrittenRows, check_rows, train_reading_alone, written_rows
 from .metrics import TeacherForcedExactMatch, most_likely_tokens
 from .optimizer import build_optimizer
-from .recipe import TRAINING_SET, Recipe, RecipeArguments, Stage
+from .recipe import TRAINING_SET, Recipe, RecipeArguments
+from .stages import Stage
 from .start import Start, begin_with_start
 
 

@@ -146,7 +146,15 @@ def test_what_is_cut_is_said_once_and_counted():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         collator(ROWS)
-    assert collator.truncated == {"contexts": 2, "queries": 2, "left out": 2}
+    assert collator.truncated == {"contexts": 2, "queries": 2, "answers": 0, "left out": 2}
+
+
+def test_an_answer_that_loses_its_end_is_said_and_counted():
+    collator = DataCollatorForGradMem(TOKENIZER, max_query_length=2)
+    with pytest.warns(UserWarning, match="1 contexts: 1 queries, 1 answers "):
+        batch = collator([ROWS[1]])
+    assert batch["labels"].tolist() == [[ids("33")]]
+    assert collator.truncated["answers"] == 1
 
 
 @pytest.mark.parametrize("context", ["!a:1!!b:2!|", ["!a:1!", "!b:2!|"]], ids=["one_text", "segments"])
