@@ -1,7 +1,10 @@
 """Teacher-forced exact match, cheap enough to follow a training run with."""
 
+from typing import Any
+
 import torch
-from transformers import EvalPrediction
+from transformers import EvalPrediction, Trainer
+from transformers.trainer_utils import EvalLoopOutput
 
 from ..reading.scoring import count_right
 
@@ -21,12 +24,15 @@ class TeacherForcedExactMatch:
     from the right ones before it, so no generation is needed; an answer counts if, and only if, greedy decoding would
     give it too. A label at the first token of a query is not scored: it is predicted from the memory, for which
     `logits` have no position.
+
+    Counts of batches are kept up to the last one of a set: [`count_anew`] forgets those of an evaluation that had none.
     """
 
     def __init__(self) -> None:
-        self._reset()
+        self.reset()
 
-    def _reset(self) -> None:
+    def reset(self) -> None:
+        """Forget what was counted."""
         self.answers = self.right_answers = self.tokens = self.right_tokens = 0
 
     def __call__(self, prediction: EvalPrediction, compute_result: bool = True) -> dict[str, float]:
@@ -44,5 +50,19 @@ class TeacherForcedExactMatch:
             "exact_match": self.right_answers / self.answers,
             "token_accuracy": self.right_tokens / self.tokens,
         }
-        self._reset()
+        self.reset()
         return result
+
+
+def count_anew(trainer: Trainer, metric: TeacherForcedExactMatch) -> None:
+    """Have a trainer begin each evaluation with nothing counted, also after one that was interrupted.
+
+    `Trainer` has no event for the beginning of one.
+    """
+    loop = trainer.evaluation_loop
+
+    def evaluation_loop(*arguments: Any, **options: Any) -> EvalLoopOutput:
+        metric.reset()
+        return loop(*arguments, **options)
+
+    trainer.evaluation_loop = evaluation_loop  # type: ignore[method-assign]

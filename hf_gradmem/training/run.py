@@ -47,7 +47,7 @@ from .callbacks import DivergenceCallback, diverged_at, log_writes
 from .card import fill_model_card
 from .checkpoints import check_pushed, check_recipe, keep_recipe, last_checkpoint
 from .memories import DrawnEachEpoch, WrittenRows, check_rows, train_reading_alone, written_rows
-from .metrics import TeacherForcedExactMatch, most_likely_tokens
+from .metrics import TeacherForcedExactMatch, count_anew, most_likely_tokens
 from .optimizer import build_optimizer
 from .recipe import TRAINING_SET, Recipe, RecipeArguments
 from .stages import Stage
@@ -134,6 +134,7 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
     model.to(training.device)  # type: ignore[arg-type] # Transformers wraps it, and its types are lost
     train_rows, eval_sets = training_data(arguments, training, model)
     _freeze(model, arguments)
+    metric = TeacherForcedExactMatch()
     trainer = Trainer(
         model=model,
         args=training,
@@ -150,13 +151,14 @@ def build_trainer(recipe: Recipe, *, trust_remote_code: bool = False) -> Trainer
         train_dataset=train_rows,
         eval_dataset=eval_sets or None,
         processing_class=tokenizer,
-        compute_metrics=TeacherForcedExactMatch(),
+        compute_metrics=metric,
         preprocess_logits_for_metrics=most_likely_tokens,
         optimizers=(
             build_optimizer(model, training, arguments.step_size_learning_rate, arguments.muon_learning_rate),
             None,
         ),
     )
+    count_anew(trainer, metric)
     log_writes(trainer)
     trainer.add_callback(DivergenceCallback())
     if isinstance(train_rows, WrittenRows):

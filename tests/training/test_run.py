@@ -224,6 +224,29 @@ def test_a_recipe_can_be_evaluated_on_another_task(tmp_path):
         tiny_recipe(tmp_path, eval_sets={"other": {"task": "kv"}})
 
 
+def test_an_evaluation_counts_nothing_of_one_that_was_interrupted(tmp_path, monkeypatch):
+    sets = {"eval_sets": {"a": {"num_contexts": 4}}, "per_device_eval_batch_size": 2}
+    trainer = build_trainer(tiny_recipe(tmp_path, **sets))
+    expected = trainer.evaluate()
+    metric, step = trainer.compute_metrics, trainer.prediction_step
+
+    def interrupted(*arguments, **options):
+        if metric.answers:
+            raise KeyboardInterrupt
+        return step(*arguments, **options)
+
+    monkeypatch.setattr(trainer, "prediction_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.evaluate()
+    monkeypatch.setattr(trainer, "prediction_step", step)
+    assert metric.answers == 4  # of two contexts
+    metric.right_answers, metric.right_tokens = 4, 8  # all of them, so that what is left of them would tell
+    again = trainer.evaluate()
+    assert {name: again[f"eval_a_{name}"] for name in ("exact_match", "token_accuracy")} == {
+        name: expected[f"eval_a_{name}"] for name in ("exact_match", "token_accuracy")
+    }
+
+
 def test_running_text_has_no_end_to_learn(tmp_path):
     """Where a task's targets end, the end is learned; a continuation just stops being given."""
     (tmp_path / "book.txt").write_text("A sentence of some words. " * 40, encoding="utf-8")
