@@ -238,7 +238,7 @@ class GradMemConfig(PreTrainedConfig):
         }
         for name, lowest in at_least.items():
             value = getattr(self, name)
-            if value is not None and value < lowest:
+            if value is not None and not value >= lowest:  # as NaN is not
                 raise ValueError(f"{name} must be at least {lowest}, got {value}.")
         for name in ("write_learning_rate", "write_max_grad_norm", "write_grad_clip_value", "meta_gradient_radius"):
             value = getattr(self, name)
@@ -246,7 +246,9 @@ class GradMemConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be greater than 0, got {value}.")
         if not 0 < self.write_step_decay <= 1:
             raise ValueError(f"write_step_decay must be above 0 and at most 1, got {self.write_step_decay}.")
-        if len(self.write_betas) != 2 or not all(0 <= beta < 1 for beta in self.write_betas):
+        if len(self.write_betas) != 2 or not all(
+            isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.write_betas
+        ):
             raise ValueError(f"write_betas must be two numbers in [0, 1), got {self.write_betas}.")
         check_template(self.template)
         if self.confidence is not None:

@@ -349,8 +349,10 @@ def _check_kinds(values: dict[str, Any], source: str) -> None:
     """Refuse what is no number, or not true or false, where one belongs: it would be found out deep inside, unnamed."""
     kinds = get_type_hints(RecipeArguments) | get_type_hints(TrainingArguments)
     for name, value in values.items():
-        expected = set(get_args(kinds.get(name)) or [kinds.get(name)]) - {type(None)}
-        if value is None or not expected:
+        named = set(get_args(kinds.get(name)) or [kinds.get(name)])
+        expected = named - {type(None)}
+        may_be_none = expected != named or expected == {bool}  # which is then as good as false
+        if not expected or (value is None and may_be_none):
             continue
         if expected == {bool}:
             right, kind = isinstance(value, bool), "true or false, without quotes"
@@ -360,7 +362,8 @@ def _check_kinds(values: dict[str, Any], source: str) -> None:
         else:
             continue
         if not right:
-            raise ValueError(f"{name} in {source} must be {kind}, got {value!r}.")
+            empty = " Leave the line out for the default." if value is None else ""
+            raise ValueError(f"{name} in {source} must be {kind}, got {value!r}.{empty}")
 
 
 def _override(values: dict[str, Any], override: str) -> None:

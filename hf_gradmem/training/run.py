@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import yaml
 from datasets import Dataset, Features, IterableDataset, Value
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -331,7 +332,11 @@ def _new_base(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dtype:
         "eos_token_id": tokenizer.eos_token_id,
     }
     precision = {} if dtype == "auto" else {"dtype": dtype}  # which is for weights that are loaded
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**special | values), **precision)
+    try:
+        config = AutoConfig.for_model(**special | values)
+    except StrictDataclassError as error:
+        raise ValueError(f"base_config makes no base: {error.__cause__ or error}") from error
+    return AutoModelForCausalLM.from_config(config, **precision)
 
 
 def training_stream(arguments: RecipeArguments, training: TrainingArguments, write_steps: int) -> IterableDataset:

@@ -20,10 +20,15 @@ class Stage:
     write_steps: int | list[int] | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.steps, int) or self.steps < 1:
+        if not is_whole(self.steps, 1):
             raise ValueError(f"steps of a stage must be a number of at least 1, got {self.steps!r}.")
-        given = self.write_steps if isinstance(self.write_steps, list) else [self.write_steps or 0]
-        if not given or not all(isinstance(steps, int) and steps >= 0 for steps in given):
+        if not isinstance(self.task_arguments, dict):
+            raise ValueError(
+                f"task_arguments of a stage must be a mapping of names to values, got {self.task_arguments!r}. Leave "
+                "it out where a stage has none of its own."
+            )
+        given = self.write_steps if isinstance(self.write_steps, list) else [self.write_steps]
+        if self.write_steps is not None and (not given or not all(is_whole(steps, 0) for steps in given)):
             raise ValueError(f"write_steps of a stage must be at least 0, or a list of such, got {self.write_steps}.")
 
     def drawn_write_steps(self, default: int) -> list[int]:
@@ -31,6 +36,11 @@ class Stage:
         if isinstance(self.write_steps, list):
             return self.write_steps
         return [default if self.write_steps is None else self.write_steps]
+
+
+def is_whole(value: Any, least: int) -> bool:
+    """Whether a value of a recipe is a whole number of at least this: Python takes true for 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def checked_stages(stages: Sequence[Any]) -> list[Stage]:

@@ -23,6 +23,7 @@ from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks.collator import DataCollatorForGradMem
 from ..writing.contexts import Contexts
 from ..writing.write import write_contexts
+from .stages import is_whole
 
 START_FILE = "start.safetensors"
 _METHODS = ("reptile",)
@@ -57,12 +58,11 @@ class Start:
             value = getattr(self, name)
             if value is None and name == "write_steps":
                 continue
-            if not isinstance(value, int) or value < 1:
+            if not is_whole(value, 1):
                 raise ValueError(f"{name} of a start must be a number of at least 1, got {value!r}.")
-        if not all(isinstance(rate, int | float) and rate > 0 for rate in self.write_learning_rates):
-            raise ValueError(
-                f"write_learning_rates of a start must be numbers above 0, got {self.write_learning_rates}."
-            )
+        rates = self.write_learning_rates
+        if not isinstance(rates, list | tuple) or not all(_is_rate(rate) for rate in rates):
+            raise ValueError(f"write_learning_rates of a start must be a list of numbers above 0, got {rates!r}.")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> "Start":
@@ -77,6 +77,10 @@ class Start:
                 f"start must have method and contexts, and may have {', '.join(known[2:])}, got {dict(values)}."
             )
         return cls(**values)
+
+
+def _is_rate(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def learn_start(

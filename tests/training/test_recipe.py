@@ -52,6 +52,14 @@ def test_unreadable_recipe_is_named(text, message, tmp_path):
         ("stages.0.steps=0", "steps of a stage .* 0"),
         ("stages.0.write_steps=-1", "write_steps of a stage must be at least 0, or a list of such, got -1"),
         ("stages.0.write_steps=[]", "write_steps of a stage must be at least 0"),
+        ("stages.0.steps=true", "steps of a stage must be a number of at least 1, got True"),
+        ("stages.0.write_steps=true", "write_steps of a stage must be at least 0, or a list of such, got True"),
+        ("stages.0.task_arguments=null", "task_arguments of a stage must be a mapping of names to values, got None"),
+        ("start={method: reptile, contexts: true}", "contexts of a start must be a number of at least 1, got True"),
+        (
+            "start={method: reptile, contexts: 2, write_learning_rates: 0.4}",
+            "write_learning_rates of a start must be a list of numbers above 0, got 0.4",
+        ),
         ("stages.1.steps=3", "override 'stages.1.steps=3'"),
         ("stages.0.pairs=3", "Stage 0 .*pairs"),
         ("base_model=name", "either a base_model or a base_config"),
@@ -77,6 +85,11 @@ def test_unreadable_recipe_is_named(text, message, tmp_path):
         ("base_config=llama", "base_config must be a mapping"),
         ("learning_rate=abc", "learning_rate in .* must be a number, got 'abc'"),
         ("seed=1.5", "seed in .* must be a whole number, got 1.5"),
+        ("seed=null", "seed in .* must be a whole number, got None. Leave the line out for the default"),
+        ("distractors=null", "distractors in .* must be a whole number, got None"),
+        ("learning_rate=null", "learning_rate in .* must be a number, got None"),
+        ("gradmem.write_betas=[a, b]", r"write_betas must be two numbers in \[0, 1\), got \('a', 'b'\)"),
+        ("gradmem.reconstruction_loss_weight=.nan", "reconstruction_loss_weight must be at least 0, got nan"),
         ("max_context_length=true", "max_context_length in .* must be a whole number, got True"),
         ("auto_find_batch_size=true", "auto_find_batch_size in .* would do nothing: the stages are cut"),
         ('train_base="false"', "train_base in .* must be true or false, without quotes, got 'false'"),
@@ -89,6 +102,18 @@ def test_wrong_recipe_is_refused_before_training(override, message, tmp_path):
     path.write_text(yaml.safe_dump(TINY | {"output_dir": str(tmp_path)}), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         load_recipe(path, [override])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hidden_size": "a"}, r"base_config makes no base: Field 'hidden_size' expected int, got str \(value: 'a'\)"),
+        ({"num_attention_heads": 3}, r"base_config makes no base: The hidden size \(16\) is not a multiple"),
+    ],
+)
+def test_a_base_that_cannot_be_is_refused_by_what_is_wrong_with_it(options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        build_trainer(tiny_recipe(tmp_path, base_config=TINY["base_config"] | options))
 
 
 def test_wrong_task_arguments_are_refused_before_training(tmp_path):
