@@ -240,7 +240,7 @@ def write_table() -> None:
         "decay .01, one seed. Exact match / F1 of generated answers on unseen articles (Short SQuAD, development half,",
         "86 questions) and people (facts, 93); in brackets from another's memory, which the rows with … were not asked",
         "from. Those differ from the row above without … in what they name alone, and read the same memories, but for",
-        "ranks, places and teachers: they have memories of a start drawn apart. In bfloat16, but for the first two rows.",
+        "ranks, places and teachers: they have memories of a start drawn apart. In bfloat16, the first two rows apart.",
         "",
         "| READ is given | Short SQuAD | facts |",
         "|---|---|---|",

@@ -24,7 +24,7 @@ from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks import check_row, columns_of
 from ..tasks.collator import targets_of
 from ..tasks.rows import context_numbers, context_text, ends_of
-from ..template import get_template
+from ..template import get_template, leading_tokens
 
 _SHARD_SIZE = 64  # memories that a killed run loses, at most
 
@@ -147,6 +147,7 @@ def check_rows(
     name: str,
     distractors: int = 0,
     longest: int | None = None,
+    longest_context: int | None = None,
 ) -> None:
     """Refuse, before hours of writing, what could not be trained on or measured afterwards.
 
@@ -156,10 +157,11 @@ def check_rows(
         name: what to call them.
         distractors: as in [`WrittenRows`].
         longest: tokens of query and answer, to which a collator cuts the query; none when `None`.
+        longest_context: of a context, likewise, where it stands in a teacher's prompt.
 
     Raises:
         ValueError: the rows are a stream without end or too few, a row has no answers, or a question does not fit into
-            the base's window.
+            the base's window, behind its memory or, for `distillation_loss_weight`, behind its context.
     """
     if isinstance(rows, IterableDataset):
         raise ValueError(f"Memories are written for a table of rows, not for a stream as {name}.")
@@ -167,15 +169,17 @@ def check_rows(
     words, window = get_template(model.config.template, model.tokenizer), model.decoder.window
     for number, row in enumerate(rows):
         check_row(row, f"row {number} of {name}")
+        prompt = _prompt_length(model, row, longest_context)
         for query, target in zip(row["queries"], targets_of(row, words), strict=True):
             asked = words.question(query, context_text(row["context"])) + target
             tokens = model.tokenizer(asked, add_special_tokens=False).input_ids
             read = len(tokens) + (ends_of(row) is not False)
-            needed = model.read_phase.prefix_length + beside + (read if longest is None else min(read, longest))
+            read = read if longest is None else min(read, longest)
+            needed = max(model.read_phase.prefix_length + beside, prompt) + read
             if window is not None and needed > window:
                 raise ValueError(
-                    f"A question of row {number} of {name} needs {needed} positions with memory and answer, but the "
-                    f"window of the base is {window}. Shorten or leave out {query[:60]!r}."
+                    f"A question of row {number} of {name} needs {needed} positions with its memory or its context and "
+                    f"the answer, but the window of the base is {window}. Shorten or leave out {query[:60]!r}."
                 )
     others = len(set(context_numbers(rows))) - 1
     if distractors > others:
@@ -183,6 +187,15 @@ def check_rows(
             f"distractors is {distractors}, and there are {others} other contexts beside each of {name}. Give fewer, "
             "or more rows."
         )
+
+
+def _prompt_length(model: GradMemForCausalLM, row: dict[str, Any], longest: int | None) -> int:
+    """Tokens before a question in the prompt that the teacher of distillation reads; 0 where nothing is taught."""
+    if not model.config.distillation_loss_weight:
+        return 0
+    before = model.read_phase.header_ids or leading_tokens(model.tokenizer)
+    tokens = model.tokenizer(context_text(row["context"]), add_special_tokens=False).input_ids
+    return len(before) + len(tokens[:longest])
 
 
 def train_reading_alone(model: GradMemForCausalLM) -> None:

@@ -235,7 +235,8 @@ def training_data(
     sets = {TRAINING_SET: rows, **eval_sets}
     if arguments.memories is not None:
         for name, of_set in sets.items():
-            check_rows(model, of_set, name, arguments.distractors, arguments.max_query_length)
+            limits = arguments.max_query_length, arguments.max_context_length
+            check_rows(model, of_set, name, arguments.distractors, *limits)
     if arguments.start is not None:
         cut = {"max_context_length": arguments.max_context_length}
         begin_with_start(model, rows, Start.of(arguments.start), str(training.output_dir), **cut, **options)

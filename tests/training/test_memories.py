@@ -83,6 +83,17 @@ def test_contexts_come_beside_their_memories_for_a_teacher(tmp_path):
     trainer.train()
 
 
+def test_a_context_that_leaves_a_teacher_no_room_for_the_question_is_refused():
+    model = tiny_model(**GRADMEM, distillation_loss_weight=0.5)
+    window = model.decoder.window
+    rows = Dataset.from_list([{"context": ["a" * window], "queries": ["b"], "targets": ["c"]}])
+    with pytest.raises(ValueError, match=rf"needs {window + 3} positions with its memory or its context"):
+        check_rows(model, rows, "mine")
+    check_rows(model, rows, "mine", longest_context=window - 3)
+    model.config.distillation_loss_weight = 0.0
+    check_rows(model, rows, "mine")
+
+
 def test_a_batch_has_memories_throughout_or_contexts_throughout(tmp_path):
     trainer = build_trainer(recipe(tmp_path))
     with_memory = trainer.train_dataset[0]
