@@ -164,8 +164,8 @@ class GradMemPreTrainedModel(ModelAroundBase):
         adapter = checkpoint.Adapter.open(pretrained_model_name_or_path, hub, options, config, trusted)
         kwargs |= {name: value for name, value in adapter.hub_arguments.items() if name == "revision"}
         if adapter.weights is None:
-            load = functools.partial(super().from_pretrained, adapter.name_or_path, *model_args, config=adapter.config)
-            model, info = checkpoint.load_full(load, adapter.name_or_path, kwargs)
+            load = functools.partial(super().from_pretrained, adapter.name_or_path, *model_args)
+            model, info = checkpoint.load_full(load, adapter, kwargs)
         else:
             base_model, info = load_base(adapter.config, kwargs)
             adapter.config.name_or_path = adapter.name_or_path

@@ -5,6 +5,7 @@ A checkpoint that includes its base is opened likewise; Transformers loads its w
 
 import copy
 import functools
+import json
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import (
     CONFIG_NAME,
     GENERATION_CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
     cached_file,
     resolve_revision,
@@ -212,12 +214,12 @@ def config_values(name_or_path: str | os.PathLike, hub_arguments: dict[str, Any]
     return values
 
 
-def load_full(load: Callable[..., Any], name_or_path: str, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def load_full(load: Callable[..., Any], adapter: Adapter, arguments: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Load a checkpoint that includes its base; what it does not hold is an error, where the stock loader only warns.
 
     Args:
         load: `PreTrainedModel.from_pretrained` of this checkpoint.
-        name_or_path: the checkpoint, for messages.
+        adapter: the checkpoint.
         arguments: those given to `from_pretrained`.
 
     Returns:
@@ -230,34 +232,38 @@ def load_full(load: Callable[..., Any], name_or_path: str, arguments: dict[str, 
     if arguments.get("dtype") == FASTEST:  # weights that were trained stay in the precision that they were trained in
         arguments = arguments | {"dtype": "auto"}
     settings = {"use_safetensors": True} | arguments | {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    config, steps = adapter.config, adapter.config.write_steps
     try:
-        model, info = _with_trained_step_sizes(load, settings)
+        config.write_steps = _trained_steps(adapter) or steps  # of other steps it has the learned sizes of these
+        model, info = load(**settings, config=config)
     except SafetensorError as error:
         raise ValueError(
-            f"The weights in {name_or_path} are not readable safetensors ({error}). Were they copied whole?"
+            f"The weights in {adapter.name_or_path} are not readable safetensors ({error}). Were they copied whole?"
         ) from error
+    model.config.write_steps = steps
     mismatched = [f"{key} {tuple(found)} for {tuple(built)}" for key, found, built in info["mismatched_keys"]]
     missing, unexpected = info["missing_keys"], info["unexpected_keys"]
     if missing or unexpected or (mismatched and not tolerant):
         raise ValueError(
-            f"The weights in {name_or_path} are not those that its config.json describes: missing "
+            f"The weights in {adapter.name_or_path} are not those that its config.json describes: missing "
             f"{_few(missing)}; unexpected {_few(unexpected)}; of another shape {_few(mismatched)}."
         )
     train_beside_base(model)  # the loader makes every weight trainable
     return model, info
 
 
-def _with_trained_step_sizes(load: Callable[..., Any], settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The model with as many learned step sizes as were trained, whatever number of steps it is to take."""
-    model, info = load(**settings)
-    for key, found, built in info["mismatched_keys"]:
-        if key == _STEP_SIZES and tuple(found)[1:] == tuple(built)[1:]:
-            config, steps = model.config, model.config.write_steps
-            config.write_steps = found[0]
-            model, info = load(**settings | {"config": config})
-            model.config.write_steps = steps
-            break
-    return model, info
+def _trained_steps(adapter: Adapter) -> int | None:
+    """How many steps a full checkpoint has learned sizes of, by the header of its weights; `None` where it has none."""
+    if getattr(adapter.config, _LEARNS) == "none":
+        return None
+    place: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False, **adapter.hub_arguments}
+    index = cached_file(adapter.name_or_path, SAFE_WEIGHTS_INDEX_NAME, **place)
+    files = {} if index is None else json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+    path = cached_file(adapter.name_or_path, files.get(_STEP_SIZES, SAFE_WEIGHTS_NAME), **place)
+    if path is None:
+        return None
+    with safe_open(path, framework="pt") as file:
+        return file.get_slice(_STEP_SIZES).get_shape()[0] if _STEP_SIZES in file.keys() else None  # noqa: SIM118
 
 
 def adapter_file(name_or_path: str | os.PathLike, hub_arguments: dict[str, Any]) -> str:

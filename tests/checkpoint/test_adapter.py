@@ -124,7 +124,9 @@ def test_options_given_to_from_pretrained_replace_the_saved_ones(base, tmp_path)
 @pytest.mark.parametrize("learned", ["per_step", "per_token"])
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("included", [False, True])
-def test_learned_step_sizes_serve_another_number_of_steps(base, tmp_path, learned, steps, included):
+def test_learned_step_sizes_serve_another_number_of_steps(
+    base, tmp_path, learned, steps, included, transformers_warnings
+):
     model = with_memory(nameless_base() if included else base, **PLAIN | {"learn_write_learning_rate": learned})
     model.save_pretrained(tmp_path / "adapter")
     expected = model.write(input_ids=tiny_tokens(2, 9), write_steps=steps).embeddings
@@ -135,6 +137,7 @@ def test_learned_step_sizes_serve_another_number_of_steps(base, tmp_path, learne
     model.save_pretrained(tmp_path / "adapter")
     loaded = GradMemForCausalLM.from_pretrained(tmp_path / "adapter")
     assert torch.equal(loaded.write(input_ids=tiny_tokens(2, 9)).embeddings, expected)
+    assert not any("MISMATCH" in message for message in transformers_warnings)
 
 
 @pytest.mark.parametrize("included", [False, True])
