@@ -111,7 +111,7 @@ ARMS = {
     "few_held": Arm(
         "… dropout .2, weight decay .1", VALUES, FEW | _lora(lora_dropout=0.2) | {"weight_decay": 0.1}, "few"
     ),
-    "few_writes": Arm("… each text written with 4 and 6 steps as well, one drawn", VALUES, FEW, "few", (4, 6)),
+    "few_writes": Arm("… each text written with 4 steps as well, one of both drawn", VALUES, FEW, "few", (4,)),
     "few_self_study": Arm("… with further questions by the base (`benchmarks.self_study`)", VALUES, SELF_STUDY),
     "few_distilled": Arm("… `distillation_loss_weight` 1, the plain base teaches", VALUES, FEW | DISTILLED, "few"),
     "taught_alone": Arm("… the base has full_context's LoRA in it", VALUES, FEW | {"base_model": TAUGHT}),
