@@ -37,7 +37,7 @@ from hf_gradmem.training.memories import WrittenRows
 from hf_gradmem.training.recipe import Recipe, load_recipe
 from hf_gradmem.training.run import build_model, build_trainer
 
-from .arms import run_chosen
+from .arms import run_chosen, save_table
 from .self_study import ROWS as SELF_STUDY_ROWS
 
 ROOT = Path(__file__).parent
@@ -232,30 +232,29 @@ def run_arm(name: str) -> dict[str, Any]:
 
 def write_table() -> None:
     """The table of all arms that have a result."""
-    lines = [
-        "# One reader, by how it is given a text",
-        "",
-        "`python -m benchmarks.readers`: 100 outer steps of 16 questions for each arm (`readers.yaml`) unless its row",
-        "says otherwise, SmolLM2-135M-Instruct frozen, READ's LoRA of rank 8 on all linear layers, dropout .05, weight",
-        "decay .01, one seed. Exact match / F1 of generated answers on unseen articles (Short SQuAD, development half,",
-        "86 questions) and people (facts, 93); in brackets from another's memory, which the rows with … were not asked",
-        "from. Those differ from the row above without … in what they name alone, and read the same memories, but for",
-        "ranks, places and teachers: they have memories of a start drawn apart. In bfloat16, the first two rows apart.",
-        "",
-        "| READ is given | Short SQuAD | facts |",
-        "|---|---|---|",
-    ]
+    rows = []
     for name, arm in ARMS.items():
         path = RESULTS / f"{name}.json"
         if path.is_file():
             records = json.loads(path.read_text(encoding="utf-8"))["records"]
             cells = [" ".join(_cell(record) for record in records[of]) for of in ("short_squad", "facts")]
-            lines.append(f"| {arm.title} | {' | '.join(cells)} |")
-    TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            rows.append(f"| {arm.title} | {' | '.join(cells)} |")
+    save_table(
+        TABLE,
+        "One reader, by how it is given a text",
+        "`python -m benchmarks.readers`: 100 outer steps of 16 questions for each arm (`readers.yaml`) unless its row says "
+        "otherwise, SmolLM2-135M-Instruct frozen, READ's LoRA of rank 8 on all linear layers, dropout .05, weight decay "
+        ".01, one seed. Exact match / F1 of generated answers, and nats a token of the right ones, on unseen articles "
+        "(Short SQuAD, development half, 86 questions) and people (facts, 93); in brackets from another's memory. A row "
+        "with … differs from the one above without in what it names alone, and reads the same memories but for ranks, "
+        "places and teachers, whose memories have a start that was drawn apart. In bfloat16, the first two rows apart.",
+        "| READ is given | Short SQuAD | facts |",
+        rows,
+    )
 
 
 def _cell(record: dict[str, Any]) -> str:
-    figures = f"{record['exact_match']:.3f} / {record['f1']:.3f}"
+    figures = f"{record['exact_match']:.3f} / {record['f1']:.3f} / {record['answer_loss']:.2f}"
     return f"({figures})" if record["context"] == OTHER else figures
 
 
