@@ -242,12 +242,13 @@ def write_table() -> None:
     save_table(
         TABLE,
         "One reader, by how it is given a text",
-        "`python -m benchmarks.readers`: 100 outer steps of 16 questions for each arm (`readers.yaml`) unless its row says "
-        "otherwise, SmolLM2-135M-Instruct frozen, READ's LoRA of rank 8 on all linear layers, dropout .05, weight decay "
-        ".01, one seed. Exact match / F1 of generated answers, and nats a token of the right ones, on unseen articles "
-        "(Short SQuAD, development half, 86 questions) and people (facts, 93); in brackets from another's memory. A row "
-        "with … differs from the one above without in what it names alone, and reads the same memories but for ranks, "
-        "places and teachers, whose memories have a start that was drawn apart. In bfloat16, the first two rows apart.",
+        "`python -m benchmarks.readers`: 100 outer steps of 16 questions for each arm (`readers.yaml`) unless its "
+        "row says otherwise, SmolLM2-135M-Instruct frozen, READ's LoRA of rank 8 on all linear layers, dropout "
+        ".05, weight decay .01, one seed. Exact match / F1 of generated answers, and nats a token of the right "
+        "ones, on unseen articles (Short SQuAD, development half, 86 questions) and people (facts, 93); in "
+        "brackets from another's memory. A row with … differs from the one above without in what it names alone, "
+        "and reads the same memories but for ranks, places and teachers, whose memories have a start that was "
+        "drawn apart. In bfloat16, the first two rows apart.",
         "| READ is given | Short SQuAD | facts |",
         rows,
     )
