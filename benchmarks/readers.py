@@ -25,23 +25,21 @@ from transformers import DataCollatorForSeq2Seq, Trainer
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
 from hf_gradmem.commands.packaged import find_demo_model
-from hf_gradmem.commands.write_dataset import write_dataset
 from hf_gradmem.evaluation import evaluate_rows
 from hf_gradmem.evaluation.readers import OTHER, prompt_tokens
 from hf_gradmem.evaluation.results import evaluation_sets, load_sets, metrics_of_sets
-from hf_gradmem.memory.store import MemoryStore
 from hf_gradmem.tasks import load_task
 from hf_gradmem.template import get_template
 from hf_gradmem.training.checkpoints import last_checkpoint
-from hf_gradmem.training.memories import WrittenRows
+from hf_gradmem.training.memories import WrittenRows, written_rows
 from hf_gradmem.training.recipe import Recipe, load_recipe
 from hf_gradmem.training.run import build_model, build_trainer
 
 from .arms import run_chosen, save_table
-from .self_study import ROWS as SELF_STUDY_ROWS
 
 ROOT = Path(__file__).parent
 RECIPE, RESULTS, TABLE = ROOT / "readers.yaml", ROOT / "results" / "readers", ROOT / "results" / "readers.md"
+COMMON = load_recipe(RECIPE).arguments
 VALUES = {
     "num_memory_tokens": 16,
     "memory_form": {"name": "key_values", "write": "values"},
@@ -58,12 +56,12 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 # A quarter of the texts, asked so often that a reader overfits them.
 FEW = {
     "task_arguments.parts": [
-        {**part, "num_contexts": part["num_contexts"] // 4}
-        for part in load_recipe(RECIPE).arguments.task_arguments["parts"]
+        {**part, "num_contexts": part["num_contexts"] // 4} for part in COMMON.task_arguments["parts"]
     ],
     "stages": [{"steps": 160}],
 }
-
+# What benchmarks/self_study.py writes.
+SELF_STUDY_ROWS = Path("runs") / "readers" / "self_study.jsonl"
 SELF_STUDY = {"task": "jsonl", "task_arguments": {"path": {"train": str(SELF_STUDY_ROWS)}}, "stages": FEW["stages"]}
 DISTILLED = {"gradmem.distillation_loss_weight": 1.0}
 TAUGHT = "runs/readers/full_context/base"
@@ -169,13 +167,15 @@ class DrawnWrites(Dataset):
 
 def written_again(trainer: Trainer, folder: Path, steps: Sequence[int]) -> DrawnWrites:
     """The rows of a trainer, whose texts are written with further numbers of steps into `folder`."""
-    rows, writes = trainer.train_dataset.rows, [trainer.train_dataset]
-    contexts = rows.select_columns("context").add_column("id", [str(number) for number in range(len(rows))])
-    for count in steps:
-        place = folder / f"steps_{count}"
-        write_dataset(trainer.model, contexts, place, shard_size=64, write_steps=count)
-        writes.append(WrittenRows(rows, MemoryStore.from_pretrained(place)))
-    return DrawnWrites(writes)
+    first, options = (
+        trainer.train_dataset,
+        {"batch_size": trainer.args.per_device_eval_batch_size, "source_name": COMMON.task},
+    )
+    further = (
+        written_rows(trainer.model, first.rows, folder / f"steps_{count}", write_steps=count, **options)
+        for count in steps
+    )
+    return DrawnWrites([first, *further])
 
 
 def train_on_memories(recipe: Recipe, other_steps: Sequence[int]) -> GradMemForCausalLM:
@@ -214,16 +214,15 @@ def run_arm(name: str) -> dict[str, Any]:
     """Train an arm, and answer the test sets."""
     arm, recipe = ARMS[name], arm_recipe(name)
     arguments = recipe.arguments
-    asked = load_recipe(RECIPE).arguments
-    sets = evaluation_sets(asked.eval_sets, asked.task_arguments)
+    sets = evaluation_sets(COMMON.eval_sets, COMMON.task_arguments)
     template = arguments.config.template
     model = train_on_prompts(recipe) if arm.memory is None else train_on_memories(recipe, arm.other_steps)
     model.eval()
     steps = [] if arm.memory is None else [model.writer.write_steps]
     # What a reader guesses is measured once for each kind of memory.
     baselines = ["prompt"] if arm.memory is None else [] if arm.written_by else [OTHER]
-    records, metrics = {}, metrics_of_sets(asked.task, sets)
-    for set_name, rows in load_sets(asked.task, sets, "test").items():
+    records, metrics = {}, metrics_of_sets(COMMON.task, sets)
+    for set_name, rows in load_sets(COMMON.task, sets, "test").items():
         records[set_name] = evaluate_rows(
             model, rows, steps, metrics[set_name], baselines=baselines, template=template, batch_size=8
         )

@@ -12,7 +12,6 @@ import json
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,8 +21,8 @@ from hf_gradmem.tasks import load_task
 from hf_gradmem.tasks.rows import context_text
 
 from .arms import demo_base
+from .readers import SELF_STUDY_ROWS, arm_recipe
 
-ROWS = Path("runs") / "readers" / "self_study.jsonl"
 SAMPLES, BATCH, MOST_WORDS, SEED = 6, 8, 8, 0
 _PARTS = re.compile(r"\s*(?P<question>[^\n]+\?)\s*\nAnswer:[ ]*(?P<answer>[^\n]+?)\.?[ ]*\n")
 
@@ -103,13 +102,11 @@ def study(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    from .readers import arm_recipe
-
     arguments = arm_recipe("few").arguments
     asked = texts_of(load_task(arguments.task, "train", **arguments.task_arguments))
     torch.set_num_threads(1)
     studied = study(asked)
-    ROWS.parent.mkdir(parents=True, exist_ok=True)
-    ROWS.write_text("".join(json.dumps(row) + "\n" for row in studied), encoding="utf-8")
+    SELF_STUDY_ROWS.parent.mkdir(parents=True, exist_ok=True)
+    SELF_STUDY_ROWS.write_text("".join(json.dumps(row) + "\n" for row in studied), encoding="utf-8")
     before, after = (sum(len(row["queries"]) for row in of) for of in (asked, studied))
     print(f"{len(asked)} texts, {before} questions; the base made {len(asked) * SAMPLES}, {after - before} are kept.")

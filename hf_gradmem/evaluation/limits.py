@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks.collator import DataCollatorForGradMem
+from ..template import template_in_use
 
 # Those of a recipe, which the collator keeps in training.
 _LIMITS = ("max_context_length", "max_query_length", "queries_per_context")
@@ -50,7 +51,7 @@ def limited_rows(
     if of_context is not None:
         limited = [row | {"context": _beginning(model, row["context"], of_context)} for row in limited]
     if of_query is not None:  # which may recite its context, or what is left of it
-        _check_queries(model, limited, of_query, model.config.template if template is None else template)
+        _check_queries(model, limited, of_query, template_in_use(template, model.config.template, model.tokenizer))
     return limited
 
 

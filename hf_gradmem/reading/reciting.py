@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -79,14 +80,10 @@ def _segments(model: Any, memory: GradMemMemory, on_token: OnToken | None) -> li
         )
     segments: list[list[int]] = []
     for length in filter(None, memory.segment_lengths[0].tolist()):  # 0 may stand between: where it was written on
-        prefix = torch.tensor([_joined(segments[-before:])], dtype=torch.long)
+        prefix = torch.tensor([list(chain(*segments[-before:]))], dtype=torch.long)
         one = replace(memory, segment_lengths=torch.tensor([[length]]))
         segments.append(model.reconstruct(one, prefix, on_token)[0].tolist())
-    return _joined(segments)
-
-
-def _joined(segments: Sequence[Sequence[int]]) -> list[int]:
-    return [token for segment in segments for token in segment]
+    return list(chain(*segments))
 
 
 def recited(

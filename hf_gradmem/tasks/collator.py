@@ -4,6 +4,7 @@ import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -129,10 +130,14 @@ class DataCollatorForGradMem:
 
     def _held_text(self, text: str, kept: list[list[int]], whole: list[list[int]]) -> str:
         """What a right memory of a context decodes to: its text, or, where it is cut, what is left of that."""
-        return text if kept == whole else str(self.tokenizer.decode(_joined(kept), clean_up_tokenization_spaces=False))
+        return (
+            text
+            if kept == whole
+            else str(self.tokenizer.decode(list(chain(*kept)), clean_up_tokenization_spaces=False))
+        )
 
     def _contexts(self, encoded: Sequence[list[list[int]]]) -> dict[str, Tensor]:
-        ids = list(map(_joined, encoded))
+        ids = [list(chain(*segments)) for segments in encoded]
         limit = self.max_context_length
         width = max(map(len, ids)) if limit is None or self.padding != "max_length" else limit
         batch = {
@@ -257,10 +262,6 @@ def _first_tokens(segments: list[list[int]], limit: int | None) -> list[list[int
         kept.append(tokens)
         limit -= len(tokens)
     return kept
-
-
-def _joined(segments: Sequence[Sequence[int]]) -> list[int]:
-    return [token for segment in segments for token in segment]
 
 
 def _padded(rows: list[list[int]], width: int, value: int) -> Tensor:

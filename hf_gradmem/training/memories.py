@@ -109,6 +109,7 @@ def written_rows(
     batch_size: int,
     source_name: str,
     distractors: int = 0,
+    write_steps: int | None = None,
     show_progress: bool = False,
 ) -> WrittenRows:
     """The rows with their memories, which are written where they are missing.
@@ -120,6 +121,7 @@ def written_rows(
         batch_size: contexts written at a time.
         source_name: how to call the rows in the facts of the store.
         distractors: as in [`WrittenRows`].
+        write_steps: steps of WRITE; the configuration's by default.
         show_progress: show a progress bar over the contexts.
 
     Raises:
@@ -133,6 +135,7 @@ def written_rows(
         directory,
         batch_size=batch_size,
         shard_size=_SHARD_SIZE,
+        write_steps=write_steps,
         source_name=source_name,
         show_progress=show_progress,
     )
