@@ -58,6 +58,10 @@ class GradMemConfig(PreTrainedConfig):
             Number of gradient steps of WRITE, K in the paper. 0 leaves the memory at its learned start.
         write_learning_rate (`float`, defaults to 0.4):
             Step size α, on the *mean* loss over a sample's tokens. 0.4 is the paper's choice for pretrained bases.
+        write_loss_reduction (`str`, defaults to `"mean"`):
+            `"mean"` or `"sum"`: whether a step descends on the mean loss over a sample's tokens or on their sum. By the
+            sum a fact moves the memory as far however many others are written beside it, which is for contexts of
+            many sizes; α is then so much smaller. Losses are told as means all the same.
         learn_write_learning_rate (`str`, defaults to `"none"`):
             `"per_step"` or `"per_token"` meta-learns one positive step size for each step, or for each step and
             memory token, from `write_learning_rate`. Beyond the trained steps the last goes on with `write_step_decay`.
@@ -177,6 +181,7 @@ class GradMemConfig(PreTrainedConfig):
     num_memory_tokens: int = 8
     write_steps: int = 2
     write_learning_rate: float | int = 0.4
+    write_loss_reduction: Literal["mean", "sum"] = "mean"
     learn_write_learning_rate: Literal["none", "per_step", "per_token"] = "none"
     write_relative_step_size: bool = False
     write_step_decay: float | int = 1.0

@@ -164,6 +164,7 @@ DEFAULTS = {field.name: field.default for field in fields(GradMemConfig)}
 ALWAYS_SET = {"write_learning_rate", "checkpoint_write_steps"}  # which stay with an adapter whatever is chosen
 OTHER_VALUES = {
     "learn_write_learning_rate": "per_step",
+    "write_loss_reduction": "sum",
     "write_betas": (0.5, 0.5),
     "write_step_decay": 0.5,
     "template": "question",

@@ -81,6 +81,30 @@ def test_relative_steps_are_steps_of_the_starts_size():
     torch.testing.assert_close(relative.memory_init.grad, plain.memory_init.grad, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_steps_on_the_sum_are_steps_as_many_times_as_large_as_there_are_tokens(in_turn):
+    """Of each sample's own tokens, padding left out; the losses that are told stay means."""
+    settings = {"write_prefix_segments": 0, "write_segments_in_turn": in_turn, "write_steps": 1}
+    plain, summed = build(**settings), build(**settings, write_loss_reduction="sum")
+    rate = plain.config.write_learning_rate / 10
+    tokens, mask = tiny_tokens(2, 9), torch.tensor([[1] * 9, [1] * 5 + [0] * 4])
+    written = summed.write(input_ids=tokens, attention_mask=mask, write_learning_rate=rate)
+    for row, length in enumerate((9, 5)):
+        expected = plain.write(input_ids=tokens[row : row + 1, :length], write_learning_rate=rate * length)
+        torch.testing.assert_close(written.embeddings[row], expected.embeddings[0], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(written.write_losses[row], expected.write_losses[0], rtol=1e-6, atol=1e-7)
+
+
+def test_steps_on_the_sum_do_not_shrink_with_what_else_is_written():
+    """One step from the start: what two segments do to the memory is the sum of what each does."""
+    model = build(write_prefix_segments=0, write_steps=1, write_loss_reduction="sum", write_learning_rate=0.01)
+    tokens, ids = tiny_tokens(1, 9), torch.tensor([[0] * 4 + [1] * 5])
+    start = model.memory_init.detach()
+    moved = [model.write(input_ids=part).embeddings[0] - start for part in tokens.split([4, 5], dim=1)]
+    together = model.write(input_ids=tokens, segment_ids=ids).embeddings[0] - start
+    torch.testing.assert_close(together, sum(moved), rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_segments_in_turn_are_appended_one_by_one(optimizer):
     """Each has its own steps, and a fresh state of the optimiser."""

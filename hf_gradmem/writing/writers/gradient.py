@@ -37,6 +37,7 @@ class GradientWriter(Writer):
         *,
         write_steps: int,
         write_learning_rate: float,
+        write_loss_reduction: str,
         learn_write_learning_rate: str,
         write_relative_step_size: bool,
         write_step_decay: float,
@@ -61,7 +62,9 @@ class GradientWriter(Writer):
         self.in_turn, self.has_head = write_segments_in_turn, write_head
         self.make_objective, self.meta_gradient = write_objective, meta_gradient
         self.keeps_graph = meta_gradient.keeps_graph
-        self.loop = InnerLoop(write_optimizer, meta_gradient, write_max_grad_norm, write_grad_clip_value)
+        self.loop = InnerLoop(
+            write_optimizer, meta_gradient, write_loss_reduction == "sum", write_max_grad_norm, write_grad_clip_value
+        )
 
     # ------------------------------------------------------------------------------------------------ parameters
 

@@ -23,11 +23,13 @@ class InnerLoop:
     Attributes:
         update_rule: how a gradient moves the memory.
         meta_gradient: how a step is differentiated, where it is.
+        of_sum: whether the gradient is that of the sum over a sample's tokens, in place of their mean.
         max_grad_norm, grad_clip_value: clipping of one sample's gradient.
     """
 
     update_rule: UpdateRule
     meta_gradient: MetaGradient
+    of_sum: bool
     max_grad_norm: float | None
     grad_clip_value: float | None
 
@@ -47,7 +49,7 @@ class InnerLoop:
         memories = [memory]
         for k, step_size in enumerate(descent.step_sizes):
             last_loss, gradient = self._loss_and_gradient(objective.at_step(k), memory, k, descent)
-            stepped, state = self.update_rule(memory, self._clipped(gradient), state, step_size)
+            stepped, state = self.update_rule(memory, self._descended(objective, gradient), state, step_size)
             losses.append(last_loss.detach())
             detach = not descent.differentiate or self.meta_gradient.detaches
             memory = stepped.detach() if detach else stepped
@@ -76,7 +78,7 @@ class InnerLoop:
             losses, gradient = objective.at_step(k).value_and_gradient(memory[running])
             last_loss[running] = losses
             columns[running, k] = losses.where(active, torch.nan)
-            stepped, state = self.update_rule(memory[running], self._clipped(gradient), state, step_size)
+            stepped, state = self.update_rule(memory[running], self._descended(objective, gradient), state, step_size)
             active = active & ~(losses < tolerance)
             memory[running[active]] = stepped.detach()[active]
             descent.on_step(columns[:, k])
@@ -88,7 +90,10 @@ class InnerLoop:
                 running, active = running[active], active[active]
         return WriteTrace(memory=memory, losses=columns, last_loss=last_loss if descent.step_sizes else None)
 
-    def _clipped(self, gradient: Tensor) -> Tensor:
+    def _descended(self, objective: Objective, gradient: Tensor) -> Tensor:
+        """What the update rule is given, of the gradient of mean losses."""
+        if self.of_sum:
+            gradient = gradient * objective.rows.num_tokens[:, None, None]
         return clip(gradient, self.max_grad_norm, self.grad_clip_value)
 
     def _loss_and_gradient(
