@@ -8,6 +8,7 @@ story up to one of its questions, as in [`~hf_gradmem.tasks.babi`], so what is t
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -161,6 +162,18 @@ def _told(world: _World, event: _Event) -> bool:
     return any(earlier.kind == "move" and earlier.person == event.person for earlier in before)
 
 
+def _ask_hop(world: _World) -> Asked:
+    """A part of what QA2 and QA3 ask: where somebody is, or who got something and has it still."""
+    asked = [(f"Where is {person}?", world.place[person]) for person in sorted(world.known)]
+    asked += [(f"Who got the {thing}?", holder) for thing, holder in sorted(world.holder.items())]
+    return world.one_of(asked)
+
+
+def _ask_further(world: _World, ask: Callable[[_World], Asked | None], hops: float) -> Asked | None:
+    """A question of the task, or, as often as this share says, of one of its parts."""
+    return _ask_hop(world) if hops and world.rng.random() < hops else ask(world)
+
+
 def _ask_before(world: _World) -> Asked | None:
     """QA3: where something was before somebody carried it into a room, that being its last time in there."""
     carries = {}
@@ -194,17 +207,18 @@ def _ask_gift(world: _World) -> Asked | None:
 
 @dataclass(frozen=True)
 class _Tale:
-    """A task about people: who they are, what happens, and what is asked."""
+    """A task about people: who they are, what happens, what is asked, and whether that takes several sentences."""
 
     people: Sequence[str]
     kinds: Sequence[str]
     ask: Callable[[_World], Asked | None]
+    has_hops: bool = False
 
 
 _TALES = {
     1: _Tale(PEOPLE[1], ("move",), _ask_person),
-    2: _Tale(PEOPLE[1], ("move", "get", "drop"), _ask_thing),
-    3: _Tale(PEOPLE[1], ("move", "get", "drop"), _ask_before),
+    2: _Tale(PEOPLE[1], ("move", "get", "drop"), _ask_thing, has_hops=True),
+    3: _Tale(PEOPLE[1], ("move", "get", "drop"), _ask_before, has_hops=True),
     5: _Tale(PEOPLE[5], ("move", "get", "drop", "give"), _ask_gift),
 }
 
@@ -257,6 +271,9 @@ class BabiStories:
             kitchen?" "north"), as the files never do. What they ask for stands before all that the question names, so
             it can only be found backwards, and a model that is asked nothing else learns neither to store the ways nor
             to read them.
+        hops_asked: share of the further questions on a story of QA2 or QA3 that ask for a part of the way to an answer:
+            "Where is Mary?" or "Who got the milk?", as those files never do. Of the questions that they do ask, a model
+            that cannot do the parts learns neither.
         seed: of the stream.
         split: streams of different splits are independent.
 
@@ -269,6 +286,7 @@ class BabiStories:
     question: int | Sequence[int] = (1, PER_STORY)
     queries_per_context: int = 1
     ways_asked: float = 0.0
+    hops_asked: float = 0.0
     seed: int = 0
     split: str = "train"
 
@@ -281,8 +299,9 @@ class BabiStories:
         for name, lowest in (("queries_per_context", 1), ("seed", 0)):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} must be at least {lowest}, got {getattr(self, name)}.")
-        if not 0 <= self.ways_asked <= 1:
-            raise ValueError(f"ways_asked is a share of the questions, 0 to 1, got {self.ways_asked}.")
+        for name in ("ways_asked", "hops_asked"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share of the questions, 0 to 1, got {getattr(self, name)}.")
 
     @property
     def tasks(self) -> tuple[int, ...]:
@@ -341,7 +360,8 @@ class BabiStories:
             asked = tale.ask(world)
             number += asked is not None
             if asked is not None and number == ends_with:
-                found = self._different(lambda: tale.ask(world), asked)
+                hops = self.hops_asked if tale.has_hops else 0.0  # no number is drawn where there are none
+                found = self._different(partial(_ask_further, world, tale.ask, hops), asked)
                 return (sentences, found) if len(sentences) >= self.span[0] else None
         return None
 
