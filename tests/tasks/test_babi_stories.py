@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from hf_gradmem.tasks import TASKS, load_task
-from hf_gradmem.tasks.babi_stories import PEOPLE, ROOMS, THINGS, BabiStories
+from hf_gradmem.tasks.babi_stories import BabiStories
+from hf_gradmem.tasks.babi_world import PEOPLE, ROOMS, THINGS
 
 FILES = Path(__file__).parents[3] / "shared" / "data" / "babi" / "en-10k"
 needs_files = pytest.mark.skipif(not FILES.is_dir(), reason="the published files of bAbI are not at hand")
@@ -69,13 +70,14 @@ class Solver:
     def __init__(self) -> None:
         self.room: dict[str, str] = {}
         self.holder: dict[str, str] = {}
-        self.been: dict[str, list[str]] = {}  # rooms in which a thing was told to be, in order
+        self.been: dict[str, list[str]] = {}  # rooms in which somebody or something was told to be, in order
         self.gifts: list[tuple[str, str, str]] = []
         self.lies: set[tuple[str, str, str]] = set()
 
     def tell(self, sentence: str) -> None:
         if found := re.fullmatch(r"(\w+) [\w ]+ to the (\w+)\.", sentence):
             self.room[found[1]] = found[2]
+            self.been.setdefault(found[1], []).append(found[2])
             for thing in (thing for thing, holder in self.holder.items() if holder == found[1]):
                 self.been.setdefault(thing, []).append(found[2])
         elif found := re.fullmatch(r"(\w+) (?:gave|handed|passed) the (\w+) to (\w+)\.", sentence):
@@ -101,8 +103,10 @@ class Solver:
     def answer(self, question: str) -> str:
         if found := re.fullmatch(r"Where is (?:the )?(\w+)\?", question):
             return self.room[self.holder.get(found[1], found[1])]
-        if found := re.fullmatch(r"Where was the (\w+) before the (\w+)\?", question):
+        if found := re.fullmatch(r"Where was (?:the )?(\w+) before the (\w+)\?", question):
             return [before for before, room in pairwise(self.been[found[1]]) if room == found[2]][-1]
+        if found := re.fullmatch(r"Who got the (\w+)\?", question):
+            return self.holder[found[1]]
         if found := re.fullmatch(r"What is (\w+) of the (\w+)\?", question):
             return self.only(room for room, way, other in self.lies if (way, other) == found.groups())
         if found := re.fullmatch(r"What is the (\w+) (\w+) of\?", question):
@@ -269,6 +273,25 @@ def test_the_way_from_one_room_to_another_can_be_asked_for():
         assert f"The {room} is{target} of the {other}.\n" in context
 
 
+@pytest.mark.parametrize(
+    ("qa", "hops"),
+    [
+        (2, {"Where is P?", "Who got the T?"}),
+        (3, {"Where is P?", "Who got the T?", "Where is the T?", "Where was P before the R?"}),
+    ],
+)
+def test_the_parts_of_a_question_can_be_asked_for(qa, hops):
+    """Beside the row's own question; the stories and those are what they are without."""
+    arguments = {"qa": qa, "queries_per_context": 6, "num_contexts": 60, "num_statements": [2, 40]}
+    rows = load_task("babi_stories", "train", hops_asked=0.7, **arguments)
+    asked = forms(rows, "queries")
+    assert set(asked) == hops | QUESTIONS[qa]
+    assert min(asked.values()) > 5
+    assert wrong(rows) == 0
+    for row, plain in zip(rows, load_task("babi_stories", "train", **arguments), strict=True):
+        assert (row["context"], row["queries"][0]) == (plain["context"], plain["queries"][0])
+
+
 def test_more_questions_on_a_context_are_different_ones():
     rows = [BabiStories(qa=5, queries_per_context=5).row(index) for index in range(50)]
     assert all(len(set(row["queries"])) == len(row["queries"]) for row in rows)
@@ -292,6 +315,7 @@ def test_more_questions_on_a_context_are_different_ones():
         ({"queries_per_context": 0}, "queries_per_context must be"),
         ({"seed": -1}, "seed must be"),
         ({"qa": 4, "ways_asked": 1.5}, "ways_asked is a share .* 1.5"),
+        ({"qa": 2, "hops_asked": -0.1}, "hops_asked is a share .* -0.1"),
         ({"num_contexts": 0}, "num_contexts"),
         ({"colour": 1}, "colour"),
     ],
