@@ -1,10 +1,10 @@
-"""How many memory vectors are needed: the first ones of gradmem-kv-32, trained on, at eight and sixteen pairs.
+"""How many memory positions are needed: the first ones of an adapter, trained on, at eight and sixteen pairs.
 
     python -m benchmarks.memory_size               # every size that has no result yet
     python -m benchmarks.memory_size four          # this one
 
-`model_cards/gradmem-kv-32` keeps its first vectors and their step sizes, and goes on training by `memory_size.yaml`.
-Results go to `benchmarks/results/memory_size/<arm>.json`, the table to `benchmarks/results/memory_size.md`. A run that
+`model_cards/gradmem-kv-32` keeps its first vectors and their step sizes, `model_cards/gradmem-kv-96` its first
+positions of keys and values, and goes on training by `memory_size.yaml`. Results go to `benchmarks/results/memory_size/<arm>.json`, the table to `benchmarks/results/memory_size.md`. A run that
 was interrupted goes on from its last checkpoint in `runs/`.
 """
 
@@ -26,9 +26,20 @@ ROOT = Path(__file__).parent
 RECIPE = ROOT / "memory_size.yaml"
 RESULTS = ROOT / "results" / "memory_size"
 TABLE = RESULTS.with_suffix(".md")
-SOURCE = ROOT.parent / "model_cards" / "gradmem-kv-32"
-# Vectors, and outer steps.
-ARMS = {"four": (4, 600), "two": (2, 600), "one": (1, 600), "eight": (8, 600), "four_longer": (4, 1500)}
+CARDS = ROOT.parent / "model_cards"
+VECTORS, KEYS_AND_VALUES = "gradmem-kv-32", "gradmem-kv-96"
+FORMS = {VECTORS: "vectors", KEYS_AND_VALUES: "keys and values"}
+# The adapter that it goes on from, its positions, and outer steps.
+ARMS = {
+    "four": (VECTORS, 4, 600),
+    "two": (VECTORS, 2, 600),
+    "one": (VECTORS, 1, 600),
+    "eight": (VECTORS, 8, 600),
+    "four_longer": (VECTORS, 4, 1500),
+    "four_cached": (KEYS_AND_VALUES, 4, 300),
+    "two_cached": (KEYS_AND_VALUES, 2, 300),
+    "one_cached": (KEYS_AND_VALUES, 1, 300),
+}
 STEPS = (1, 2)
 SETS = ("n8", "n16")
 
@@ -48,35 +59,39 @@ def with_positions(source: str | Path, directory: Path, count: int) -> None:
 
 
 def run_arm(name: str) -> dict[str, Any]:
-    """Train on from so many vectors, and answer contexts that no run looked at."""
-    directory, (count, steps) = Path("runs") / "memory_size" / name, ARMS[name]
-    with_positions(SOURCE, directory / "start", count)
-    where = [f"adapter={directory / 'start'}", f"output_dir={directory / 'run'}"]
-    recipe = load_recipe(RECIPE, [*where, f"stages.0.steps={steps}"])
+    """Train on from so many positions, and answer contexts that no run looked at."""
+    directory, (source, count, steps) = Path("runs") / "memory_size" / name, ARMS[name]
+    with_positions(CARDS / source, directory / "start", count)
+    overrides = [f"adapter={directory / 'start'}", f"output_dir={directory / 'run'}", f"stages.0.steps={steps}"]
+    if source == KEYS_AND_VALUES:  # which was trained by AdamW alone
+        overrides += ["muon_learning_rate=null", "lr_scheduler_kwargs={num_decay_steps: 200, min_lr_ratio: 0.05}"]
+    recipe = load_recipe(RECIPE, overrides)
     run_training(recipe)
     model = load_model(recipe.training.output_dir)
     return {"arm": name, "results": answer_sets(f"m = {count}", model, recipe.arguments, "test", STEPS)}
 
 
 def row_of(name: str) -> str:
-    path = RESULTS / f"{name}.json"
+    path, (source, count, steps) = RESULTS / f"{name}.json", ARMS[name]
+    row = f"| {FORMS[source]} | {count} |"
     if not path.is_file():
-        return f"| {ARMS[name][0]} | not run | | | | |"
+        return f"{row} not run | | | | |"
     records = json.loads(path.read_text(encoding="utf-8"))["results"]
     found = {(record["set"], record["write_steps"]): record["exact_match"] for record in records}
-    cells = [f"{found[each, steps]:.3f}" for each in SETS for steps in STEPS]
-    return f"| {' | '.join([str(ARMS[name][0]), f'{ARMS[name][1]:,}', *cells])} |"
+    cells = [f"{found[each, write_steps]:.3f}" for each in SETS for write_steps in STEPS]
+    return f"{row} {' | '.join([f'{steps:,}', *cells])} |"
 
 
 def write_table() -> None:
     """One row for each size."""
     save_table(
         TABLE,
-        "Memory vectors and what they hold",
-        "The first m vectors of gradmem-kv-32, which has eight, trained on with Muon for the base's matrices; keys and "
-        "values of two symbols out of 62. Exact match of generated answers on contexts that no run looked at. One run "
+        "Memory positions and what they hold",
+        "The first m vectors of gradmem-kv-32, which has eight, trained on with Muon for the base's matrices, and the "
+        "first m positions of keys and values of gradmem-kv-96, of 1,024 numbers each in place of 128, with AdamW; "
+        "pairs of two symbols out of 62. Exact match of generated answers on contexts that no run looked at. One run "
         "for each row. Command: `python -m benchmarks.memory_size`; recipe: `benchmarks/memory_size.yaml`.",
-        "| m | outer steps | 8 pairs, K = 1 | 8 pairs, K = 2 | 16 pairs, K = 1 | 16 pairs, K = 2 |",
+        "| memory | m | outer steps | 8 pairs, K = 1 | 8 pairs, K = 2 | 16 pairs, K = 1 | 16 pairs, K = 2 |",
         map(row_of, sorted(ARMS, key=ARMS.__getitem__)),
     )
 
