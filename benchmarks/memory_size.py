@@ -5,8 +5,8 @@
 
 `model_cards/gradmem-kv-32` keeps its first vectors and their step sizes, `model_cards/gradmem-kv-96` its first
 positions of keys and values, and goes on training by `memory_size.yaml`. Results go to
-`benchmarks/results/memory_size/<arm>.json`, the table to `benchmarks/results/memory_size.md`. A run that was interrupted
-goes on from its last checkpoint in `runs/`.
+`benchmarks/results/memory_size/<arm>.json`, the table to `benchmarks/results/memory_size.md`. A run that was
+interrupted goes on from its last checkpoint in `runs/`.
 """
 
 import json
