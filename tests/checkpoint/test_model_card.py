@@ -150,6 +150,13 @@ def test_card_is_brought_up_to_date_at_the_next_save(tmp_path):
     assert card.data.base_model is None  # a directory is nothing to others
 
 
+@pytest.mark.parametrize(("reduction", "told"), [("mean", "loss"), ("sum", "loss, the sum over its tokens")])
+def test_card_says_what_a_step_descends_on(reduction, told):
+    config = GradMemConfig(num_memory_tokens=3, write_steps=2, write_loss_reduction=reduction)
+    card = get_gradmem_model(tiny_causal_lm("llama"), config).model_card(ADAPTER)
+    assert f"2 steps of gradient descent on its reconstruction {told}, with the weights frozen" in card.text
+
+
 def test_card_of_a_writer_that_takes_no_step_tells_of_none():
     model = with_memory(tiny_causal_lm("llama", torch.float32), writer="pooled")
     facts = CardFacts({}, results=[Result("babi", "qa1", {"exact_match": 0.5})])
