@@ -1,6 +1,6 @@
 """bAbI (Weston et al., arXiv 1502.05698): short stories of one-sentence facts, with questions on what holds now.
 
-Each sentence is a segment. A question is asked of the sentences before it, and of no later one.
+Each sentence is a segment, or the story is one. A question is asked of the sentences before it, and of no later one.
 """
 
 import os
@@ -34,6 +34,7 @@ def load(
     hub_split: str = "train",
     hub_revision: str | None = None,
     validation_share: float = 0.1,
+    segmented: bool = True,
 ) -> Dataset:
     """A row for each question: the story so far, the question, its answer.
 
@@ -43,6 +44,7 @@ def load(
         hub_name: a data set of one `story` a row (`id`, `type`, `text`, `answer`), such as `facebook/babi_qa`.
         hub_config, hub_split, hub_revision: which part of it, for instance `en-10k-qa1`.
         validation_share: share of the stories that are the validation part.
+        segmented: whether each sentence is a segment; otherwise the story is one.
 
     Raises:
         OSError: the file cannot be read.
@@ -57,6 +59,8 @@ def load(
     if not stories:
         raise ValueError(f"{source} holds no story.")
     rows = [row for story in take_split(stories, split, validation_share) for row in _rows(story)]
+    if not segmented:
+        rows = [row | {"context": ["".join(row["context"])]} for row in rows]
     return Dataset.from_list(list(checked(rows, source)), features=FEATURES)
 
 

@@ -26,6 +26,13 @@ def test_babi_question_is_asked_of_the_sentences_before_it(tmp_path):
     ]
 
 
+def test_a_story_of_babi_can_be_one_text(tmp_path):
+    (tmp_path / "qa1.txt").write_text(BABI, encoding="utf-8")
+    segmented, whole = (load_task("babi", "test", path=tmp_path / "qa1.txt", segmented=each) for each in (True, False))
+    assert whole["context"] == [["".join(context)] for context in segmented["context"]]
+    assert (whole["queries"], whole["targets"]) == (segmented["queries"], segmented["targets"])
+
+
 def test_babi_train_and_validation_share_no_story(tmp_path):
     stories = "".join(f"1 Story {index} begins.\n2 Which? \t{index}\t1\n3 Again? \t{index}\t1\n" for index in range(20))
     (tmp_path / "qa.txt").write_text(stories, encoding="utf-8")
