@@ -61,7 +61,8 @@ class GradMemConfig(PreTrainedConfig):
         write_loss_reduction (`str`, defaults to `"mean"`):
             `"mean"` or `"sum"`: whether a step descends on the mean loss over a sample's tokens or on their sum. By the
             sum a fact moves the memory as far however many others are written beside it, which is for contexts of
-            many sizes; α is then so much smaller. Losses are told as means all the same.
+            many sizes; α is then so much smaller. Losses are told as means all the same. For `"sgd"` and
+            `"momentum"`: Adam's steps know no scale, nor does a gradient that `write_max_grad_norm` cuts.
         learn_write_learning_rate (`str`, defaults to `"none"`):
             `"per_step"` or `"per_token"` meta-learns one positive step size for each step, or for each step and
             memory token, from `write_learning_rate`. Beyond the trained steps the last goes on with `write_step_decay`.

@@ -118,6 +118,12 @@ class Adapter:
         added = frozenset(
             name for name in ADDABLE if values.get(name) in without and getattr(opened, name) not in without
         )
+        reduction = values.get("write_loss_reduction", GradMemConfig.write_loss_reduction)
+        if values.get(_LEARNS) not in without and opened.write_loss_reduction != reduction:
+            raise ValueError(
+                f"{name} has learned the sizes of its steps for write_loss_reduction={reduction!r}, and they are of "
+                f"another scale by {opened.write_loss_reduction!r}: leave it out."
+            )
         if "write_learning_rate" in (options or {}) and values.get(_LEARNS) not in without:
             raise ValueError(
                 f"{name} has learned the sizes of its steps, beside which write_learning_rate does nothing: leave it "

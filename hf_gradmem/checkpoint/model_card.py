@@ -124,7 +124,8 @@ def _describe_write(config: GradMemConfig) -> str:
     optimizer = {"sgd": "gradient descent", "momentum": "gradient descent with momentum", "adam": "Adam"}
     learned = " with learned step sizes" if config.learn_write_learning_rate != "none" else ""
     steps = f"{config.write_steps} step{'s' * (config.write_steps != 1)}"
-    summed = ", the sum over its tokens" if config.write_loss_reduction == "sum" else ""
+    sums = config.write_loss_reduction == "sum" and config.write_optimizer != "adam"
+    summed = ", the sum over its tokens" if sums else ""
     return f"{steps} of {optimizer[config.write_optimizer]}{learned} on its reconstruction loss{summed}"
 
 

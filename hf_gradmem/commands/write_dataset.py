@@ -18,10 +18,11 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 
 from ..base.weights import hash_tensors
+from ..checkpoint.write_settings import OF_TRAINING, write_settings
+from ..configuration_gradmem import GradMemConfig
 from ..files import check_directory, only_writer, whole_file
 from ..hub.cards import local_id
 from ..hub.client import CARD_FILE, FACTS_FILE
-from ..losses import LOSSES, weight_name
 from ..memory.card import store_card
 from ..memory.fingerprint import Identity
 from ..memory.shards import (
@@ -49,21 +50,7 @@ from .text_folder import TextFolder
 _PATIENCE = timedelta(days=30)
 # Facts that may differ between a run and the one that goes on with it: names, which say where things lie, not what, and
 # what is of training alone.
-_OF_TRAINING = ("meta_gradient", "meta_gradient_steps", "meta_gradient_radius", "checkpoint_write_steps")
-_MAY_DIFFER = {"model", "source.name", "base_name"} | {
-    f"write.config.{name}" for name in (*_OF_TRAINING, *map(weight_name, LOSSES))
-}
-# Options of a model that are told by its fingerprint, or say where a base lies, or are READ's alone.
-_NOT_WRITES = (
-    "text_config",
-    "base_model_name_or_path",
-    "base_model_revision",
-    "base_model_id",
-    "includes_base",
-    "read_lora",
-    "template",
-    "confidence",
-)
+_MAY_DIFFER = {"model", "source.name", "base_name", *(f"write.config.{name}" for name in OF_TRAINING)}
 
 
 def processes(cpu: bool | None = None) -> PartialState:
@@ -142,9 +129,6 @@ class _Job:
         """Whose memories these are, and all that they depend on; in the form that JSON gives back."""
         model, rows = self.model, self.rows
         num_memory_tokens, width = model.form.shape
-        settings = {name: getattr(model.config, name) for name in type(model.config).__annotations__}
-        for name in _NOT_WRITES:
-            settings.pop(name, None)
         fingerprint, base_name = model.identity()
         rates = model.write_log_learning_rate
         source = {"sha256": rows.check_ids(), "context_column": rows.context_column, "id_column": rows.id_column}
@@ -165,7 +149,7 @@ class _Job:
                 "segment_length": self.segment_length,
                 "learned_step_sizes": None if rates is None else hash_tensors({"write_log_learning_rate": rates}),
                 "base_dtype": str(model.dtype).removeprefix("torch."),
-                "config": settings,
+                "config": write_settings(model.config),
             },
             "model": model_name,
         }
@@ -354,7 +338,10 @@ def _stop_all(mistake: Exception | None) -> None:
 
 def _check_same(directory: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to go on with a store that another model, source or setting began."""
-    before, now = _flat(before), _flat(now)
+    if "config" in before.get("write", {}):  # what there was no option for was as it now is by default
+        write = before["write"]
+        before = before | {"write": write | {"config": write_settings(GradMemConfig()) | write["config"]}}
+    before, now = _flat(json.loads(json.dumps(before))), _flat(now)
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     changed = [f"{name} was {before.get(name)} and is {now.get(name)}" for name in changed if name not in _MAY_DIFFER]
     if changed:

@@ -166,7 +166,7 @@ class Facts:
     Attributes:
         num_facts: facts in a context, or the smallest and largest number, of which each context draws one.
         num_people: people that a context is about, likewise.
-        queries_per_context: questions on a context; one on each fact when `None`, and as many more as the share asks.
+        queries_per_context: questions on a context; as many as there are facts when `None`, `not_told` among them.
         not_told: share of the questions whose answer the context does not hold; their target is "not in memory".
         other_words: ask in words that are kept out of training.
         segmented: whether each sentence is a segment; otherwise the context is one.

@@ -27,7 +27,7 @@ from typing import Any
 
 from datasets import Dataset, Features
 
-from ..texts.reading import read_text
+from ..texts.reading import check_unicode, read_text
 from .rows import FEATURES_OF_TEXT, FEATURES_WITH_ANSWERS, SPLITS, check_split
 from .sources import take_evenly, take_split
 from .task import Task
@@ -125,7 +125,7 @@ def _context(given: dict[str, Any], where: str) -> list[str]:
     value = given[name]
     segments = [value] if isinstance(value, str) and name == "context" else value
     _check_texts(segments, f"{where}, field {name!r}", "a text or a list of texts" if name == "context" else None)
-    if not "".join(segments):
+    if not "".join(segments).strip():
         raise ValueError(f"{where}, field {name!r} is empty: there is nothing to write.")
     return segments
 
@@ -151,7 +151,7 @@ def _asked(given: dict[str, Any], where: str) -> tuple[list[str], list[str], lis
     _check_texts(given_targets, f"{where}, field 'targets'")
     _check_count("targets", given_targets, len(queries), where)
     for number, target in enumerate(given_targets):
-        if not target:
+        if not target.strip():
             raise ValueError(f"{where}, field 'targets' is empty at {number}.")
     return queries, given_targets, answers or [[target.strip()] for target in given_targets]
 
@@ -187,7 +187,7 @@ def _accepted(given: Any, count: int, where: str) -> list[list[str]]:
     answers = [[of_one] if isinstance(of_one, str) else of_one for of_one in given]
     for number, accepted in enumerate(answers):
         _check_texts(accepted, f"{place} at {number}", "a text or a list of texts")
-        if not accepted or not all(accepted):
+        if not accepted or not all(text.strip() for text in accepted):
             raise ValueError(f"{place} at {number} has no answer or an empty one: {accepted!r}.")
     return answers
 
@@ -209,6 +209,8 @@ def _one_of(given: dict[str, Any], names: tuple[str, str], where: str) -> str:
 def _check_texts(value: Any, place: str, expected: str | None = None) -> None:
     if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
         raise ValueError(f"{place} must be {expected or 'a list of texts'}, got {_shown(value)}.")
+    for text in value:
+        check_unicode(text, place)
 
 
 def _check_count(name: str, values: list[Any], count: int, where: str) -> None:

@@ -22,7 +22,8 @@ def task(load_part: Callable[..., Dataset]) -> Task:
         Args:
             split: of each part that does not name its own.
             parts: `{"task": name, ...}` each, with the arguments of that task. Answers are compared with all
-                references of a question, which are its target alone where a task has no more.
+                references of a question, which are its target alone where a task has no more, and by SQuAD's metric:
+                case, punctuation and articles aside. Where these count, as in `kv_retrieval`, give another metric.
 
         Raises:
             ValueError: there are no parts, or one of them names no task.

@@ -5,6 +5,7 @@ are segments, each with the white space before it, and those that hold an answer
 """
 
 import json
+import operator
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -97,7 +98,7 @@ def parse(text: str, source: str = "the text") -> list[Paragraph]:
         ]
     except json.JSONDecodeError as error:
         raise ValueError(f"{source} is not JSON: {error}") from error
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{source} is not SQuAD's format: {error!r} where context, qas, question or answers belong."
         ) from error
@@ -106,7 +107,7 @@ def parse(text: str, source: str = "the text") -> list[Paragraph]:
 
 def _question(context: str, entry: dict[str, Any], source: str) -> Question:
     if "answers" in entry:
-        answers = [(answer["text"], int(answer["answer_start"])) for answer in entry["answers"]]
+        answers = [(answer["text"], operator.index(answer["answer_start"])) for answer in entry["answers"]]
     else:
         answers = [(entry["answer"], context.find(entry["answer"]))]
     return _checked_question(context, entry["question"], answers, source)

@@ -4,6 +4,7 @@ Reptile (Nichol et al., arXiv 1803.02999) with a full outer step: M0 ← mean of
 Where the base is frozen, this costs no more than the writing itself, which no second derivative does.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from datasets import Dataset
 from safetensors import safe_open
 from tqdm.auto import tqdm
 
+from ..checkpoint.write_settings import OF_TRAINING, write_settings
 from ..files import save_tensors, save_text
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
@@ -173,20 +175,27 @@ def begin_with_start(
     """
     path = Path(directory) / START_FILE
     parameters = model.form.start_parameters()
-    # What is in no tensor of the start, and decides over it; the rows are the recipe's.
-    origin = {"start": json.dumps(asdict(start), default=list), "fingerprint": model.fingerprint()}
+    order = np.random.default_rng(0).permutation(len(rows))
+    contexts = [rows[int(number)]["context"] for number in order]
+    # What is in no tensor of the start, and decides over it.
+    settings = {name: value for name, value in write_settings(model.config).items() if name not in OF_TRAINING}
+    written = [settings, options.get("max_context_length"), contexts]
+    origin = {
+        "start": json.dumps(asdict(start), default=list),
+        "fingerprint": model.fingerprint(),
+        "written": hashlib.sha256(json.dumps(written, sort_keys=True).encode()).hexdigest(),
+    }
     if not path.is_file():
-        order = np.random.default_rng(0).permutation(len(rows))
-        report = learn_start(model, [rows[int(number)]["context"] for number in order], start, **options)
+        report = learn_start(model, contexts, start, **options)
         save_text(json.dumps(report, indent=2) + "\n", path.with_suffix(".json"))
         save_tensors(dict(parameters), path, origin | {"write_learning_rate": str(model.config.write_learning_rate)})
     with safe_open(path, "pt") as kept, torch.no_grad():
         facts = kept.metadata() or {}
         if any(facts.get(name) != value for name, value in origin.items()):
             raise ValueError(
-                f"{path} holds a start that was learned otherwise, or by another model: {facts.get('start')} by "
-                f"{facts.get('fingerprint')}, not {origin['start']} by {origin['fingerprint']}. Remove it, or give "
-                "another output_dir."
+                f"{path} holds a start that was learned otherwise, of other contexts, by other options of WRITE or by "
+                f"another model: {facts.get('start')} by {facts.get('fingerprint')}, not {origin['start']} by "
+                f"{origin['fingerprint']}. Remove it, or give another output_dir."
             )
         if start.write_learning_rates:
             _set_step_size(model, float(facts["write_learning_rate"]))

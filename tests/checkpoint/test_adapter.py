@@ -146,6 +146,8 @@ def test_a_step_size_beside_learned_ones_is_refused(base, tmp_path, included):
     with_memory(nameless_base() if included else base, **learned).save_pretrained(tmp_path / "adapter")
     with pytest.raises(ValueError, match="has learned the sizes of its steps, beside which write_learning_rate does"):
         GradMemForCausalLM.from_pretrained(tmp_path / "adapter", write_learning_rate=0.1)
+    with pytest.raises(ValueError, match="learned the sizes of its steps for write_loss_reduction='mean'"):
+        GradMemForCausalLM.from_pretrained(tmp_path / "adapter", write_loss_reduction="sum")
 
 
 def test_adapter_attaches_to_a_base_in_memory(base, tmp_path):

@@ -419,6 +419,20 @@ def test_what_is_of_training_alone_may_differ_from_the_run_that_began_a_store(tm
         write_dataset(model(write_learning_rate=0.5), rows, tmp_path / "store")
 
 
+def test_a_store_that_was_begun_before_there_was_an_option_has_it_by_default(tmp_path):
+    config = GradMemConfig(num_memory_tokens=2, write_steps=1)
+    model = get_gradmem_model(nameless_base(), config, tokenizer=small_tokenizer())
+    rows, store = Dataset.from_dict({"context": ["abc"]}), tmp_path / "store"
+    write_dataset(model, rows, store)
+    facts = json.loads((store / "memories.json").read_text(encoding="utf-8"))
+    del facts["write"]["config"]["write_loss_reduction"]
+    (store / "memories.json").write_text(json.dumps(facts), encoding="utf-8")
+    assert write_dataset(model, rows, store)["written"] == 0
+    model.config.write_loss_reduction = "sum"
+    with pytest.raises(ValueError, match=r"write\.config\.write_loss_reduction was mean and is sum"):
+        write_dataset(model, rows, store)
+
+
 def test_learned_step_sizes_are_those_of_the_whole_store(tmp_path):
     config = GradMemConfig(num_memory_tokens=2, learn_write_learning_rate="per_step")
     model = get_gradmem_model(nameless_base(), config, tokenizer=small_tokenizer())

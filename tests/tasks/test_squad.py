@@ -121,6 +121,12 @@ def test_squad_reads_the_list_of_paragraphs(tmp_path):
         ('[{"text": "a"}]', "not SQuAD's format: KeyError.*context"),
         ('[{"context": "a b.", "qas": [{"question": "q", "answer": "c"}]}]', "'c' to 'q'"),
         ('[{"context": "a b.", "qas": [{"question": "q", "answer": ""}]}]', "'q' .* no answer"),
+        ('[{"context": null, "qas": [{"question": "q", "answer": "a"}]}]', "not SQuAD's format: AttributeError"),
+        ('[{"context": "a b.", "qas": [{"question": null, "answer": "a"}]}]', "not SQuAD's format: AttributeError"),
+        (
+            '[{"context": "a", "qas": [{"question": "q", "answers": [{"text": "a", "answer_start": "no"}]}]}]',
+            "not SQuAD's format: TypeError",
+        ),
         ("[]", "no question"),
     ],
 )

@@ -335,11 +335,20 @@ def test_step_sizes_that_are_learned_begin_at_the_one_that_writes_best(tmp_path)
         assert model.write_log_learning_rate.exp().tolist() == pytest.approx([0.2] * model.config.write_steps)
 
 
-@pytest.mark.parametrize("change", [{"start": {"method": "reptile", "contexts": 5}}, {"seed": 7}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"start": {"method": "reptile", "contexts": 5}},
+        {"seed": 7},
+        {"gradmem": GRADMEM | {"write_loss_reduction": "sum"}},
+        {"max_context_length": 5},
+        {"task_arguments": {"num_pairs": 3, "num_contexts": 12}},
+    ],
+)
 def test_a_start_that_was_learned_otherwise_is_refused(change, tmp_path):
-    values = {"start": {"method": "reptile", "contexts": 4}}
+    values = {"start": {"method": "reptile", "contexts": 4}, "memories": None}
     build_trainer(recipe(tmp_path, **values))
-    with pytest.raises(ValueError, match="learned otherwise, or by another model"):
+    with pytest.raises(ValueError, match="learned otherwise, of other contexts, by other options of WRITE"):
         build_trainer(recipe(tmp_path, **values | change))
 
 
