@@ -86,7 +86,7 @@ class BabiStories:
             to read them.
         hops_asked: share of the further questions on a story of QA2 or QA3 that ask for a part of the way to an answer:
             "Where is Mary?" or "Who got the milk?", as those files never do; in QA3 "Where was Mary before the
-            kitchen?" and QA2's question as well. Asked the whole alone, a model is slow to learn the parts.
+            kitchen?" and QA2's question as well. Asked for the whole alone, a model is slow to learn the parts.
         seed: of the stream.
         split: streams of different splits are independent.
 
