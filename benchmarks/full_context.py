@@ -1,4 +1,4 @@
-"""The ceiling of key-value retrieval: the same base, trained as long, with all pairs before it in place of a memory.
+"""The ceiling of key-value retrieval: the same base, with all pairs before it in place of a memory.
 
     python -m benchmarks.full_context
 
@@ -8,13 +8,20 @@ that it was not trained on, one question at a time. Results go to `benchmarks/re
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import IterableDataset, concatenate_datasets
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, Trainer, set_seed
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    Trainer,
+    set_seed,
+)
 
 from hf_gradmem.tasks import TASKS
 from hf_gradmem.training.recipe import load_recipe
@@ -28,12 +35,6 @@ IGNORED = -100
 
 TASK = TASKS["kv_retrieval"]
 TOKENIZER = TASK.build_tokenizer()
-
-
-def task_arguments(pairs: Any, seed: int) -> dict[str, Any]:
-    """Those of the recipe's contexts."""
-    sizes = {"num_pairs": pairs, "key_length": 2, "value_length": 2}
-    return sizes | {"end_mark": False, "queries_per_context": QUERIES, "seed": seed}
 
 
 def tokens(text: str) -> list[int]:
@@ -51,21 +52,11 @@ def training_rows(rows: IterableDataset) -> Iterator[dict[str, list[int]]]:
         yield {"input_ids": ids, "labels": labels}
 
 
-def padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-    """A batch, padded on the right."""
-    length = max(len(row["input_ids"]) for row in rows)
-    fill = {"input_ids": TOKENIZER.pad_token_id, "labels": IGNORED}
-    return {
-        name: torch.tensor([row[name] + [value] * (length - len(row[name])) for row in rows])
-        for name, value in fill.items()
-    }
-
-
 @torch.no_grad()
-def exact_match(model: PreTrainedModel, pairs: int, seed: int) -> float:
+def exact_match(model: PreTrainedModel, arguments: Mapping[str, Any]) -> float:
     """The share of generated answers that are right, each question alone behind its context."""
     right = []
-    for row in TASK.load("test", num_contexts=CONTEXTS, **task_arguments(pairs, seed)):
+    for row in TASK.load("test", num_contexts=CONTEXTS, **arguments):
         context = "".join(row["context"])
         prompts = torch.tensor([tokens(context + query) for query in row["queries"]])  # of one length
         made = model.generate(prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=4, do_sample=False)
@@ -84,19 +75,21 @@ def main() -> None:
     config = AutoConfig.for_model(vocab_size=len(TOKENIZER), **special, **arguments.base_config)
     model = AutoModelForCausalLM.from_config(config)
     batch = training.per_device_train_batch_size
-    stages = [
-        IterableDataset.from_generator(
-            training_rows,
-            gen_kwargs={"rows": TASK.stream("train", num_contexts=steps * batch, **task_arguments(list(pairs), index))},
+    drawn = arguments.task_arguments | {"queries_per_context": QUERIES}
+    stages = []
+    for index, (steps, pairs) in enumerate(STAGES):
+        of_stage = drawn | {"num_pairs": list(pairs), "seed": index, "num_contexts": steps * batch}
+        stages.append(
+            IterableDataset.from_generator(training_rows, gen_kwargs={"rows": TASK.stream("train", **of_stage)})
         )
-        for index, (steps, pairs) in enumerate(STAGES)
-    ]
     training.max_steps = sum(steps for steps, _ in STAGES)
     training.remove_unused_columns = False
-    Trainer(model, training, train_dataset=concatenate_datasets(stages), data_collator=padded).train()
+    Trainer(
+        model, training, train_dataset=concatenate_datasets(stages), data_collator=DataCollatorForSeq2Seq(TOKENIZER)
+    ).train()
     model.eval()
-    seed = arguments.eval_sets["n8"]["seed"]
-    found = {str(pairs): exact_match(model, pairs, seed) for pairs in SIZES}
+    drawn |= {"seed": arguments.eval_sets["n8"]["seed"]}
+    found = {str(pairs): exact_match(model, drawn | {"num_pairs": pairs}) for pairs in SIZES}
     RESULTS.write_text(json.dumps({"steps": training.max_steps, "exact_match": found}, indent=1) + "\n")
 
 
