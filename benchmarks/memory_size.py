@@ -38,6 +38,7 @@ ARMS = {
     "eight": (VECTORS, 8, 600),
     "four_longer": (VECTORS, 4, 1500),
     "four_cached": (KEYS_AND_VALUES, 4, 300),
+    "four_cached_longer": (KEYS_AND_VALUES, 4, 900),
     "two_cached": (KEYS_AND_VALUES, 2, 300),
     "one_cached": (KEYS_AND_VALUES, 1, 300),
 }
@@ -65,7 +66,8 @@ def run_arm(name: str) -> dict[str, Any]:
     with_positions(CARDS / source, directory / "start", count)
     overrides = [f"adapter={directory / 'start'}", f"output_dir={directory / 'run'}", f"stages.0.steps={steps}"]
     if source == KEYS_AND_VALUES:  # which was trained by AdamW alone
-        overrides += ["muon_learning_rate=null", "lr_scheduler_kwargs={num_decay_steps: 200, min_lr_ratio: 0.05}"]
+        falling = f"lr_scheduler_kwargs={{num_decay_steps: {steps * 2 // 3}, min_lr_ratio: 0.05}}"
+        overrides += ["muon_learning_rate=null", falling]
     recipe = load_recipe(RECIPE, overrides)
     run_training(recipe)
     model = load_model(recipe.training.output_dir)
