@@ -42,6 +42,7 @@ def forward_recipe(name: str, learning_rate: str) -> Recipe:
         f"gradmem={json.dumps(kept | {'writer': 'forward'})}",
         f"stages={json.dumps(given.stages[:num_stages])}",
         f"learning_rate={learning_rate}",
+        "step_size_learning_rate=null",  # it takes no steps
         f"output_dir=runs/{name}-forward-{learning_rate}",
     ]
     recipe = load_recipe(CARDS / name / "recipe.yaml", overrides)
