@@ -1,6 +1,9 @@
 """The configuration of a GradMem model: what is written, how, and over which base decoder."""
 
 import difflib
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, Literal
 
@@ -223,14 +226,11 @@ class GradMemConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._check_values()
 
-    def _refuse_unknown(self, kwargs: dict[str, Any]) -> None:
+    def _refuse_unknown(self, names: Iterable[str]) -> None:
         """`PreTrainedConfig` would keep a misspelt option as an attribute that nothing reads."""
-        known = [field.name for field in fields(self)]
-        for name in kwargs:
-            if name in _TRANSFORMERS_KEYWORDS or name.startswith("_"):
-                continue
-            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"GradMemConfig has no option {name!r}. The nearest is {nearest!r}.")
+        for name in names:
+            if name not in _TRANSFORMERS_KEYWORDS and not name.startswith("_"):
+                raise _unknown_option(name)
 
     def _check_values(self) -> None:
         at_least = {
@@ -319,7 +319,16 @@ class GradMemConfig(PreTrainedConfig):
         """As usual; which save the values were read from is no part of the configuration, nor "fastest" a precision."""
         if kwargs.get("dtype") == FASTEST:  # which the Auto classes hand to the model as well, which finds it out
             del kwargs["dtype"]
-        return super().from_dict({name: value for name, value in config_dict.items() if name != SAVE_ID}, **kwargs)
+        # Options that are given beside the dictionary are checked with it: the parent sets them afterwards.
+        names = {field.name for field in fields(cls)} - {"dtype", "text_config"}
+        given = {name: kwargs.pop(name) for name in names & kwargs.keys()}
+        values = {name: value for name, value in config_dict.items() if name != SAVE_ID}
+        asked = kwargs.pop("return_unused_kwargs", False)  # by the Auto classes: the rest is the model's
+        config, unused = super().from_dict(values | given, return_unused_kwargs=True, **kwargs)
+        if asked:
+            return config, unused
+        config._refuse_unknown(unused)
+        return config
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
@@ -334,6 +343,27 @@ class GradMemConfig(PreTrainedConfig):
         self.base_model_name_or_path = name
         if name is None:
             self.includes_base = True
+
+
+def _unknown_option(name: str) -> ValueError:
+    known = [field.name for field in fields(GradMemConfig)]
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return ValueError(f"GradMemConfig has no option {name!r}. The nearest is {nearest!r}.")
+
+
+@contextmanager
+def unknown_options_refused() -> Iterator[None]:
+    """For the span of loading a model, whose class is what complains of an option that nobody took on its way.
+
+    Raises:
+        ValueError: there is such an option.
+    """
+    try:
+        yield
+    except TypeError as error:
+        if (unknown := re.search(r"unexpected keyword argument '(\w+)'", str(error))) is None:
+            raise
+        raise _unknown_option(unknown[1]) from error
 
 
 def _without_sets(arguments: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """A name to write a file under, with the same ending; `path` itself appears when the block is done, or not at all.
 
     Others may read it as they may any new file, or the one that it replaces: safetensors' own files are for their
-    owner alone.
+    owner alone. A link is replaced, and not what it points to, which may be a file of the Hub's cache.
 
     Raises:
         OSError: the file cannot be written there, or not to its end.
@@ -112,14 +112,26 @@ def check_writable(path: str | os.PathLike) -> None:
     Raises:
         IsADirectoryError: it is a directory.
         NotADirectoryError: it would lie below a file.
-        OSError: it is a device, or the system refuses a file there.
+        OSError: it is a device or a stream, or the system refuses a file there.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory. Give the name of a file in it.")
-    if path.exists() and not path.is_file():
+    if (path.exists() and not path.is_file()) or _is_stream(path):
         raise OSError(f"{path} is not a file that can be written anew. Give the name of another.")
     _try_to_write(path)
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether it is a link to what a process has open, such as /dev/stdout, which may be a file for now."""
+    for _ in range(40):  # as many links as Linux follows
+        path = path.parent.resolve() / path.name
+        if path.parts[1:2] == ("proc",):
+            return True
+        if not path.is_symlink():
+            return False
+        path = path.parent / path.readlink()
+    return False
 
 
 def check_directory(path: str | os.PathLike) -> None:
@@ -132,12 +144,12 @@ def check_directory(path: str | os.PathLike) -> None:
     path = Path(path)
     if os.path.lexists(path) and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file, not a directory.")
-    _try_to_write(path / "file")
+    _try_to_write(path, within=True)
 
 
-def _try_to_write(path: Path) -> None:
-    """Write an empty file, and take it away, where `path` would be, or as near to it as there are directories."""
-    missing = path
+def _try_to_write(path: Path, *, within: bool = False) -> None:
+    """Write an empty file, and take it away, where `path`, or a file within it, would be, or as near as there are."""
+    missing = path / "file" if within else path
     while not os.path.lexists(missing.parent):
         missing = missing.parent
     if not missing.parent.is_dir():

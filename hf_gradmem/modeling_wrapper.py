@@ -16,7 +16,7 @@ from huggingface_hub import CommitInfo, ModelCard
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from .base.lora import base_keys, check_owner, lora_scalings
+from .base.lora import base_keys, check_head_without_lora, check_savable, lora_scalings, others_on
 from .base.weights import base_weights
 from .checkpoint import adapter as checkpoint
 from .checkpoint.base_model import load_base, load_base_tokenizer, recorded_base
@@ -92,6 +92,7 @@ class GradMemPreTrainedModel(ModelAroundBase):
 
         The base is then no longer the one its name stands for, so checkpoints include it from here on.
         """
+        check_head_without_lora(self.base_model)
         before = self.decoder.vocab_size
         embeddings = self.base_model.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         self.config.includes_base = self.config.includes_base or self.decoder.vocab_size != before
@@ -209,9 +210,10 @@ class GradMemPreTrainedModel(ModelAroundBase):
 
         Raises:
             OSError: the directory cannot be written to, or the disk is full.
-            RuntimeError: the base was given to another model since, and its LoRA with it.
+            RuntimeError: the base was given to another model since, or its LoRA was taken out.
+            ValueError: a PEFT adapter is around the model.
         """
-        check_owner(self.base_model, self)
+        check_savable(self.base_model, self)
         self.config.includes_base = self._saves_base() or self._base_changed()
         recorded_base(self.config).architectures = [type(self.base_model).__name__]
         self.config.auto_map = dict(checkpoint.AUTO_MAP)
@@ -281,10 +283,7 @@ class GradMemPreTrainedModel(ModelAroundBase):
             )
 
     def model_card(self, repo_id: str, *, tags: list[str] | None = None) -> ModelCard:
-        """The card that a push to `repo_id` writes: what the memory costs, how it was trained, results, use, limits.
-
-        What it says of training and results is `card_facts`, which a training callback fills.
-        """
+        """The card that a push to `repo_id` writes; of training and results it says what is in `card_facts`."""
         return model_card(self.config, repo_id, self.card_facts, tags=tags or ())
 
     def _saves_base(self) -> bool:
@@ -316,9 +315,9 @@ class GradMemPreTrainedModel(ModelAroundBase):
     def fingerprint(self) -> str:
         """A hash of what writes this model's memories: the base's weights, and what WRITE uses beside them.
 
-        That is the memory's form and start, the projection, and WRITE's control vectors, head and LoRA; not the number
-        or size of its steps, and nothing that READ alone uses. Models of one fingerprint read each other's memories,
-        wherever their bases lie. The base counts at bfloat16 precision, in whatever precision it is loaded.
+        That is the memory's form and start, the projection, WRITE's control vectors, head and LoRA, and a PEFT adapter
+        around the model; not the number or size of its steps, and nothing that READ alone uses. Models of one
+        fingerprint read each other's memories, wherever their bases lie. The base counts at bfloat16 precision.
         """
         return self.identity().fingerprint
 
@@ -326,18 +325,18 @@ class GradMemPreTrainedModel(ModelAroundBase):
         """The fingerprint, and the base's name for people to read.
 
         It is computed once, in about the time of reading all weights, and again when a weight was replaced or edited.
-        PyTorch does not tell of edits through `.data`: those are found in every element beside the base, and in the
-        base by 32 elements of each of its tensors, so that an edit of a few rows alone can pass unseen.
+        Edits through `.data` are found in every element beside the base, and in 32 of each of the base's tensors.
 
         Args:
             thorough: otherwise tensors beside the base with more than a million elements are looked at like the base's.
         """
         config, phase = self.config, self.write_phase
         form = config.memory_form if isinstance(config.memory_form, str) else config.memory_form["name"]
+        others, scalings = others_on(self.base_model)
         fingerprint = self._fingerprint(
             base_weights(self.base_model),
-            self.form.extra_tensors() | phase.extra_tensors(),
-            (form, self.form.shape, lora_scalings(self.base_model, phase.name)),
+            self.form.extra_tensors() | phase.extra_tensors() | others,
+            (form, self.form.shape, lora_scalings(self.base_model, phase.name) | scalings),
             thorough=thorough,
         )
         return Identity(fingerprint, shown_name(config.base_model_name_or_path))

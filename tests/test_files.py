@@ -61,6 +61,24 @@ def test_a_file_is_not_a_directory_nor_a_directory_or_a_device_a_file(tmp_path):
     assert not Path(os.devnull).is_file()
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="the kernel shows no open files")
+def test_a_stream_that_is_a_file_for_now_is_not_replaced(tmp_path):
+    (tmp_path / "stdout").symlink_to("link")
+    with (tmp_path / "file").open("w") as open_file:
+        (tmp_path / "link").symlink_to(f"/proc/self/fd/{open_file.fileno()}")
+        with pytest.raises(OSError, match="stdout is not a file that can be written anew"):
+            check_writable(tmp_path / "stdout")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_a_link_is_replaced_and_not_what_it_points_to(tmp_path):
+    (tmp_path / "file").write_text("old", encoding="utf-8")
+    (tmp_path / "link").symlink_to("file")
+    with whole_file(tmp_path / "link") as unfinished:
+        unfinished.write_text("new", encoding="utf-8")
+    assert [(tmp_path / name).read_text(encoding="utf-8") for name in ("file", "link")] == ["old", "new"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="files have no such modes there")
 def test_others_may_read_a_file_as_they_may_any_new_one_or_the_one_it_replaces(tmp_path):
     """safetensors' own files are for their owner alone."""

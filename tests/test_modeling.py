@@ -114,8 +114,54 @@ def test_adapters_that_would_be_lost_or_train_nothing_are_refused():
     with pytest.raises(ValueError, match=says("read_lora and write_lora", "get_peft_model")):
         model.load_adapter("me/adapter")
     wrapped, ids = peft.get_peft_model(model, peft.LoraConfig(**lora)), torch.ones(1, 3, dtype=torch.long)
-    with pytest.raises(ValueError, match=says("a PEFT adapter (default) beside write_lora or read_lora")):
-        wrapped(context_input_ids=ids, input_ids=ids, labels=ids)
+    for run in (lambda: wrapped(context_input_ids=ids, input_ids=ids, labels=ids), lambda: model.write(input_ids=ids)):
+        with pytest.raises(ValueError, match=says("a PEFT adapter (default) beside write_lora or read_lora")):
+            run()
+
+
+def test_a_lora_of_its_own_that_a_peft_model_took_out_is_missed(tmp_path):
+    lora = {"r": 2, "target_modules": ["q_proj"]}
+    model = get_gradmem_model(nameless_base(), GradMemConfig(num_memory_tokens=2, write_lora=lora))
+    merged = peft.get_peft_model(model, peft.LoraConfig(**lora)).merge_and_unload()
+    for run in (lambda: merged.write(input_ids=CONTEXT), lambda: merged.save_pretrained(tmp_path / "out")):
+        with pytest.raises(RuntimeError, match="write_lora of this model is no longer in its base"):
+            run()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_within_a_peft_model_is_saved_once_it_is_out(tmp_path):
+    model = with_memory(named_base(tmp_path / "base"), **PLAIN)
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    with pytest.raises(ValueError, match=says("A PEFT adapter (default) is around", "peft_model.unload()")):
+        model.save_pretrained(tmp_path / "adapter")
+    assert not (tmp_path / "adapter").exists()
+    memory = wrapped.merge_and_unload().write(input_ids=CONTEXT)
+    model.save_pretrained(tmp_path / "adapter")
+    loaded = GradMemForCausalLM.from_pretrained(tmp_path / "adapter")
+    torch.testing.assert_close(loaded.write(input_ids=CONTEXT).embeddings, memory.embeddings)
+
+
+@pytest.mark.parametrize("option", ["read_lora", "write_lora"])
+def test_a_head_with_a_lora_keeps_its_size(option):
+    model = with_memory(nameless_base(), **PLAIN, **{option: {"r": 2, "target_modules": ["lm_head"]}})
+    with pytest.raises(ValueError, match="output head has a LoRA"):
+        model.resize_token_embeddings(VOCAB_SIZE + 4)
+    assert model.vocab_size == VOCAB_SIZE
+
+
+def test_activation_checkpointing_recomputes_nothing_where_nothing_is_differentiated():
+    model = with_memory(nameless_base(), **PLAIN, memory_form="key_values")
+    memory = model.write(input_ids=CONTEXT)
+    expected = model(input_ids=QUERY, memory=memory).logits
+    model.base_model.requires_grad_(True)
+    model.gradient_checkpointing_enable()
+    model.train()
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=QUERY, memory=memory).logits, expected)
+        torch.testing.assert_close(model(context_input_ids=CONTEXT, input_ids=QUERY).logits, expected)
+    generated = model.generate(QUERY, memory=memory, max_new_tokens=1, do_sample=False)
+    assert torch.equal(generated[:, -1], expected[:, -1].argmax(-1))
+    assert any(layer.gradient_checkpointing for layer in model.base_model.model.layers)
 
 
 @pytest.mark.parametrize("task_type", [None, "CAUSAL_LM"])

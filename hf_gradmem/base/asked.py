@@ -15,6 +15,7 @@ class Asked(threading.local):
         phase: whose LoRA is on; none of ours when `None`.
         evaluates: whether runs are in eval mode, whatever mode the base is in.
         twice_differentiable: whether runs keep to operations that have a second derivative.
+        recomputes: whether the base's activation checkpointing, where it is on, has a use.
         uncompiled: whether what is compiled in the base runs as it was before.
         random_numbers: entered around each run, where its random numbers are not those of the process.
         freezes_weights: whether weights are constants, whatever their `requires_grad` says.
@@ -25,6 +26,7 @@ class Asked(threading.local):
     phase: str | None = None
     evaluates: bool = False
     twice_differentiable: bool = False
+    recomputes: bool = True
     uncompiled: bool = False
     random_numbers: Callable[[], AbstractContextManager[None]] | None = None
     freezes_weights: bool = False

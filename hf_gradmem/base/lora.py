@@ -149,6 +149,10 @@ def _lora_layers(base_model: nn.Module) -> list[Any]:  # a BaseTunerLayer is a m
     return [module for module in base_model.modules() if isinstance(module, BaseTunerLayer)]
 
 
+def _named_layers(base_model: nn.Module) -> dict[str, Any]:
+    return {name: module for name, module in base_model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
 def _has_own(base_model: nn.Module) -> bool:
     """Whether a GradMem's LoRA is in the base."""
     return any(_has(layer, phase) for layer in _lora_layers(base_model) for phase in PHASES)
@@ -214,16 +218,58 @@ def other_adapters(base_model: nn.Module) -> list[str]:
     return sorted({name for part in parts for name in part} - set(PHASES))
 
 
-def check_own_alone(base_model: nn.Module) -> None:
-    """Refuse a LoRA by phase beside other adapters, which are off wherever it is on or off.
+def check_own_alone(base_model: nn.Module, model: Any) -> None:
+    """Refuse a model whose LoRA by phase has other adapters beside it, which are off, or which they took with them.
 
     Raises:
+        RuntimeError: its LoRA is no longer in the base.
         ValueError: the base has both.
     """
-    if _has_own(base_model) and (others := other_adapters(base_model)):
+    of_phases = {"write": model.config.write_lora, "read": model.config.read_lora}
+    expected = [phase for phase, lora in of_phases.items() if lora is not None]
+    if not expected:
+        return
+    layers = _lora_layers(base_model)
+    gone = [f"{phase}_lora" for phase in expected if not any(_has(layer, phase) for layer in layers)]
+    if gone:
+        raise RuntimeError(
+            f"{' and '.join(gone)} of this model is no longer in its base: to unload or merge a PEFT adapter around it "
+            "takes out every LoRA. Load the model anew."
+        )
+    if others := other_adapters(base_model):
         raise ValueError(
             f"The base has a PEFT adapter ({', '.join(others)}) beside write_lora or read_lora, which alone would be "
             "used, and trained. Leave the adapter out, or make the model without a LoRA of its own."
+        )
+
+
+def check_savable(base_model: nn.Module, model: Any) -> None:
+    """Refuse to save a model with what its checkpoint has no place for, or without what its configuration names.
+
+    Raises:
+        RuntimeError: its LoRA is no longer in the base.
+        ValueError: a PEFT adapter is around it.
+    """
+    check_owner(base_model, model)
+    check_own_alone(base_model, model)
+    if others := other_adapters(base_model):
+        raise ValueError(
+            f"A PEFT adapter ({', '.join(others)}) is around this model, and its checkpoint has no place for one. Save "
+            "that by the PeftModel, and the model once it is out: model = peft_model.unload(), or merge_and_unload() "
+            "to keep in the base what it learned."
+        )
+
+
+def check_head_without_lora(base_model: PreTrainedModel) -> None:
+    """Refuse to resize a vocabulary whose head has a LoRA, which would keep its size.
+
+    Raises:
+        ValueError: it has one.
+    """
+    if isinstance(base_model.get_output_embeddings(), BaseTunerLayer):
+        raise ValueError(
+            "The base's output head has a LoRA, which is made for its vocabulary: resize that first, and then make the "
+            "model, or leave the head out of target_modules."
         )
 
 
@@ -259,9 +305,25 @@ def lora_parameters(base_model: nn.Module, phase: str) -> Iterator[tuple[str, nn
 
 def lora_scalings(base_model: nn.Module, phase: str) -> dict[str, float]:
     """What the LoRA of one phase is multiplied by, by the names of its layers: no weight tells."""
-    modules = base_model.named_modules()
-    layers: dict[str, Any] = {name: layer for name, layer in modules if isinstance(layer, BaseTunerLayer)}
-    return {name: float(layer.scaling[phase]) for name, layer in sorted(layers.items()) if _has(layer, phase)}
+    layers = sorted(_named_layers(base_model).items())
+    return {name: float(layer.scaling[phase]) for name, layer in layers if _has(layer, phase)}
+
+
+def others_on(base_model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+    """Weights of the other PEFT adapters that are on, and what they are multiplied by; of none that are merged."""
+    tensors: dict[str, torch.Tensor] = {}
+    scalings: dict[str, float] = {}
+    for name, layer in _named_layers(base_model).items():
+        if layer.disable_adapters or layer.merged:
+            continue
+        on = sorted(set(layer.active_adapters) - set(PHASES))
+        for part, container in lora_parts(layer).items():
+            for key, tensor in container.named_parameters():
+                if key.split(".")[0] in on:
+                    tensors[f"{name}.{part}.{key}"] = tensor
+        scaling: dict[str, float] = getattr(layer, "scaling", {})
+        scalings |= {f"{name}.{adapter}": float(scaling[adapter]) for adapter in on if adapter in scaling}
+    return tensors, scalings
 
 
 def lora_phase(phase: str, base_model: nn.Module, model: nn.Module) -> AbstractContextManager[None]:
@@ -271,11 +333,12 @@ def lora_phase(phase: str, base_model: nn.Module, model: nn.Module) -> AbstractC
     nothing is done, which a trace could not follow.
 
     Raises:
-        RuntimeError: as of [`check_owner`].
+        RuntimeError, ValueError: as of [`check_owner`] and [`check_own_alone`].
     """
     if ASKED.phase == phase:
         return nullcontext()
     check_owner(base_model, model)
+    check_own_alone(base_model, model)
     # What is looked up by the thread is not settled: a run stays one.
     return asking(phase=phase, settled=ASKED.settled)
 

@@ -82,7 +82,9 @@ def _may_be_switched(base_model: PreTrainedModel, modules: list[nn.Module]) -> b
 def _switched(base_model: PreTrainedModel, modules: list[nn.Module]) -> Iterator[None]:
     """The base as this thread asks for it, for a span in which no other thread runs it."""
     training = [module for module in modules if ASKED.evaluates and module.training]
-    recomputed = layers_recomputed(base_model) if ASKED.evaluates or ASKED.twice_differentiable else []
+    # For what has no backward pass the layers would do without the cache, in which a memory may stand.
+    in_vain = not ASKED.recomputes or not torch.is_grad_enabled()
+    recomputed = layers_recomputed(base_model) if ASKED.evaluates or ASKED.twice_differentiable or in_vain else []
     chosen = base_model.config._attn_implementation
     replace = ASKED.twice_differentiable and chosen not in _TWICE_DIFFERENTIABLE
     with ExitStack() as stack:

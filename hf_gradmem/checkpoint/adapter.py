@@ -28,7 +28,7 @@ from transformers.utils import (
 
 from ..base.lora import base_keys, lora_taken_back, train_beside_base
 from ..base.precision import FASTEST
-from ..configuration_gradmem import GradMemConfig
+from ..configuration_gradmem import GradMemConfig, unknown_options_refused
 from ..files import save_text
 from ..hub.errors import one_line_errors
 from .tokenizer import open_tokenizer
@@ -124,7 +124,7 @@ class Adapter:
                 f"{name} has learned the sizes of its steps for write_loss_reduction={reduction!r}, and they are of "
                 f"another scale by {opened.write_loss_reduction!r}: leave it out."
             )
-        if "write_learning_rate" in (options or {}) and values.get(_LEARNS) not in without:
+        if values.get(_LEARNS) not in without and opened.write_learning_rate != values.get("write_learning_rate"):
             raise ValueError(
                 f"{name} has learned the sizes of its steps, beside which write_learning_rate does nothing: leave it "
                 "out, or give one to model.write(..., write_learning_rate=...)."
@@ -240,8 +240,10 @@ def load_full(load: Callable[..., Any], adapter: Adapter, arguments: dict[str, A
     settings = {"use_safetensors": True} | arguments | {"output_loading_info": True, "ignore_mismatched_sizes": True}
     config, steps = adapter.config, adapter.config.write_steps
     try:
-        config.write_steps = _trained_steps(adapter) or steps  # of other steps it has the learned sizes of these
-        model, info = load(**settings, config=config)
+        # Of other steps it has the learned sizes of these.
+        config.write_steps = _trained_steps(adapter, arguments.get("variant")) or steps
+        with unknown_options_refused():
+            model, info = load(**settings, config=config)
     except SafetensorError as error:
         raise ValueError(
             f"The weights in {adapter.name_or_path} are not readable safetensors ({error}). Were they copied whole?"
@@ -258,18 +260,24 @@ def load_full(load: Callable[..., Any], adapter: Adapter, arguments: dict[str, A
     return model, info
 
 
-def _trained_steps(adapter: Adapter) -> int | None:
+def _trained_steps(adapter: Adapter, variant: str | None) -> int | None:
     """How many steps a full checkpoint has learned sizes of, by the header of its weights; `None` where it has none."""
     if getattr(adapter.config, _LEARNS) == "none":
         return None
     place: dict[str, Any] = {"_raise_exceptions_for_missing_entries": False, **adapter.hub_arguments}
-    index = cached_file(adapter.name_or_path, SAFE_WEIGHTS_INDEX_NAME, **place)
+    index = cached_file(adapter.name_or_path, _of_variant(SAFE_WEIGHTS_INDEX_NAME, variant), **place)
     files = {} if index is None else json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-    path = cached_file(adapter.name_or_path, files.get(_STEP_SIZES, SAFE_WEIGHTS_NAME), **place)
+    path = cached_file(adapter.name_or_path, files.get(_STEP_SIZES, _of_variant(SAFE_WEIGHTS_NAME, variant)), **place)
     if path is None:
         return None
     with safe_open(path, framework="pt") as file:
         return file.get_slice(_STEP_SIZES).get_shape()[0] if _STEP_SIZES in file.keys() else None  # noqa: SIM118
+
+
+def _of_variant(name: str, variant: str | None) -> str:
+    """The name that Transformers gives a file of weights that are saved beside others."""
+    stem, suffix = name.split(".", 1)
+    return name if variant is None else f"{stem}.{variant}.{suffix}"
 
 
 def adapter_file(name_or_path: str | os.PathLike, hub_arguments: dict[str, Any]) -> str:

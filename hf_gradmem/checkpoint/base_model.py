@@ -17,7 +17,7 @@ from transformers.utils import CONFIG_NAME
 
 from ..base.lora import other_adapters
 from ..base.precision import FASTEST, fastest_dtype
-from ..configuration_gradmem import GradMemConfig
+from ..configuration_gradmem import GradMemConfig, unknown_options_refused
 from ..hub.client import is_cached, loaded_commit
 from ..hub.errors import HubError, causes, explain
 from .adapter import HUB_ARGUMENTS
@@ -216,7 +216,8 @@ def load_base(config: GradMemConfig, arguments: dict[str, Any]) -> tuple[PreTrai
         arguments["revision"] = commit
     try:
         _check_no_adapter(name, arguments)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **arguments)
+        with unknown_options_refused():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **arguments)
     except OSError as error:
         if commit is not None and any(isinstance(cause, RevisionNotFoundError) for cause in causes(error)):
             raise HubError(

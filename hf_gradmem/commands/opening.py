@@ -166,7 +166,7 @@ def load_memory(name: str, *, revision: str | None = None) -> GradMemMemory:
         OSError: there is none.
         ValueError: the file is not a memory.
     """
-    _check_name(name, MEMORY_FILE, "memory")
+    _check_name(name, MEMORY_FILE, "memory", revision)
     return _from_cache_or_hub(name, revision, lambda: GradMemMemory.from_pretrained(_expanded(name), revision=revision))
 
 
@@ -180,7 +180,7 @@ def load_store(name: str, *, revision: str | None = None) -> "MemoryStore":
     from ..memory.silence import without_progress_bars
     from ..memory.store import MemoryStore
 
-    _check_name(name, FACTS_FILE, "memories by id")
+    _check_name(name, FACTS_FILE, "memories by id", revision)
     with without_progress_bars():  # of the copy that `datasets` makes at the first opening
         return _from_cache_or_hub(
             name, revision, lambda: MemoryStore.from_pretrained(_expanded(name), revision=revision)
@@ -229,7 +229,7 @@ def _offline() -> Iterator[None]:
 
 
 def _load_config(name: str, revision: str | None, trusted: bool) -> PreTrainedConfig:
-    _check_name(name, "config.json", "model")
+    _check_name(name, "config.json", "model", revision)
 
     def load() -> PreTrainedConfig:
         return AutoConfig.from_pretrained(_expanded(name), revision=revision, trust_remote_code=trusted)
@@ -237,9 +237,13 @@ def _load_config(name: str, revision: str | None, trusted: bool) -> PreTrainedCo
     return _from_cache_or_hub(name, revision, load)
 
 
-def _check_name(name: str, needed_file: str, kind: str) -> None:
-    """Refuse what can be neither a directory (or file) of this kind nor a Hub repository."""
+def _check_name(name: str, needed_file: str, kind: str, revision: str | None) -> None:
+    """Refuse what can be neither a directory (or file) of this kind nor a Hub repository, which alone has revisions."""
+    if not name:
+        raise ValueError(f"The name of the {kind} is empty.")
     path = Path(_expanded(name))
+    if revision is not None and path.exists():
+        raise ValueError(f"{name} lies here and has no revision {revision!r}: leave it out.")
     if path.is_dir() and not (path / needed_file).is_file():
         raise FileNotFoundError(f"{name} holds no {kind}: {needed_file} is missing.")
     if not path.exists() and (name.startswith((".", "~", os.sep)) or name.count("/") > 1):

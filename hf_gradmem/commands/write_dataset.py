@@ -338,6 +338,10 @@ def _stop_all(mistake: Exception | None) -> None:
 
 def _check_same(directory: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     """Refuse to go on with a store that another model, source or setting began."""
+    if before.get("parts"):
+        raise ValueError(
+            f"{directory} was put together of several stores. Write into another directory, and append that to it."
+        )
     if "config" in before.get("write", {}):  # what there was no option for was as it now is by default
         write = before["write"]
         before = before | {"write": write | {"config": write_settings(GradMemConfig()) | write["config"]}}

@@ -7,17 +7,15 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from ..modeling_gradmem import GradMemForCausalLM
-from ..tasks.collator import DataCollatorForGradMem
+from ..tasks.collator import LIMITS, DataCollatorForGradMem
 from ..template import template_in_use
 
-# Those of a recipe, which the collator keeps in training.
-_LIMITS = ("max_context_length", "max_query_length", "queries_per_context")
 Row = dict[str, Any]
 
 
 def limits_of(recipe: Any) -> dict[str, int | None]:
     """The limits of a recipe, by their names: of what [`~hf_gradmem.training.recipe.RecipeArguments`] holds."""
-    return {name: getattr(recipe, name) for name in _LIMITS}
+    return {name: getattr(recipe, name) for name in LIMITS}
 
 
 def limited_rows(
@@ -38,7 +36,7 @@ def limited_rows(
         ValueError: a query with its answer is longer than `max_query_length`: an answer is generated to a whole query.
             Or no query is left.
     """
-    of_context, of_query, of_row = (limits.get(name) for name in _LIMITS)
+    of_context, of_query, of_row = (limits.get(name) for name in LIMITS)
     if of_row == 0:
         raise ValueError(
             "queries_per_context is 0: the recipe asks nothing, so there is no answer to measure. Ask the queries of "

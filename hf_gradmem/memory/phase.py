@@ -11,7 +11,7 @@ from transformers import initialization as init
 
 from ..base.decoder import Decoder
 from ..base.layout import reorder
-from ..base.lora import check_own_alone, check_owner, inject_lora, lora_parameters, lora_phase
+from ..base.lora import check_owner, inject_lora, lora_parameters, lora_phase
 from ..base.modes import layers_recomputed, settled
 from ..base.output_head import OutputHead
 from ..base.running import DecoderInputs, side_by_side
@@ -115,10 +115,9 @@ class Phase:
         """Refuse layers that would be recomputed outside the phase, or that drop the cache in which a memory stands.
 
         Raises:
-            ValueError: the base is under activation checkpointing, or has adapters that would not train.
+            ValueError: the base is under activation checkpointing.
         """
         base_model = self.decoder.base_model
-        check_own_alone(base_model)
         if not any(module.training for module in layers_recomputed(base_model)):
             return
         if any(True for _ in lora_parameters(base_model, self.name)):

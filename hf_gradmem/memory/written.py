@@ -100,7 +100,9 @@ class GradMemMemory:
         return self.embeddings.shape[0]
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "GradMemMemory":
-        rows: Any = index.item() if isinstance(index, Tensor) and index.dim() == 0 else index
+        rows: Any = index
+        if getattr(rows, "ndim", None) == 0:  # a number of PyTorch or NumPy
+            rows = rows.item()
         if rows is None or isinstance(rows, bool) or getattr(rows, "ndim", 1) != 1:
             raise TypeError(f"A memory is indexed by the numbers of contexts: one, a slice, or a list; got {index!r}.")
         if isinstance(rows, Integral):

@@ -88,6 +88,8 @@ def checked_queries(
         raise ValueError("There is nothing to read with: give the query as input_ids.")
     input_ids = checked_tokens("input_ids", input_ids, device, dims=(2, 3))
     attention_mask = checked_mask("attention_mask", attention_mask, input_ids)
+    if not len(input_ids):
+        raise ValueError("input_ids has no row: there is no query to read with. Leave the call out.")
     if labels is not None:
         labels = checked_like("labels", labels, input_ids)
     shape = tuple(input_ids.shape[:-1])

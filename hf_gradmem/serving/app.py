@@ -7,9 +7,9 @@ import json
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -117,12 +117,14 @@ class _Served:
     async def models(self) -> dict[str, Any]:
         return {"object": "list", "data": [{"id": self.model_name, "object": "model", "owned_by": "hf_gradmem"}]}
 
-    async def list_memories(self, after: str | None = None, limit: int = 100) -> dict[str, Any]:
+    async def list_memories(
+        self, after: str | None = None, limit: Annotated[int, Query(ge=1, le=1000)] = 100
+    ) -> dict[str, Any]:
         ids = await asyncio.to_thread(self.shelf.ids)
         if after is not None and after not in ids:
             raise HTTPException(404, f"There is no memory {after!r}.")
         begin = 0 if after is None else ids.index(after) + 1
-        shown = ids[begin : begin + max(1, min(limit, 1000))]
+        shown = ids[begin : begin + limit]
         data = [{"id": name, "object": "memory"} for name in shown]
         return {"object": "list", "data": data, "has_more": begin + len(shown) < len(ids)}
 

@@ -24,6 +24,8 @@ def invalid_body(error: RequestValidationError, content_type: str | None) -> dic
         message = f"The header Content-Type must be application/json, got {content_type or 'none'}."
     elif kind == "string_unicode":
         message = "The name of a field is not valid Unicode: half a surrogate pair. This server has no such field."
+    elif part == "body" and not place and isinstance(error.body, dict):  # of fields that do not go together
+        message = f"{first['msg']}."
     elif part == "body" and not place:
         message = f"The body must be a JSON object, got {_kind_of(error.body)}."
     else:

@@ -1,6 +1,6 @@
 """What requests may hold, in OpenAI's terms where there are any. What would be ignored is refused, but for `user`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 from pydantic_core import PydanticCustomError
@@ -77,6 +77,12 @@ class _Continuation(_Request):
         """Null is as good as absent, as in OpenAI's API."""
         return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
+    @model_validator(mode="after")
+    def _with_its_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise PydanticCustomError("no_stream", "stream_options goes with stream: true")
+        return self
+
     @property
     def sampling(self) -> Sampling:
         """How tokens are chosen. Greedy answers do not differ by what a draw depends on."""
@@ -109,6 +115,12 @@ class ChatCompletion(_Continuation):
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _with_one_limit(self) -> Self:
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise PydanticCustomError("two_limits", "Give either max_completion_tokens or max_tokens, and not both")
+        return self
 
 
 def error_body(message: str, kind: str, param: str | None = None) -> dict[str, Any]:

@@ -59,6 +59,8 @@ def load(
     if not stories:
         raise ValueError(f"{source} holds no story.")
     rows = [row for story in take_split(stories, split, validation_share) for row in _rows(story)]
+    if not rows:
+        raise ValueError(f"{source} holds no question for the {split} split.")
     if not segmented:
         rows = [row | {"context": ["".join(row["context"])]} for row in rows]
     return Dataset.from_list(list(checked(rows, source)), features=FEATURES)
@@ -71,7 +73,7 @@ def parse(text: str, source: str = "the text") -> Iterator[list[Line]]:
         ValueError: a line has no number, or a question no answer.
     """
     story: list[Line] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         match = _LINE.fullmatch(line)

@@ -16,6 +16,24 @@ from .rows import check_row, context_text, ends_of
 
 Tensor = torch.Tensor
 
+LIMITS = ("max_context_length", "max_query_length", "queries_per_context")
+"""Of the tokens and queries of a row, as a collator and a recipe have them."""
+
+
+def check_limits(limited: Any) -> None:
+    """Refuse a limit that leaves nothing; no query at all is one to train by.
+
+    Args:
+        limited: with attributes named as [`LIMITS`], numbers or `None`.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+    for name in LIMITS:
+        value, least = getattr(limited, name), int(name != "queries_per_context")
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
+
 
 @dataclass
 class DataCollatorForGradMem:
@@ -72,13 +90,9 @@ class DataCollatorForGradMem:
     )
 
     def __post_init__(self) -> None:
-        limits = ("max_context_length", "max_query_length", "queries_per_context")
-        for name in limits:
-            value, least = getattr(self, name), int(name != "queries_per_context")
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}.")
-        of_queries = () if self.queries_per_context == 0 else limits[1:]
-        needed = {"longest": (), "max_length": (limits[0], *of_queries), "queries": of_queries}
+        check_limits(self)
+        of_queries = () if self.queries_per_context == 0 else LIMITS[1:]
+        needed = {"longest": (), "max_length": (LIMITS[0], *of_queries), "queries": of_queries}
         if self.padding not in needed:
             raise ValueError(f"padding must be 'longest', 'max_length' or 'queries', got {self.padding!r}.")
         self._words = get_template(self.template, self.tokenizer)

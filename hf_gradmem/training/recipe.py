@@ -18,6 +18,7 @@ from ..checkpoint.run_facts import file_name
 from ..configuration_gradmem import GradMemConfig
 from ..losses import LOSSES, weight_name
 from ..tasks import get_task
+from ..tasks.collator import check_limits
 from .loss import check_loss_is_the_models
 from .stages import Stage, checked_stages
 from .start import Start
@@ -136,6 +137,7 @@ class RecipeArguments:
                 raise ValueError(f"{name} must be a {_NAMES[kind]}, got {getattr(self, name)!r}.")
         if not all(isinstance(name, str) for name in self.frozen):
             raise ValueError(f"frozen must be a list of names, texts each, got {self.frozen}.")
+        check_limits(self)
         get_task(self.task)
         self._check_model()
         if not self.stages:

@@ -14,11 +14,9 @@ import numpy as np
 import torch
 import yaml
 from datasets import Dataset, Features, IterableDataset, Value
-from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PrinterCallback,
     Trainer,
@@ -49,6 +47,7 @@ from .card import fill_model_card
 from .checkpoints import check_pushed, check_recipe, keep_recipe, last_checkpoint
 from .memories import DrawnEachEpoch, WrittenRows, check_rows, train_reading_alone, written_rows
 from .metrics import TeacherForcedExactMatch, count_anew, most_likely_tokens
+from .new_base import new_base
 from .optimizer import build_optimizer
 from .recipe import TRAINING_SET, Recipe, RecipeArguments
 from .stages import Stage
@@ -275,7 +274,7 @@ def build_model(
         model = GradMemForCausalLM.from_pretrained(arguments.adapter, **load, **changes)
     else:
         tokenizer = _task_tokenizer(arguments)
-        model = get_gradmem_model(_new_base(arguments.base_config or {}, tokenizer, dtype), arguments.config, tokenizer)
+        model = get_gradmem_model(new_base(arguments.base_config or {}, tokenizer, dtype), arguments.config, tokenizer)
     train_beside_base(model, base_trains=arguments.train_base)
     return model
 
@@ -323,21 +322,6 @@ def _known_rows(arguments: RecipeArguments) -> Iterator[Mapping[str, Any]]:
     given += [arguments_of_set(arguments.task_arguments, of_set) for of_set in arguments.eval_sets.values()]
     for part in given:
         yield from load_set(arguments.task, {"split": "validation" if "task" in part else "test"} | part)
-
-
-def _new_base(values: dict[str, Any], tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype | str) -> PreTrainedModel:
-    special = {
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    precision = {} if dtype == "auto" else {"dtype": dtype}  # which is for weights that are loaded
-    try:
-        config = AutoConfig.for_model(**special | values)
-    except StrictDataclassError as error:
-        raise ValueError(f"base_config makes no base: {error.__cause__ or error}") from error
-    return AutoModelForCausalLM.from_config(config, **precision)
 
 
 def training_stream(arguments: RecipeArguments, training: TrainingArguments, write_steps: int) -> IterableDataset:

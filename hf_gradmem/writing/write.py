@@ -1,11 +1,12 @@
 """From contexts to memories: in batches of contexts of about one length, or as part of a forward pass."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from tqdm.auto import tqdm
 
+from ..base.asked import asking
 from ..base.modes import evaluating
 from ..memory.fingerprint import Identity
 from ..memory.written import GradMemMemory
@@ -138,7 +139,8 @@ def write_in_forward(
     if differentiate:
         writer.check_trainable()
         advice = f"Set checkpoint_write_steps=True. {IN_TRAINING}" if writer.keeps_graph else IN_TRAINING
-    with torch.inference_mode(False), torch.enable_grad(), out_of_memory_explained(advice):
+    alone = nullcontext() if differentiate else asking(recomputes=False)
+    with torch.inference_mode(False), torch.enable_grad(), out_of_memory_explained(advice), alone:
         rows = writer.rows(_checked(writer, contexts))
         descent = Descent(writer.step_sizes(write_steps, None), differentiate, keep)
         trace = writer.write(rows, _start(writer, rows, differentiate=differentiate), descent)

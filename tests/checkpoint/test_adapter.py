@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, GradMemMemory, get_gradmem_model
 from tests.support.comparing import (
@@ -20,6 +20,7 @@ from tests.support.comparing import (
     assert_same_results,
     beside_base,
 )
+from tests.support.messages import says
 from tests.support.small_models import (
     EVERY_OPTION,
     PLAIN,
@@ -121,6 +122,17 @@ def test_options_given_to_from_pretrained_replace_the_saved_ones(base, tmp_path)
         GradMemForCausalLM.from_pretrained(tmp_path / "adapter", write_steps=-1)
 
 
+@pytest.mark.parametrize("auto_class", [GradMemForCausalLM, AutoModel, AutoModelForCausalLM, GradMemConfig, AutoConfig])
+def test_an_option_is_checked_whatever_class_it_is_given_to(base, tmp_path, auto_class):
+    with_memory(base, **PLAIN).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=says("write_learning_rate must be greater than 0, got -1.0")):
+        auto_class.from_pretrained(tmp_path / "adapter", write_learning_rate=-1.0)
+    with pytest.raises(ValueError, match=says("no option 'wrte_steps'", "nearest is 'write_steps'")):
+        auto_class.from_pretrained(tmp_path / "adapter", wrte_steps=3)
+    loaded = auto_class.from_pretrained(tmp_path / "adapter", write_steps=3)
+    assert getattr(loaded, "config", loaded).write_steps == 3
+
+
 @pytest.mark.parametrize("learned", ["per_step", "per_token"])
 @pytest.mark.parametrize("steps", [1, 5])
 @pytest.mark.parametrize("included", [False, True])
@@ -140,12 +152,21 @@ def test_learned_step_sizes_serve_another_number_of_steps(
     assert not any("MISMATCH" in message for message in transformers_warnings)
 
 
+def test_learned_step_sizes_of_a_variant_serve_another_number_of_steps(tmp_path):
+    model = with_memory(nameless_base(), **PLAIN | {"learn_write_learning_rate": "per_token"})
+    model.save_pretrained(tmp_path / "adapter", variant="own")
+    loaded = GradMemForCausalLM.from_pretrained(tmp_path / "adapter", variant="own", write_steps=5)
+    expected = model.write(input_ids=tiny_tokens(2, 9), write_steps=5).embeddings
+    assert torch.equal(loaded.write(input_ids=tiny_tokens(2, 9)).embeddings, expected)
+
+
 @pytest.mark.parametrize("included", [False, True])
 def test_a_step_size_beside_learned_ones_is_refused(base, tmp_path, included):
     learned = PLAIN | {"learn_write_learning_rate": "per_step"}
     with_memory(nameless_base() if included else base, **learned).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ValueError, match="has learned the sizes of its steps, beside which write_learning_rate does"):
-        GradMemForCausalLM.from_pretrained(tmp_path / "adapter", write_learning_rate=0.1)
+    for auto_class in (GradMemForCausalLM, AutoModelForCausalLM):
+        with pytest.raises(ValueError, match="has learned the sizes of its steps, beside which write_learning_rate"):
+            auto_class.from_pretrained(tmp_path / "adapter", write_learning_rate=0.1)
     with pytest.raises(ValueError, match="learned the sizes of its steps for write_loss_reduction='mean'"):
         GradMemForCausalLM.from_pretrained(tmp_path / "adapter", write_loss_reduction="sum")
 

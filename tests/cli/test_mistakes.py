@@ -122,6 +122,10 @@ def test_a_missing_memory_or_model_is_named(base: str, memory: str, tmp_path: Pa
     assert "memory.safetensors is missing" in mistake(run("inspect", base))
     assert "nowhere" in mistake(run("ask", "?", "--memory", memory, "--model", tmp_path / "nowhere"))
     assert "config.json is missing" in mistake(run("ask", "?", "--memory", memory, "--model", memory))
+    assert "name of the model is empty" in mistake(run("ask", "?", "--memory", memory, "--model", ""))
+    asked = ("ask", "?", "--memory", memory, "--model", base)
+    assert "has no revision 'old'" in mistake(run(*asked, "--revision", "old"))
+    assert "has no revision 'old'" in mistake(run(*asked, "--memory-revision", "old"))
 
 
 def test_files_that_are_not_what_they_should_be_are_named(base: str, memory: str, tmp_path: Path) -> None:

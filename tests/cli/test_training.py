@@ -103,6 +103,9 @@ def test_options_of_the_memory_are_an_adapters_own_and_those_of_a_plain_base(bas
         ("gradmem.write_step=3", "write_steps"),
         ("nothing", "key=value"),
         ("stages=[]", "stages"),
+        ("queries_per_context=-1", "queries_per_context must be at least 0, got -1"),
+        ("max_context_length=0", "max_context_length must be at least 1, got 0"),
+        ("base_config.num_hidden_layer=3", "base_config has 'num_hidden_layer', which llama has not. Is it 'num_hid"),
         ('stages.0.steps="100"', "steps of a stage must be a number of at least 1, got '100'"),
     ],
 )

@@ -400,6 +400,14 @@ def test_a_directory_of_another_run_is_refused_by_what_differs(model, tmp_path):
         write_dataset(model, rows, store)
 
 
+def test_a_store_that_was_put_together_is_not_written_into(model, tmp_path):
+    for name in ("a", "b"):
+        write_dataset(model, Dataset.from_dict({"context": [name], "id": [name]}), tmp_path / name)
+    MemoryStore.merge([MemoryStore.from_pretrained(tmp_path / name) for name in ("a", "b")], tmp_path / "both")
+    with pytest.raises(ValueError, match="both was put together of several stores"):
+        write_dataset(model, Dataset.from_dict({"context": ["c"]}), tmp_path / "both")
+
+
 def test_what_is_of_training_alone_may_differ_from_the_run_that_began_a_store(tmp_path):
     rows = Dataset.from_dict({"context": ["abc"]})
 

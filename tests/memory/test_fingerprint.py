@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -45,6 +46,23 @@ def test_each_part_of_the_writer_and_nothing_else_is_its_identity(model, name, t
     else:
         with pytest.raises(ValueError, match=r"another base|another start"):
             model(input_ids=QUERY, memory=memory)
+
+
+def test_a_peft_adapter_around_the_model_is_part_of_its_identity_while_it_is_on(tmp_path):
+    model = with_memory(named_base(tmp_path / "base"), **PLAIN)
+    plain = model.write(input_ids=CONTEXT)
+    lora = peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)
+    wrapped = peft.get_peft_model(model, lora)
+    memory = wrapped.write(input_ids=CONTEXT)
+    wrapped.check_memory(memory)
+    for other, read in ((plain, wrapped), (memory, with_memory(named_base(tmp_path / "base"), **PLAIN))):
+        with pytest.raises(ValueError, match="the same base, but another start"):
+            read.check_memory(other)
+    with wrapped.disable_adapter():
+        wrapped.check_memory(plain)
+    with torch.no_grad():
+        model.base_model.model.layers[1].self_attn.q_proj.lora_B.default.weight[0, 0] += 1e-3
+    assert wrapped.fingerprint() != memory.fingerprint
 
 
 @pytest.mark.parametrize("name", ["memory_init", "memory_projection.weight", "write_head.weight", "lora_A.write"])

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -148,6 +149,8 @@ def test_missing_memory_is_named(tmp_path):
         (torch.tensor([1, 1]), [1, 1]),
         (torch.tensor([True, False, True]), [0, 2]),
         ([], []),
+        (np.int64(1), [1]),
+        (np.array([2, 0]), [2, 0]),
     ],
     ids=str,
 )

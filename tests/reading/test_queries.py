@@ -47,6 +47,8 @@ def test_no_query(model, memory):
     for read in (model, model.generate):
         with pytest.raises(ValueError, match=says("nothing to read with", "input_ids")):
             read(memory=memory)
+        with pytest.raises(ValueError, match="input_ids has no row"):
+            read(input_ids=QUERY[:0], memory=memory[[]])
 
 
 def test_something_other_than_a_memory(model, memory):

@@ -109,6 +109,7 @@ def test_a_body_that_is_no_object_is_told_what_it_is(content, got, client):
 
 
 def test_a_parameter_of_an_address_is_told_by_its_name(client):
-    answer = client.get("/v1/memories", params={"limit": "many"})
-    assert answer.status_code == 400
-    assert answer.json()["error"]["param"] == "limit"
+    for limit in ("many", 0, 1001):
+        answer = client.get("/v1/memories", params={"limit": limit})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "limit"

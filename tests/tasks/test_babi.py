@@ -50,6 +50,12 @@ def test_babi_tokenizer_knows_every_word_of_its_rows(tmp_path):
     assert tokenizer("Where is nowhere?", add_special_tokens=False).input_ids[2] == tokenizer.unk_token_id
 
 
+def test_babi_file_without_a_question_for_the_split(tmp_path):
+    (tmp_path / "qa.txt").write_text("1 Mary got the milk.\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="holds no question for the test split"):
+        load_task("babi", "test", path=tmp_path / "qa.txt")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [("Mary moved.\n", "Line 1 of .* 'Mary moved.'"), ("1 A b.\n2 Where? \t\t1\n", "line 2 .* no answer")],
