@@ -162,7 +162,7 @@ def _add_reading(found: _Cells) -> None:
 def run_cell(cell: dict[str, Any], path: Path) -> None:
     """Measure a cell in a process of its own; its file appears whole or not at all."""
     threads = str(cell["threads"])
-    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
     if cell["measure"] == "memory":
         environment |= GIVE_BACK
     arguments = {name: value for name, value in cell.items() if name != "gigabytes"}
