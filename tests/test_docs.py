@@ -226,7 +226,7 @@ def test_figures_of_when_it_pays_stand_in_the_files_that_it_names() -> None:
     (name,) = [link for link in re.findall(r"\]\(([^)]+\.md)\)", before) if "performance" in link]
     measured = (page.parent / name).read_text(encoding="utf-8").split("## READ")[1].splitlines()
     rows = table.splitlines()[2:]
-    assert len(rows) == 6
+    assert len(rows) == 8
     shapes = {"8": "smollm2-8-layers", "30": "smollm2"}
     for row in rows:
         layers, context, at_once, *figures = [cell.strip() for cell in row.strip("| ").split("|")]
