@@ -2,7 +2,7 @@
 
 import functools
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -225,8 +225,7 @@ def check_own_alone(base_model: nn.Module, model: Any) -> None:
         RuntimeError: its LoRA is no longer in the base.
         ValueError: the base has both.
     """
-    of_phases = {"write": model.config.write_lora, "read": model.config.read_lora}
-    expected = [phase for phase, lora in of_phases.items() if lora is not None]
+    expected = [phase for phase in PHASES if getattr(model.config, f"{phase}_lora") is not None]
     if not expected:
         return
     layers = _lora_layers(base_model)
@@ -297,10 +296,16 @@ def lora_only_modules(base_model: nn.Module) -> list[nn.Module]:
 
 def lora_parameters(base_model: nn.Module, phase: str) -> Iterator[tuple[str, nn.Parameter]]:
     """Names and weights of the LoRA of one phase."""
-    for name, module in lora_modules(base_model).items():
-        for part, parameter in module.named_parameters():
-            if part.split(".")[0] == phase:
-                yield f"{name}.{part}", parameter
+    for name, layer in _named_layers(base_model).items():
+        yield from _weights(name, layer, [phase])
+
+
+def _weights(name: str, layer: Any, adapters: Collection[str]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and weights of some adapters of one layer, which has this name in the base."""
+    for part, container in lora_parts(layer).items():
+        for key, parameter in container.named_parameters():
+            if key.split(".")[0] in adapters:
+                yield f"{name}.{part}.{key}", parameter
 
 
 def lora_scalings(base_model: nn.Module, phase: str) -> dict[str, float]:
@@ -317,10 +322,7 @@ def others_on(base_model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str,
         if layer.disable_adapters or layer.merged:
             continue
         on = sorted(set(layer.active_adapters) - set(PHASES))
-        for part, container in lora_parts(layer).items():
-            for key, tensor in container.named_parameters():
-                if key.split(".")[0] in on:
-                    tensors[f"{name}.{part}.{key}"] = tensor
+        tensors |= dict(_weights(name, layer, on))
         scaling: dict[str, float] = getattr(layer, "scaling", {})
         scalings |= {f"{name}.{adapter}": float(scaling[adapter]) for adapter in on if adapter in scaling}
     return tensors, scalings
