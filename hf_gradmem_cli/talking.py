@@ -55,15 +55,14 @@ def chat(
     if not manners.quiet:
         talk.help("")
     next_line = typed_line(talk, user_cache() / "chat_history")
-    while not talk.ended:
+    while True:
         try:
-            typed = next_line()
-            if typed is None:
-                break
-            talk.take(typed)
+            while not talk.ended and (typed := next_line()) is not None:
+                talk.take(typed)
+            break
         except KeyboardInterrupt:  # ends an answer or drops a line, as in a shell, and not the conversation
-            manners.interrupted = False
             typer.echo()
+    manners.interrupted = False  # nor is one left of which a library under the prompt kept the error to itself
 
 
 __all__ = ["chat"]

@@ -1,5 +1,6 @@
 """`hf-gradmem chat`: lines from stdin, and lines typed at a terminal."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -171,6 +172,9 @@ def test_lines_are_typed_at_a_terminal_with_a_history(tmp_path):
     child.expect("Written as text-1")
     child.sendline("?!a:")
     child.expect("b!")
+    child.expect("> ")
+    child.send("a line that is dropped")
+    child.expect("dropped")
     child.sendcontrol("c")
     child.expect("> ")
     child.sendline("?!a:")
@@ -181,3 +185,24 @@ def test_lines_are_typed_at_a_terminal_with_a_history(tmp_path):
     child.close()
     assert child.exitstatus == 0
     assert list(tmp_path.rglob("chat_history"))
+
+
+def test_an_interrupt_that_a_library_keeps_to_itself_does_not_end_the_conversation_as_interrupted():
+    script = """
+import contextlib, signal, sys
+from hf_gradmem.commands import chat
+from hf_gradmem_cli import main
+
+def typed_line(*_):
+    def next_line():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    return next_line
+
+chat.typed_line, sys.stdin.isatty = typed_line, lambda: True
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, "--quiet", "chat", str(ADAPTER)], stdin=subprocess.PIPE, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
