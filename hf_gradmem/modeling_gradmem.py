@@ -214,7 +214,7 @@ class GradMemForCausalLM(GradMemPreTrainedModel, GenerationMixin):
 
         Raises:
             ValueError: neither or both of context and memory, shapes that do not match, a query longer than the base's
-                window, or `meta_gradient="none"` with nothing to train but the memory's start.
+                window, or `meta_gradient="none"` with nothing to train but the start and what is WRITE's own.
         """
         of_contexts = (context_attention_mask, context_segment_ids)
         contexts = None if context_input_ids is None else Contexts(context_input_ids, *of_contexts)

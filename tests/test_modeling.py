@@ -37,6 +37,21 @@ def test_training_what_gets_no_gradient():
         model(context_input_ids=CONTEXT, input_ids=QUERY, labels=QUERY)
 
 
+@pytest.mark.parametrize(
+    "own", [{"write_head": True}, {"write_lora": {"r": 1, "target_modules": ["q_proj"]}}, {"num_control_tokens": 1}]
+)
+def test_past_detached_steps_what_is_of_write_alone_trains_by_its_last_loss_alone(own):
+    def loss(weight):
+        model = with_memory(nameless_base(), **PLAIN | own, meta_gradient="none", reconstruction_loss_weight=weight)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("write" in name)
+        return model(context_input_ids=CONTEXT, input_ids=QUERY, labels=QUERY).loss
+
+    assert loss(1.0).requires_grad
+    with pytest.raises(ValueError, match="what is WRITE's own"):
+        loss(0.0)
+
+
 # ------------------------------------------------------------------------------------------------ bases
 
 

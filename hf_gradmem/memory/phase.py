@@ -99,6 +99,13 @@ class Phase:
         """Give the phase a LoRA of its own; `arguments` are those of a `peft.LoraConfig`."""
         inject_lora(self.decoder.base_model, arguments, self.name, self.form.like["dtype"])
 
+    def own_parameters(self) -> list[nn.Parameter]:
+        """Those that no other phase runs with: its control vectors, its head and its LoRA."""
+        vectors = [getattr(self.module, name) for name in self.control_vectors]
+        head = [] if self.head is None else list(self.head.parameters())
+        lora = [parameter for _, parameter in lora_parameters(self.decoder.base_model, self.name)]
+        return [vector for vector in vectors if vector is not None] + head + lora
+
     def check(self) -> None:
         """Refuse a head that does not fit the base; called once the base has its weights.
 

@@ -25,10 +25,13 @@ class Detached(FirstOrder):
     def check_trainable(self) -> None:
         module = self.phase.module
         start = module.memory_init if module.memory_start is None else module.memory_start
-        silent = (start, module.write_log_learning_rate)
+        silent = [start, module.write_log_learning_rate]
+        if not module.config.reconstruction_loss_weight:  # whose gradient is at a fixed memory
+            silent += self.phase.own_parameters()
         trains = [p for p in module.parameters() if p.requires_grad and all(p is not other for other in silent)]
         if not trains:
             raise ValueError(
                 'meta_gradient="none" cuts the outer gradient at every write step, and nothing trains here but the '
-                'memory\'s start. Use meta_gradient="exact" or "first_order", or train something else as well.'
+                "memory's start and what is WRITE's own. "
+                'Use meta_gradient="exact" or "first_order", or train something else as well.'
             )
