@@ -13,48 +13,77 @@ _MOST_RUN = 32_768  # tokens that the base is run over for a figure alone
 _CACHE_TOKENS = 8  # the cache's growth is measured from so many tokens to twice as many
 
 
-def cache_bytes_per_token(text_config: PreTrainedConfig, dtype: str = "float32") -> int | None:
-    """What the base's cache grows by with each token, in bytes, measured on a copy of the base without storage.
+def expected_cache_bytes(text_config: PreTrainedConfig, num_tokens: int, dtype: str = "float32") -> int:
+    """What of the base's cache grows with its tokens, in bytes, at so many; layers with a sliding window keep its last.
 
-    A save must not run the base itself, which may be spread over processes.
+    A save must not run the base itself, which may be spread over processes: this runs a copy without storage.
 
     Args:
         text_config: of the base.
+        num_tokens: in the cache.
         dtype: that it computes and caches in.
 
     Returns:
-        `None` where the base keeps no cache that grows, or cannot be run without storage.
+        0 where the base keeps no cache that grows, or cannot be run without storage.
     """
-    return cached_elements_per_token(text_config) * getattr(torch, dtype).itemsize or None
+    kept = sum(numbers * min(num_tokens, most or num_tokens) for numbers, most in _layers_of(text_config))
+    return kept * getattr(torch, dtype).itemsize
 
 
 def cached_elements_per_token(text_config: PreTrainedConfig) -> int:
-    """Numbers that the base's cache grows by with each token; 0 where that cannot be told without storage."""
+    """Numbers that the base's cache grows by with each token at first; 0 where that cannot be told without storage."""
+    return sum(numbers for numbers, _ in _layers_of(text_config))
+
+
+def most_cached(text_config: PreTrainedConfig) -> int:
+    """Tokens of the longest sliding window's cache, from which on it grows by less with each; 0 without one."""
+    return max((most or 0 for _, most in _layers_of(text_config)), default=0)
+
+
+def _layers_of(text_config: PreTrainedConfig) -> tuple[tuple[int, int | None], ...]:
     # A padding token would be looked for in the input, which has no values.
     values = text_config.to_dict() | {"pad_token_id": None}
-    return _elements_per_token(json.dumps(values, default=str, sort_keys=True))
+    return _growth(json.dumps(values, default=str, sort_keys=True))
 
 
 @functools.cache
-def _elements_per_token(text_config: str) -> int:
+def _growth(text_config: str) -> tuple[tuple[int, int | None], ...]:
+    """Of each layer of the cache: numbers that it grows by with each token, and the most tokens if a window ends it."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"), torch.no_grad():
             config = AutoConfig.for_model(**json.loads(text_config))
             # What runs without storage for most families: masks are not looked at, experts are not grouped by kernels.
             base_model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
-            sizes = []
-            for length in (_CACHE_TOKENS, 2 * _CACHE_TOKENS):
-                output = base_model(input_ids=torch.zeros((1, length), dtype=torch.long), use_cache=True)
-                sizes.append(cache_bytes(output.past_key_values))
+            caches = [
+                base_model(input_ids=torch.zeros((1, length), dtype=torch.long), use_cache=True).past_key_values
+                for length in (_CACHE_TOKENS, 2 * _CACHE_TOKENS)
+            ]
+        return tuple(
+            ((_numbers(later) - _numbers(layer)) // _CACHE_TOKENS, _most_tokens(layer))
+            for layer, later in zip(*(cache.layers for cache in caches), strict=True)
+        )
     except Exception:  # a base with code of its own, or whose shapes depend on its data: the figure is left out
-        return 0
-    return (sizes[1] - sizes[0]) // _CACHE_TOKENS // torch.bfloat16.itemsize
+        return ()
+
+
+def _most_tokens(layer: Any) -> int | None:
+    window = getattr(layer, "sliding_window", None)
+    return None if window is None else window - 1  # the next token is the window's last
+
+
+def _held(layer: Any) -> list[torch.Tensor]:
+    return [value for value in vars(layer).values() if isinstance(value, torch.Tensor)]
+
+
+def _numbers(layer: Any) -> int:
+    return sum(tensor.numel() for tensor in _held(layer))
 
 
 def cache_bytes(cache: Any) -> int:
     """Bytes of the tensors that a Transformers cache holds, 0 for a cache of another form."""
-    held = [value for layer in getattr(cache, "layers", []) for value in vars(layer).values()]
-    return sum(value.numel() * value.element_size() for value in held if isinstance(value, torch.Tensor))
+    return sum(
+        tensor.numel() * tensor.element_size() for layer in getattr(cache, "layers", []) for tensor in _held(layer)
+    )
 
 
 @torch.no_grad()

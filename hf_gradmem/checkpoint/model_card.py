@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..base.cache_size import cache_bytes_per_token
+from ..base.cache_size import expected_cache_bytes, most_cached
 from ..configuration_gradmem import GradMemConfig
 from ..hub.cards import MARK, TAGS
 from ..reading.confidence import MEASURED
@@ -50,6 +50,7 @@ def model_card(
     dtype = str(text_config.dtype or torch.float32).removeprefix("torch.")
     form, settings = chosen("memory_form", config)
     width = form.numbers(text_config, **settings)
+    window = most_cached(text_config)
     memory_bytes = width and config.num_memory_tokens * width * (8 if dtype == "float64" else _FLOAT_BYTES)
     return ModelCard.from_template(
         ModelCardData(
@@ -73,7 +74,10 @@ def model_card(
         write=_describe_write(config),
         descends=config.writer == "gradient",
         memory_bytes=memory_bytes,
-        cache_bytes=cache_bytes_per_token(text_config, dtype),
+        cache_bytes=expected_cache_bytes(text_config, 1, dtype),
+        window=window,
+        later_bytes=expected_cache_bytes(text_config, window + 1, dtype)
+        - expected_cache_bytes(text_config, window, dtype),
         dtype=dtype,
         positions=form.positions(config.num_memory_tokens, config.num_control_tokens),
         context=json.dumps([context] if isinstance(context, list) else context, ensure_ascii=False),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 from transformers import PreTrainedConfig
 
-from ..base.cache_size import cache_bytes_per_token
+from ..base.cache_size import expected_cache_bytes
 from ..configuration_gradmem import GradMemConfig
 from ..files import whole_file
 from ..variants import chosen
@@ -152,13 +152,14 @@ def plot_memory_sizes(
     for name, value in (("num_memory_tokens", num_memory_tokens), ("most_tokens", most_tokens)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
-    per_token = cache_bytes_per_token(text_config, dtype)
-    if per_token is None:
+    lengths = [2**power for power in range((most_tokens - 1).bit_length())] + [most_tokens]
+    cached = [expected_cache_bytes(text_config, length, dtype) for length in lengths]
+    if not all(cached):
         raise ValueError(
             f"A base of type {text_config.model_type} keeps no cache that grows: there is nothing to draw."
         )
     figure, axes = _new_figure(6.4, 4.4)
-    axes.plot([1, most_tokens], [per_token, most_tokens * per_token], color="0.4", label=f"KV cache ({dtype})")
+    axes.plot(lengths, cached, color="0.4", label=f"KV cache ({dtype})")
     for number, (label, form) in enumerate(_MEMORIES.items()):
         kind, settings = chosen("memory_form", GradMemConfig(memory_form=form))
         width = kind.numbers(text_config, **settings)

@@ -8,10 +8,10 @@ import torch
 import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Gemma2Config, Gemma2ForCausalLM
 
 from hf_gradmem import GradMemConfig, GradMemForCausalLM, get_gradmem_model
-from hf_gradmem.base.cache_size import cache_bytes_per_token, kv_cache_bytes
+from hf_gradmem.base.cache_size import expected_cache_bytes, kv_cache_bytes
 from hf_gradmem.checkpoint.model_card import model_card
 from hf_gradmem.checkpoint.run_facts import CardFacts, Result, facts_of_directory, published_recipe
 from hf_gradmem.commands.push import push
@@ -25,6 +25,17 @@ from tests.support.tiny_training import stock_trainer, tiny_model, tiny_recipe
 
 BASE, ADAPTER = "me/base", "me/adapter"
 OWN = "---\ntags:\n- mine\n---\n# My own words\n"
+
+SMALL_GEMMA = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+}
 
 
 @pytest.fixture
@@ -67,15 +78,26 @@ def test_growth_of_the_cache_is_what_the_base_keeps(model_type):
     config = tiny_config(model_type).get_text_config()
     base = tiny_causal_lm(model_type, torch.float32)
     state = torch.random.get_rng_state()
-    measured = cache_bytes_per_token(config)
+    measured = expected_cache_bytes(config, 12)
     assert torch.equal(torch.random.get_rng_state(), state)  # a save does not change what is drawn after it
     model = get_gradmem_model(base, GradMemConfig(**PLAIN))
-    assert measured == (kv_cache_bytes(model.decoder, 24) - kv_cache_bytes(model.decoder, 12)) // 12
+    assert measured == kv_cache_bytes(model.decoder, 24) - kv_cache_bytes(model.decoder, 12)
+
+
+def test_layers_with_a_sliding_window_keep_its_tokens_alone():
+    config = Gemma2Config(**SMALL_GEMMA, sliding_window=32)
+    model = get_gradmem_model(Gemma2ForCausalLM(config), GradMemConfig(**PLAIN))
+    lengths = (8, 31, 40, 60)
+    growth = [kv_cache_bytes(model.decoder, length) - kv_cache_bytes(model.decoder, 8) for length in lengths]
+    expected = [expected_cache_bytes(config, length) - expected_cache_bytes(config, 8) for length in lengths]
+    assert expected == growth
+    text = model.model_card(ADAPTER).text
+    assert "128 bytes for each token of the context, 64 beyond 31 tokens" in text
 
 
 def test_cache_that_does_not_grow_or_cannot_be_measured_is_left_out():
     config = GradMemConfig(text_config=tiny_config("mamba"))
-    assert cache_bytes_per_token(config.text_config) is None
+    assert expected_cache_bytes(config.text_config, 1) == 0
     assert "KV cache" not in model_card(config, ADAPTER).text
 
 

@@ -53,7 +53,7 @@ def test_sizes_are_those_of_the_base_and_of_its_memories(model):
     (axes,) = plot_memory_sizes(config, 8, most_tokens=64).axes
     lines = {line.get_label(): list(line.get_ydata()) for line in axes.lines}
     per_token = kv_cache_bytes(decoder, 10) // 10
-    assert lines["KV cache (float32)"] == [per_token, 64 * per_token]
+    assert lines["KV cache (float32)"] == [length * per_token for length in (1, 2, 4, 8, 16, 32, 64)]
     assert lines["8 input vectors"] == [8 * 64 * 4] * 2
     assert lines["8 keys and values"] == [8 * per_token] * 2
     assert lines["8 values alone"] == [4 * per_token] * 2
