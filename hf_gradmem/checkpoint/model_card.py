@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers import PreTrainedConfig
 
 from ..base.cache_size import expected_cache_bytes, most_cached
 from ..configuration_gradmem import GradMemConfig
@@ -50,7 +51,6 @@ def model_card(
     dtype = str(text_config.dtype or torch.float32).removeprefix("torch.")
     form, settings = chosen("memory_form", config)
     width = form.numbers(text_config, **settings)
-    window = most_cached(text_config)
     memory_bytes = width and config.num_memory_tokens * width * (8 if dtype == "float64" else _FLOAT_BYTES)
     return ModelCard.from_template(
         ModelCardData(
@@ -74,10 +74,7 @@ def model_card(
         write=_describe_write(config),
         descends=config.writer == "gradient",
         memory_bytes=memory_bytes,
-        cache_bytes=expected_cache_bytes(text_config, 1, dtype),
-        window=window,
-        later_bytes=expected_cache_bytes(text_config, window + 1, dtype)
-        - expected_cache_bytes(text_config, window, dtype),
+        **_cache_sizes(text_config, dtype),
         dtype=dtype,
         positions=form.positions(config.num_memory_tokens, config.num_control_tokens),
         context=json.dumps([context] if isinstance(context, list) else context, ensure_ascii=False),
@@ -89,6 +86,13 @@ def model_card(
         metric_names=list(dict.fromkeys(name for result in facts.results for name in result.metrics)),
         confidence=confidence_section(config.confidence),
     )
+
+
+def _cache_sizes(text_config: PreTrainedConfig, dtype: str) -> dict[str, Any]:
+    """What each token adds to the base's cache, at first and once its sliding windows are full."""
+    window = most_cached(text_config)
+    first, full, beyond = (expected_cache_bytes(text_config, tokens, dtype) for tokens in (1, window, window + 1))
+    return {"cache_bytes": first, "window": window, "later_bytes": beyond - full}
 
 
 def confidence_section(confidence: Mapping[str, Any] | None) -> str:
