@@ -112,6 +112,7 @@ class GradMemTextGenerationPipeline(Pipeline):
             skip_special_tokens: leave special tokens out of the text. `True` by default.
             return_confidence: also give `log_prob` and `confidence` of each answer, as in [`Answer`], by two more
                 forward passes; `confidence` is `None` for an adapter that is not calibrated. `False` by default.
+            stop_sequence: a text, or several, that an answer ends with.
             streamer: receives the tokens as they come, one question after the other: the questions are then read one
                 at a time. Not with beam search.
             kwargs: arguments of `generate`.
@@ -150,8 +151,11 @@ class GradMemTextGenerationPipeline(Pipeline):
         return_full_text: bool | None = None,
         return_tensors: bool | None = None,
         skip_special_tokens: bool | None = None,
+        stop_sequence: str | list[str] | None = None,
         **kwargs: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if stop_sequence is not None:
+            kwargs |= {"stop_strings": stop_sequence, "tokenizer": self.tokenizer}
         preprocess = {"template": template}
         postprocess = {
             "return_full_text": return_full_text,

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..base.modes import generator, plain_generation, settled
+from ..base.token_ids import check_vocabulary
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
+from ..reading.answering import which_memories
 from ..reading.generation import ending_tokens, new_tokens
 from ..reading.queries import pad_left
 from ..reading.reciting import tokenize_asked
@@ -32,8 +34,9 @@ def answer_queries(
         template: the words around each question; the adapter's by default.
 
     Raises:
-        ValueError: a memory of another model.
+        ValueError: a memory of another model, or numbers in `context_index` that do not match.
     """
+    context_index = which_memories(len(queries), len(memory), context_index)
     if not queries:
         return []
     setting = template_in_use(template, model.config.template, model.tokenizer)
@@ -50,11 +53,13 @@ def answer_prompts(model: GradMemForCausalLM, prompts: Sequence[Sequence[int]], 
     """Greedy answers of the plain base, without memory or LoRA, to prompts of tokens; without special tokens.
 
     Raises:
-        ValueError: a prompt has no token.
+        ValueError: a prompt has no token, or one that the base does not have.
     """
     if not all(prompts):
         raise ValueError("A prompt has no token: there is nothing to continue.")
-    input_ids, mask = (part.to(model.device) for part in pad_left(prompts))
+    input_ids, mask = pad_left(prompts)
+    check_vocabulary("input_ids", input_ids, model.decoder.vocab_size)  # before they are on an accelerator
+    input_ids, mask = input_ids.to(model.device), mask.to(model.device)
     ending = ending_tokens(model.tokenizer, model.generation_config)
     with plain_generation(), settled(model.base_model):
         generated = generator(model.base_model).generate(

@@ -1,6 +1,7 @@
 """What is right, lost and recovered when queries are answered: from memories of so many WRITE steps, and without."""
 
 import math
+import operator
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -20,7 +21,7 @@ from ..reading.scoring import count_right
 from ..tasks import check_row
 from ..tasks.collator import DataCollatorForGradMem, targets_of
 from ..tasks.facts import NOT_TOLD
-from ..tasks.rows import context_text
+from ..tasks.rows import context_text, with_lists
 from ..template import Template, get_template, template_in_use
 from ..writing.contexts import Contexts
 from ..writing.write import write_at_steps
@@ -69,7 +70,7 @@ def evaluate_rows(
         ValueError: there are no rows, a row without text, an unknown metric or baseline, a negative number of steps,
             an empty query to generate from, no other context to read from, or prompts beyond the base's window.
     """
-    rows, write_steps = list(rows), list(dict.fromkeys(write_steps))
+    rows, write_steps = list(map(with_lists, rows)), list(dict.fromkeys(map(operator.index, write_steps)))
     _check(rows, write_steps, metric, baselines, batch_size)
     batches = [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
     tell_apart = metric is not None and len({_is_told(target) for row in rows for target in row["targets"]}) == 2
@@ -231,16 +232,17 @@ def _right_rows(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def references_of(rows: list[dict[str, Any]], words: Template, tokenizer: Any) -> list[list[str]]:
-    """The reference answers of each query, the target as a generated answer that is right would be decoded."""
-    targets = [words.target(target) for row in rows for target in row["targets"]]
-    further = [
-        row["answers"][number] if row.get("answers") else [] for row in rows for number in range(len(row["queries"]))
+    """The reference answers of each query, as a generated answer that is right would be decoded."""
+
+    def decoded(answer: str) -> str:
+        ids = tokenizer(words.target(answer), add_special_tokens=False).input_ids
+        return tokenizer.decode(ids, skip_special_tokens=True)
+
+    return [
+        [decoded(answer) for answer in (target, *further)]
+        for row in rows
+        for target, further in zip(row["targets"], row.get("answers") or [()] * len(row["targets"]), strict=True)
     ]
-    decoded = [
-        tokenizer.decode(tokenizer(target, add_special_tokens=False).input_ids, skip_special_tokens=True)
-        for target in targets
-    ]
-    return [[target, *answers] for target, answers in zip(decoded, further, strict=True)]
 
 
 class _Totals:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ..base.token_ids import IGNORED_LABEL
+from ..base.token_ids import IGNORED_LABEL, check_vocabulary
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM
 from ..reading.answering import answer_log_probs
@@ -188,10 +188,12 @@ class PromptReader:
         width = max(map(len, rows))
         self._check_window(width)
         ids, mask, padded = (
-            torch.tensor([row + [fill] * (width - len(row)) for row in values], device=self.model.device)
+            torch.tensor([row + [fill] * (width - len(row)) for row in values])
             for values, fill in ((rows, 0), ([[1] * len(row) for row in rows], 0), (labels, IGNORED_LABEL))
         )
-        return self.model.decoder.logits(self.model.decoder.tokens(ids, mask)), padded
+        check_vocabulary("input_ids", ids, self.model.decoder.vocab_size)  # before they are on an accelerator
+        device = self.model.device
+        return self.model.decoder.logits(self.model.decoder.tokens(ids.to(device), mask.to(device))), padded.to(device)
 
     def answers(self, batch: ReadBatch, max_new_tokens: int) -> list[str]:
         prompts = self._prompts(batch)

@@ -1,6 +1,6 @@
 """What holds of every memory, looked at where one is saved and wherever one is read from a file."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -86,3 +86,18 @@ def _check_numbers(tensors: Mapping[str, Tensor], where: Any) -> None:
             place = (~fine).nonzero()[0].tolist()
             value = float(tensors[name][tuple(place)])
             raise broken(where, f"{name} is {value} at {place}", "a finite number")
+
+
+def asked_ids(name: Any) -> list[str]:
+    """The ids that a store is asked for: one, or several.
+
+    Raises:
+        KeyError: it is none.
+        TypeError: they are no ids, but numbers or a slice, which a memory is indexed by.
+    """
+    names = [name] if isinstance(name, str) or not isinstance(name, Iterable) else list(name)
+    if not all(isinstance(each, str) for each in names):
+        raise TypeError(f"A store is asked by id, one or a list of them (store.ids names them), got {name!r}.")
+    if not names:
+        raise KeyError("No id was given.")
+    return names

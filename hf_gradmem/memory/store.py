@@ -25,6 +25,7 @@ from ..hub.errors import one_line_errors
 from ..modeling_gradmem import GradMemForCausalLM
 from ..texts.reading import read_text
 from .bm25 import WordIndex
+from .checks import asked_ids
 from .merging import (
     check_joinable,
     facts_of_part,
@@ -128,7 +129,7 @@ class MemoryStore:
         return len(self.dataset)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._row_of
+        return isinstance(name, str) and name in self._row_of
 
     @property
     def ids(self) -> list[str]:
@@ -144,16 +145,14 @@ class MemoryStore:
         """One memory, or, for a list of ids, all of them in that order.
 
         Raises:
-            KeyError: there is no such id.
+            KeyError: there is no such id, or none was given.
+            TypeError: it is no id.
             ValueError: a number in its row is missing or out of range; one line says which.
         """
-        names = [name] if isinstance(name, str) else list(name)
+        names = asked_ids(name)
         for each in names:
             if each not in self._row_of:
-                some = ", ".join(map(repr, list(self._row_of)[:3]))
-                raise KeyError(f"There is no memory {each!r} among these {len(self)}. Ids are {some} and so on.")
-        if not names:
-            raise KeyError("No id was given.")
+                raise KeyError(f"There is no memory {each!r} among these {len(self)}. Ids are {self.ids[:3]} and so on.")
         return self._read([self._row_of[each] for each in names], names)
 
     def _read(self, rows: list[int] | slice, names: Sequence[str]) -> GradMemMemory:
@@ -238,6 +237,8 @@ class MemoryStore:
         stores = list(stores)
         if not stores:
             raise ValueError("MemoryStore.merge needs at least one store, got none.")
+        if not all(isinstance(store, MemoryStore) for store in stores):
+            raise TypeError(f"MemoryStore.merge takes a list of stores, got {stores[0]!r} in it.")
         facts = [store.facts for store in stores]
         check_joinable(facts, [store.name for store in stores], [store.ids for store in stores])
         size = facts[0]["shard_size"] if shard_size is None else shard_size

@@ -100,22 +100,13 @@ class GradMemMemory:
         return self.embeddings.shape[0]
 
     def __getitem__(self, index: int | slice | Sequence[int] | Tensor) -> "GradMemMemory":
-        rows: Any = index
-        if getattr(rows, "ndim", None) == 0:  # a number of PyTorch or NumPy
-            rows = rows.item()
-        if rows is None or isinstance(rows, bool) or getattr(rows, "ndim", 1) != 1:
-            raise TypeError(f"A memory is indexed by the numbers of contexts: one, a slice, or a list; got {index!r}.")
-        if isinstance(rows, Integral):
-            row = int(rows)
-            if not -len(self) <= row < len(self):
-                raise IndexError(f"index {rows} is out of range for a memory of {len(self)} contexts")
-            rows = [row]
-        elif isinstance(rows, tuple):  # of contexts: a tensor would take it for one place in several dimensions
-            rows = list(rows)
+        rows = index if isinstance(index, slice) else _numbers_of(index, len(self))
         return self._map(lambda tensor: tensor[rows])
 
     def to(self, device: torch.device | str) -> "GradMemMemory":
         """The same memory on another device. Its precision is the writing model's and stays."""
+        if isinstance(device, torch.dtype):
+            raise TypeError(f"A memory keeps the precision it was written in, got {device}. Give a device.")
         device = torch.device(device)
         return self._map(lambda tensor: tensor.to(device))
 
@@ -164,6 +155,9 @@ class GradMemMemory:
         memories = list(memories)
         if not memories:
             raise ValueError("GradMemMemory.cat needs at least one memory, got none.")
+        for memory in memories:
+            if not isinstance(memory, GradMemMemory):
+                raise TypeError(f"GradMemMemory.cat joins memories, got {memory!r}.")
         for name, facts in (
             ("fingerprints", {memory.fingerprint for memory in memories}),
             ("shapes (num_memory_tokens, hidden_size)", {tuple(memory.embeddings.shape[1:]) for memory in memories}),
@@ -349,6 +343,21 @@ def _equal(one: Tensor, other: Tensor) -> bool:
     if one.dtype != other.dtype or one.shape != other.shape or one.is_meta or other.is_meta:
         return one is other
     return torch.allclose(one.detach().cpu(), other.detach().cpu(), rtol=0, atol=0, equal_nan=True)
+
+
+def _numbers_of(index: Any, count: int) -> list[int]:
+    """The numbers of contexts that are meant by one, by several, or by true and false for each of `count` contexts."""
+    listed = index.tolist() if hasattr(index, "tolist") else index  # of PyTorch or NumPy
+    several = isinstance(listed, Sequence) and not isinstance(listed, str)
+    values = [value.item() if hasattr(value, "item") else value for value in (listed if several else [listed])]
+    if several and len(values) == count and all(isinstance(value, bool) for value in values):
+        return [number for number, chosen in enumerate(values) if chosen]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise TypeError(f"A memory is indexed by the numbers of contexts: one, a slice, or a list; got {index!r}.")
+        if not -count <= int(value) < count:
+            raise IndexError(f"index {value} is out of range for a memory of {count} contexts")
+    return [int(value) for value in values]
 
 
 def _range(numbers: Tensor) -> str:

@@ -1,5 +1,6 @@
 """Answers with what they are worth: how likely they are from the memory, and how much of that the memory adds."""
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,10 +94,11 @@ def which_memories(num_questions: int, num_memories: int, context_index: Sequenc
     """The memory of each question: as given, the only one, or one for each.
 
     Raises:
+        TypeError: a number is not whole.
         ValueError: the numbers do not match.
     """
     if context_index is not None:
-        index = [int(number) for number in context_index]
+        index = [operator.index(number) for number in context_index]
         if len(index) != num_questions or not all(0 <= number < num_memories for number in index):
             raise ValueError(
                 f"context_index says for each of {num_questions} questions which of {num_memories} memories it is "

@@ -140,6 +140,12 @@ def generate_from_forward(
         queries: the prompts.
         arguments: as in [`generate_from_base`].
     """
+    for name in ("output_hidden_states", "output_attentions"):
+        if _setting(arguments, model.generation_config, name):
+            raise ValueError(
+                f"{name}=True needs a base that goes on from this memory by its cache, and prompts of one length where "
+                "it is keys and values. Leave it out."
+            )
     prompts, mask = _sorted_prompts(queries)
     _stream_prompts(queries, arguments)
     return GenerationMixin.generate(
@@ -200,7 +206,12 @@ def _most_new_tokens(counted: dict[str, Any], default: GenerationConfig) -> int:
 
 
 def _check_settings(phase: Phase, arguments: dict[str, Any], default: GenerationConfig) -> None:
-    refused = {"assistant_model": None, "assistant_early_exit": None, "guidance_scale": 1}
+    refused = {
+        "assistant_model": None,
+        "assistant_early_exit": None,
+        "guidance_scale": 1,
+        "prefill_chunk_size": None,
+    }
     if given := [name for name in _PROMPTS if arguments.get(name) is not None]:
         raise ValueError(
             f"{' and '.join(given)} of generate means the prompt, which stands behind a memory here. Give input_ids "

@@ -39,7 +39,8 @@ def tokenize_queries(
             raise TypeError(f"a question is a text, got {query!r}.")
         check_unicode(query, "The question")
     words = get_template(template, tokenizer)
-    asked = map(words.question, queries, recited or [None] * len(queries))
+    before = recited or [None] * len(queries)
+    asked = [words.question(*each) for each in zip(queries, before, strict=True)]
     return pad_left([tokenizer(text, add_special_tokens=False).input_ids for text in asked])
 
 

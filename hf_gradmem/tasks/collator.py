@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..base.token_ids import IGNORED_LABEL
 from ..template import Template, get_template
-from .rows import check_row, context_text, ends_of
+from .rows import check_row, context_text, ends_of, with_lists
 
 Tensor = torch.Tensor
 
@@ -102,7 +102,7 @@ class DataCollatorForGradMem:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Build the batch of these rows: tensors, and `write_steps`, a number, and `memory` where rows have them."""
-        before = dict(self.truncated)
+        before, rows = dict(self.truncated), list(map(with_lists, rows))
         for index, row in enumerate(rows):
             check_row(row, f"row {index} of the batch", asked=self.queries_per_context != 0)
         written = [row["memory"] for row in rows if row.get("memory") is not None]

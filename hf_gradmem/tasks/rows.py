@@ -10,6 +10,7 @@ target brings the space that parts it from its query.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from datasets import Dataset, Features, IterableDataset, List, Value
 
 FEATURES = Features(
@@ -109,6 +110,16 @@ def _check_queries(row: Mapping[str, Any], name: str) -> None:
     for query, target in zip(queries, targets, strict=True):
         if not target:
             raise ValueError(f"The target of query {query!r} in {name} is empty.")
+
+
+def with_lists(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with lists where it has arrays, as pandas reads columns of lists."""
+    return {name: _as_list(value) for name, value in row.items()}
+
+
+def _as_list(value: Any) -> Any:
+    listed = value.tolist() if isinstance(value, np.ndarray) else value
+    return [_as_list(each) for each in listed] if isinstance(listed, list) else listed
 
 
 def checked(rows: Iterable[dict[str, Any]], source: str) -> Iterator[dict[str, Any]]:

@@ -49,6 +49,11 @@ _SET_OTHERWISE = {
     "gradient_accumulation_steps",
     "resume_from_checkpoint": "it goes on from the last checkpoint in output_dir by itself when it is started again",
 }
+# Options of Trainer that would do harm in a recipe: what is as good as leaving them out, and what they would do.
+_REFUSED: dict[str, tuple[Any, str]] = {
+    "dataloader_drop_last": (False, "leaves rows out, of evaluations as well"),
+    "train_sampling_strategy": ("random", "sorts rows by a length that they do not have yet"),
+}
 # Options that a trained adapter may be given anew: none of its parameters depends on them.
 _CHANGEABLE = {
     "write_steps",
@@ -332,6 +337,11 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
     for name, instead in _SET_OTHERWISE.items():
         if values.get(name) is not None:
             raise ValueError(f"{name} in {source} would do nothing: {instead}. Leave it out.")
+    for name, (usual, harm) in _REFUSED.items():
+        if values.get(name) not in (None, usual):
+            raise ValueError(f"{name}: {values[name]} in {source} {harm}. Leave it out.")
+    if values.get("neftune_noise_alpha") is not None and not values.get("train_base"):
+        raise ValueError(f"neftune_noise_alpha in {source} would do nothing: the base does not train. Leave it out.")
     if values.get("hub_token") is not None:
         raise ValueError(
             f"{source} holds a hub_token, and what a run is made of is pushed with it. Set HF_TOKEN, or log in with "
