@@ -152,7 +152,7 @@ class MemoryStore:
         names = asked_ids(name)
         for each in names:
             if each not in self._row_of:
-                raise KeyError(f"There is no memory {each!r} among these {len(self)}. Ids are {self.ids[:3]} and so on.")
+                raise KeyError(f"There is no memory {each!r} among these {len(self)}. Ids are {self.ids[:3]}, ...")
         return self._read([self._row_of[each] for each in names], names)
 
     def _read(self, rows: list[int] | slice, names: Sequence[str]) -> GradMemMemory:
