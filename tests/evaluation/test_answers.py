@@ -43,3 +43,10 @@ def test_only_a_memory_in_the_cache_parts_prompts(model):
 
 def test_no_questions_have_no_answers(model):
     assert answer_queries(model, model.write("Gate 7 opens."), [], [], max_new_tokens=6) == []
+
+
+@pytest.mark.parametrize("context_index", [[0], [0, 0, 0], [0, 1], [0, 0.5]])
+def test_each_question_has_the_number_of_a_memory(model, context_index):
+    memory = model.write(["Gate 7 opens."])
+    with pytest.raises((TypeError, ValueError), match=r"context_index|integer"):
+        answer_queries(model, memory, QUESTIONS[:2], context_index, max_new_tokens=2)

@@ -1,8 +1,10 @@
 """Metrics, answers with the context in memory, in the prompt or nowhere, and what the memories hold."""
 
 import copy
+import json
 import math
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import processors
@@ -100,6 +102,22 @@ def test_generated_and_teacher_forced_answers_agree_with_forward(model):
     assert results["num_answers"] == 18
     assert results["exact_match"] == results["teacher_forced_exact_match"] == pytest.approx(0.5)
     assert results["write_loss"] == pytest.approx(memory.final_write_loss.mean().item(), rel=1e-4)
+
+
+def test_rows_may_have_arrays_and_steps_be_numbers_of_numpy(model):
+    rows = kv_retrieval.load("test", num_contexts=2, num_pairs=2, key_length=1, value_length=1).to_list()
+    rows = [row | {"answers": [[target] for target in row["targets"]]} for row in rows]
+    arrays = [{name: np.array(value, dtype=object) for name, value in row.items()} for row in rows]
+    records = evaluate_rows(model, arrays, np.arange(1, 3))
+    assert json.loads(json.dumps(records)) == evaluate_rows(model, rows, [1, 2])
+
+
+def test_tokens_that_the_base_does_not_have_are_refused_without_a_memory_too(model):
+    model.tokenizer.add_tokens(["added"])
+    row = {"context": "a", "queries": ["added"], "targets": ["a"]}
+    for metric in (None, "exact_match"):
+        with pytest.raises(ValueError, match="resize_token_embeddings"):
+            evaluate_rows(model, [row], [], metric=metric, baselines=["none"])
 
 
 def test_an_accepted_answer_is_generated_to_its_end_in_whatever_batch_it_is_asked(model):

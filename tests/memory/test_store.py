@@ -62,6 +62,16 @@ def test_a_part_by_ids_or_by_facts_reads_the_same_memories(tmp_path):
     assert store.filter(name for name in ("c", "a")).ids == ["a", "c"]
 
 
+@pytest.mark.parametrize("index", [0, slice(0, 1), [True, False, True]])
+def test_a_store_is_asked_by_id(tmp_path, index):
+    store = opened(tmp_path / "store")
+    with pytest.raises(TypeError, match="asked by id"):
+        store[index]
+    assert ["a"] not in store
+    with pytest.raises(TypeError, match="takes a list of stores, got 'a'"):
+        MemoryStore.merge(store, tmp_path / "merged")
+
+
 def test_a_part_that_cannot_be_made_is_refused(tmp_path):
     store = opened(tmp_path / "store")
     with pytest.raises(KeyError, match="no memory 'z' among these 3"):

@@ -151,6 +151,8 @@ def test_missing_memory_is_named(tmp_path):
         ([], []),
         (np.int64(1), [1]),
         (np.array([2, 0]), [2, 0]),
+        ([torch.tensor(1)], [1]),
+        ((torch.tensor(2), np.int64(0)), [2, 0]),
     ],
     ids=str,
 )
@@ -171,10 +173,17 @@ def test_index_out_of_range_is_refused(index):
         memory_of(3)[index]
 
 
-@pytest.mark.parametrize("index", [None, True, torch.tensor(True), torch.tensor([[0, 1], [1, 2]])], ids=str)
+@pytest.mark.parametrize("index", [None, True, torch.tensor(True), torch.tensor([[0, 1], [1, 2]]), [1.7], "a"], ids=str)
 def test_what_numbers_no_context_is_refused(index):
     with pytest.raises(TypeError, match="indexed by the numbers of contexts: one, a slice, or a list"):
         memory_of(3)[index]
+
+
+def test_a_memory_takes_no_precision_and_is_joined_with_memories_alone():
+    with pytest.raises(TypeError, match=r"keeps the precision .* torch.float16"):
+        memory_of().to(torch.float16)
+    with pytest.raises(TypeError, match="joins memories, got 'x'"):
+        GradMemMemory.cat([memory_of(), "x"])
 
 
 def test_iterating_over_a_memory_ends():

@@ -346,6 +346,7 @@ def test_settings_that_mean_nothing_behind_a_memory_are_refused(options):
     memory, prompt = model.write(input_ids=tiny_tokens(1, 9, seed=1)), tiny_tokens(1, 8)
     given = {"memory": memory, "do_sample": False, "max_new_tokens": 6, "eos_token_id": None}
     refused = {"assistant_model": model.base_model, "guidance_scale": 2.0, "prompt_lookup_num_tokens": 3}
+    refused["prefill_chunk_size"] = 2
     expected = model.generate(prompt, guidance_scale=1, **given)
     if not options:
         assert model.generate(prompt, prompt_lookup_num_tokens=refused.pop("prompt_lookup_num_tokens"), **given).equal(

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from hf_gradmem.training.recipe import load_recipe
+from hf_gradmem.training.recipe import load_recipe, make_recipe
 from hf_gradmem.training.run import build_trainer
 from tests.support.tiny_training import TINY, tiny_recipe
 
@@ -68,6 +68,8 @@ def test_unreadable_recipe_is_named(text, message, tmp_path):
         ("gradmem.write_stps=3", "nearest is 'write_steps'"),
         ("max_steps=3", "set by its stages: it is 6, not 3"),
         ("num_train_epochs=3", "num_train_epochs in .* would do nothing: the steps of its stages"),
+        ("dataloader_drop_last=true", "dataloader_drop_last: True in .* leaves rows out"),
+        ("train_sampling_strategy=group_by_length", "group_by_length in .* by a length that they do not have"),
         ("resume_from_checkpoint=runs/a", "resume_from_checkpoint in .* would do nothing: it goes on"),
         ('gradmem.num_memory_tokens="4"', "gradmem holds a value of another kind: .*'num_memory_tokens' expected int"),
         ("step_size_learning_rate=0", "step_size_learning_rate .* 0"),
@@ -119,3 +121,8 @@ def test_a_base_that_cannot_be_is_refused_by_what_is_wrong_with_it(options, mess
 def test_wrong_task_arguments_are_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"kv_retrieval.*pairs"):
         build_trainer(tiny_recipe(tmp_path, stages=[{"steps": 2, "task_arguments": {"pairs": 3}}]))
+
+
+def test_noise_on_the_vectors_of_a_base_that_does_not_train_is_refused():
+    with pytest.raises(ValueError, match="neftune_noise_alpha in .* would do nothing: the base does not train"):
+        make_recipe(TINY | {"train_base": False, "neftune_noise_alpha": 5})
