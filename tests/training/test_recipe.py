@@ -124,5 +124,5 @@ def test_wrong_task_arguments_are_refused_before_training(tmp_path):
 
 
 def test_noise_on_the_vectors_of_a_base_that_does_not_train_is_refused():
-    with pytest.raises(ValueError, match="neftune_noise_alpha in .* would do nothing: the base does not train"):
+    with pytest.raises(ValueError, match=r"neftune_noise_alpha in .* would do nothing: the base does not train"):
         make_recipe(TINY | {"train_base": False, "neftune_noise_alpha": 5})
