@@ -340,6 +340,17 @@ def test_processors_see_new_tokens_whatever_stands_beside_them(options, setting,
     assert beside[0, 9:].tolist() == expected
 
 
+@pytest.mark.parametrize("name", ["output_hidden_states", "output_attentions"])
+def test_states_of_ragged_prompts_behind_keys_and_values_are_refused(name):
+    model = build(memory_form="key_values")
+    memory, mask = model.write(input_ids=tiny_tokens(2, 9, seed=1)), torch.ones((2, 8), dtype=torch.long)
+    given = {"memory": memory, "max_new_tokens": 2, "return_dict_in_generate": True, name: True}
+    assert model.generate(tiny_tokens(2, 8), **given)[name.removeprefix("output_")]
+    mask[0, :3] = 0
+    with pytest.raises(ValueError, match=f"{name}=True needs .* prompts of one length"):
+        model.generate(tiny_tokens(2, 8), attention_mask=mask, **given)
+
+
 @pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 def test_settings_that_mean_nothing_behind_a_memory_are_refused(options):
     model = build(**options)
