@@ -183,9 +183,10 @@ def write_table() -> None:
     if path.is_file():
         hits = json.loads(path.read_text(encoding="utf-8"))
         lines += [
-            f"`python -m benchmarks.search hits --adapter hf_gradmem/pretrained/{hits['adapter']}`: "
+            f"`python -m benchmarks.search hits --adapter hf_gradmem/pretrained/{hits['adapter']} "
+            f"--dtype {hits['dtype'].removeprefix('torch.')}`: "
             f"{hits['contexts']} unseen contexts of Short SQuAD written in {hits['write_steps']} steps, "
-            f"{hits['questions']} questions, {hits['dtype']}. How often "
+            f"{hits['questions']} questions. How often "
             "the right memory comes first, and among the first five.",
             "",
             "| search | first | first five |",
@@ -196,10 +197,10 @@ def write_table() -> None:
     for path in sorted(RESULTS.glob("time*.json")):
         times = json.loads(path.read_text(encoding="utf-8"))
         lines += [
-            f"`python -m benchmarks.search time`: {times['memories']:,} memories of 8 input vectors on SmolLM2-135M "
-            f"(all but eight are copies with noise), questions of {min(times['question_tokens'])} to "
-            f"{max(times['question_tokens'])} tokens, {times['dtype']}, threads: {times['threads']}. "
-            f"{times['note']}".strip(),
+            f"`python -m benchmarks.search time --threads {times['threads']}`: {times['memories']:,} memories of 8 "
+            "input vectors on SmolLM2-135M (all but eight are copies with noise), "
+            f"questions of {min(times['question_tokens'])} to {max(times['question_tokens'])} tokens, "
+            f"{times['dtype']}. {times['note']}".strip(),
             "",
             "| search | seconds, median | from | to | CPU seconds, median |",
             "|---|---|---|---|---|",

@@ -227,9 +227,9 @@ def _tell_decoded(console: Console, result: DemoResult) -> None:
 def _tell_retrieval(console: Console, retrieval: Retrieval) -> None:
     console.print()
     console.print(
-        "A trained adapter answers. The one in this package is a tiny model that learned to look values up by key: two "
-        "gradient steps write the pairs below into 8 vectors, the pairs are gone, and each is asked for. Beside it the "
-        "same model, trained as long, that writes by two forward passes in place of the steps.",
+        "A trained adapter answers. This one, gradmem-kv-tiny, is a tiny model that learned to look values up by key: "
+        "two gradient steps write the pairs below into 8 vectors, the pairs are gone, and each is asked for. Beside it "
+        "the same model, trained as long, that writes by two forward passes in place of the steps.",
         markup=False,
     )
     _tell_fact(console, "Written", " ".join(retrieval.context))
