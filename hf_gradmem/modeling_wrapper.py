@@ -23,7 +23,7 @@ from .checkpoint.base_model import load_base, load_base_tokenizer, recorded_base
 from .checkpoint.model_card import model_card
 from .checkpoint.run_facts import CardFacts
 from .checkpoint.stored_base import differs_from_stored
-from .checkpoint.whole_save import whole_save
+from .checkpoint.whole_save import check_apart, whole_save
 from .configuration_gradmem import GradMemConfig
 from .exports import cartridge, prompt_embeds, prompt_tuning
 from .exports.export import StockPrefix, stock_prefix
@@ -211,7 +211,7 @@ class GradMemPreTrainedModel(ModelAroundBase):
         Raises:
             OSError: the directory cannot be written to, or the disk is full.
             RuntimeError: the base was given to another model since, or its LoRA was taken out.
-            ValueError: a PEFT adapter is around the model.
+            ValueError: a PEFT adapter is around the model, or the directory is that of its base.
         """
         check_savable(self.base_model, self)
         self.config.includes_base = self._saves_base() or self._base_changed()
@@ -220,6 +220,7 @@ class GradMemPreTrainedModel(ModelAroundBase):
         hub = {name: kwargs.pop(name) for name in checkpoint.PUSH_ARGUMENTS & kwargs.keys()}
         writes = self.should_save_on_this_rank(kwargs.get("is_main_process", True))
         if not self.config.includes_base:
+            check_apart(self.config.base_model_name_or_path, save_directory)
             # One file of this name, whatever the base's are called: that is where an adapter is looked for.
             kwargs |= {"max_shard_size": sys.maxsize, "variant": None}
         if not writes:

@@ -108,15 +108,15 @@ def evaluate(
     answered: its loss is that of the continuation. What the memories hold is given in bits.
     A base without an adapter is given the untrained memory that the recipe's gradmem options describe.
     """
-    from hf_gradmem.commands.opening import load_model
+    from hf_gradmem.commands.opening import checkpoint_files, load_model
     from hf_gradmem.evaluation import results
     from hf_gradmem.evaluation.limits import limits_of
     from hf_gradmem.training.recipe import load_recipe
 
     _check_evaluation(models, revision, baseline or (), template, override or (), trust_remote_code)
-    check_files(output, answers, beside=[recipe])
     arguments = load_recipe(recipe, override or ()).arguments
     sets = results.evaluation_sets(arguments.eval_sets, arguments.task_arguments, eval_set or (), sweep or ())
+    check_files(output, answers, beside=[recipe, *checkpoint_files(models), *results.read_files(sets)])
     rows = results.load_sets(arguments.task, sets, split)
     report: dict[str, Any] = {"task": arguments.task, "split": split, "results": []}
     how: dict[str, Any] = {"revision": revision, "seed": seed, "device": device, "trust_remote_code": trust_remote_code}

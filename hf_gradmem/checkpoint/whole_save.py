@@ -52,6 +52,16 @@ def whole_save(directory: str | os.PathLike) -> Iterator[Path]:
         finish_save(directory)
 
 
+def check_apart(base: str | os.PathLike | None, directory: str | os.PathLike) -> None:
+    """Refuse to save over the base that the files name: neither it nor what is saved could be opened again.
+
+    Raises:
+        ValueError: the directory is that of the base.
+    """
+    if base is not None and Path(base).is_dir() and Path(base).resolve() == Path(directory).resolve():
+        raise ValueError(f"{directory} is where the base lies, whose files would be lost. Give another directory.")
+
+
 def finish_save(directory: str | os.PathLike) -> None:
     """Move into their places the files of a save that has taken effect, if it was stopped before they all were.
 

@@ -1,7 +1,7 @@
 """Opening models and memories by name: from the local cache where that suffices, else from the Hub."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -16,12 +16,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import CONFIG_NAME
 
 from ..base.precision import FASTEST, fastest_dtype
 from ..checkpoint.base_model import adapter_dtype
 from ..checkpoint.tokenizer import open_tokenizer
 from ..configuration_gradmem import GradMemConfig
-from ..hub.client import FACTS_FILE, MEMORY_FILE, hub_is_reachable
+from ..hub.client import CARD_FILE, FACTS_FILE, MEMORY_FILE, hub_is_reachable
 from ..hub.errors import one_line_errors
 from ..memory.written import GradMemMemory
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
@@ -50,6 +51,12 @@ def is_adapter(name: str, *, revision: str | None = None, trust_remote_code: boo
         OSError: there is no such model.
     """
     return _load_config(name, revision, trust_remote_code).model_type == GradMemConfig.model_type
+
+
+def checkpoint_files(names: Iterable[str]) -> Iterator[Path]:
+    """Configuration, card and weights of those models that are named by their directories."""
+    for directory in filter(Path.is_dir, map(Path, names)):
+        yield from (directory / CONFIG_NAME, directory / CARD_FILE, *directory.glob("*.safetensors"))
 
 
 def load_model(

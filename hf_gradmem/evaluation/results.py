@@ -8,7 +8,7 @@ which `metric` its answers were compared. Files of several runs can be read toge
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from ..files import save_text
 from ..modeling_gradmem import GradMemForCausalLM
 from ..tasks import get_task, load_set
 from ..template import template_in_use
-from ..training.recipe import read_yaml
+from ..training.yaml_values import read_yaml
 from .limits import limited_rows
 from .measure import evaluate_rows
 
@@ -61,6 +61,23 @@ def evaluation_sets(
         for name in names or eval_sets
         for variant in variants
     }
+
+
+def read_files(values: Any) -> Iterator[Path]:
+    """The files that the arguments of sets name by `path`, in a mixture's parts too."""
+    if isinstance(values, Mapping):
+        yield from map(Path, _texts_in(values.get("path")))
+        values = list(values.values())
+    for value in values if isinstance(values, list) else ():
+        yield from read_files(value)
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts_in(each)
 
 
 def _parse_sweep(sweep: str) -> list[tuple[str, Any]]:

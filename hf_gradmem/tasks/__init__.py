@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset
 
 from . import babi, babi_stories, facts, jsonl, kv_retrieval, mixture, squad, text
-from .rows import FEATURES, check_row, columns_of
+from .rows import FEATURES, check_flags, check_row, columns_of
 from .task import Task
 
 TASKS: dict[str, Task] = {
@@ -53,7 +53,10 @@ def load_task(
     if load is None:
         raise ValueError(f"The task {name!r} is read from a file and has no stream. Use streaming=False.")
     try:
-        inspect.signature(load).bind(split, **arguments)
+        given = inspect.signature(load)
+        given.bind(split, **arguments)
+        flags = [name for name, own in given.parameters.items() if isinstance(own.default, bool)]
+        check_flags({name: arguments[name] for name in flags if name in arguments})
         return load(split, **arguments)
     except TypeError as error:
         raise ValueError(f"The task {name!r} does not take these arguments, {arguments}: {error}") from error

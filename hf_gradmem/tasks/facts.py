@@ -16,7 +16,7 @@ from datasets import Dataset, IterableDataset
 
 from . import generated
 from .generated import number_range
-from .rows import FEATURES_WITH_QUOTES, SPLITS, check_split
+from .rows import FEATURES_WITH_QUOTES, SPLITS, check_flags, check_split
 from .task import Task
 
 NOT_TOLD = "not in memory"
@@ -188,8 +188,12 @@ class Facts:
 
     def __post_init__(self) -> None:
         check_split(self.split)
+        check_flags({name: getattr(self, name) for name in ("other_words", "segmented")})
         _, most = number_range("num_facts", self.num_facts)
-        fewest, _ = number_range("num_people", self.num_people)
+        fewest, most_people = number_range("num_people", self.num_people)
+        named = min(len(_FIRST), len(_LAST)) - 1  # one more is a stranger
+        if most_people > named:
+            raise ValueError(f"num_people={most_people} are more than the {named} that there are names for.")
         if not 0 <= self.not_told < 1:
             raise ValueError(f"not_told is a share and must lie in 0..1, 1 excluded, got {self.not_told}.")
         if self.queries_per_context is not None and self.queries_per_context < 1:

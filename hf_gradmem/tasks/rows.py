@@ -22,10 +22,15 @@ FEATURES_OF_TEXT = Features({**FEATURES, "add_end_token": Value("bool")})
 
 
 def columns_of(*tables: Dataset | IterableDataset) -> Features:
-    """The columns that a reader is trained on, of rows from all these tables: what some have, only if each has it."""
-    known = FEATURES_WITH_QUOTES | FEATURES_OF_TEXT
-    shared = [name for name in known if all(name in (table.column_names or ()) for table in tables)]
-    return Features({name: known[name] for name in {**FEATURES, **dict.fromkeys(shared)}})
+    """The columns that a reader is trained on, of rows from all these tables.
+
+    Quotes only if each table has them. Whether its answers end each row says for itself, with `None` in a table that
+    does not say.
+    """
+    own = [set(table.column_names or ()) for table in tables]
+    quotes = FEATURES_WITH_QUOTES if all("quotes" in names for names in own) else FEATURES
+    ends = FEATURES_OF_TEXT if any("add_end_token" in names for names in own) else FEATURES
+    return Features({**quotes, **ends})
 
 
 SPLITS = ("train", "validation", "test")
@@ -35,6 +40,13 @@ def check_split(split: str, splits: tuple[str, ...] = SPLITS) -> None:
     """Raise a `ValueError` unless `split` is one of `splits`."""
     if split not in splits:
         raise ValueError(f"split must be one of {', '.join(splits)}, got {split!r}.")
+
+
+def check_flags(flags: Mapping[str, Any]) -> None:
+    """Raise a `ValueError` unless these are true or false: a text is true, whatever it says."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{name} must be true or false, without quotes, got {value!r}.")
 
 
 def context_text(context: str | Sequence[str]) -> str:
@@ -72,7 +84,7 @@ def check_row(row: Mapping[str, Any], name: str = "the row", *, asked: bool = Tr
 
     Raises:
         ValueError: a column is missing, the context holds no text, a target is empty, there are not as many targets,
-            quotes or answers as queries, or the answers of one are not a list of texts.
+            quotes or answers as queries, or the answers of one are not a list of texts, or one of them is no text.
     """
     for column in FEATURES if asked else ("context",):
         if column not in row:
@@ -81,6 +93,8 @@ def check_row(row: Mapping[str, Any], name: str = "the row", *, asked: bool = Tr
                 "name: set remove_unused_columns=False."
             )
     context = row["context"]
+    if context is not None and not isinstance(context, str):
+        _check_texts(context, "the context", name)
     if context is None or not context_text(context):
         raise ValueError(f"The context of {name} is empty: {context!r}.")
     if asked:
@@ -91,6 +105,8 @@ def _check_queries(row: Mapping[str, Any], name: str) -> None:
     queries, targets = row["queries"], row["targets"]
     if isinstance(queries, str) or isinstance(targets, str):
         raise ValueError(f"queries and targets of {name} must be lists of texts, got {queries!r} and {targets!r}.")
+    _check_texts(queries, "the queries", name)
+    _check_texts(targets, "the targets", name)
     if len(queries) != len(targets) or not queries:
         raise ValueError(
             f"{name} has {len(queries)} queries and {len(targets)} targets; it needs as many, and one at least."
@@ -110,6 +126,12 @@ def _check_queries(row: Mapping[str, Any], name: str) -> None:
     for query, target in zip(queries, targets, strict=True):
         if not target:
             raise ValueError(f"The target of query {query!r} in {name} is empty.")
+
+
+def _check_texts(texts: Sequence[Any], what: str, name: str) -> None:
+    for text in texts:
+        if not isinstance(text, str):
+            raise ValueError(f"{what[0].upper()}{what[1:]} of {name} must be texts, got {text!r} among them.")
 
 
 def with_lists(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,7 +55,11 @@ def check_recipe(recipe: Recipe, output: Path) -> None:
     own, shown = output / OWN_RECIPE_FILE, output / RECIPE_FILE
     kept = own if own.is_file() else shown  # which was whole in runs of before
     begun = last_checkpoint(output) is not None or (output / TRAINER_STATE_NAME).is_file()  # which is left at the end
-    if begun and kept.is_file():
+    if begun and not kept.is_file():
+        raise ValueError(
+            f"{output} holds a run that no recipe wrote, which this one would go on from. Give another output_dir."
+        )
+    if begun:
         _check_same(recipe, kept)
     elif kept == shown and shown.is_file() and shown.read_text(encoding="utf-8") != _texts(recipe)[1]:
         raise ValueError(

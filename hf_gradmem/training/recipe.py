@@ -1,8 +1,7 @@
 """Recipes: everything that a training run is made of, as data."""
 
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -11,6 +10,7 @@ import torch
 import yaml
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import HfArgumentParser, TrainingArguments
+from transformers.trainer_utils import SaveStrategy, SchedulerType
 
 from ..base.precision import FASTEST
 from ..checkpoint.adapter import ADDABLE
@@ -22,6 +22,7 @@ from ..tasks.collator import check_limits
 from .loss import check_loss_is_the_models
 from .stages import Stage, checked_stages
 from .start import Start
+from .yaml_values import read_yaml
 
 TRAINING_SET = "train"
 """The folder, in that of a recipe's memories, of those that it trains on."""
@@ -52,6 +53,7 @@ _SET_OTHERWISE = {
 # Options of Trainer that would do harm in a recipe: what is as good as leaving them out, and what they would do.
 _REFUSED: dict[str, tuple[Any, str]] = {
     "dataloader_drop_last": (False, "leaves rows out, of evaluations as well"),
+    "ignore_data_skip": (False, "begins the stages anew where a run goes on"),
     "train_sampling_strategy": ("random", "sorts rows by a length that they do not have yet"),
 }
 # Options that a trained adapter may be given anew: none of its parameters depends on them.
@@ -275,24 +277,6 @@ class Recipe:
     values: dict[str, Any]
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as it is everywhere else."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
-
-
-def read_yaml(text: str) -> Any:
-    """What YAML says, as in recipes.
-
-    Raises:
-        yaml.YAMLError: it is no YAML.
-    """
-    return yaml.load(text, _Loader)
-
-
 def load_recipe(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, a YAML file of [`RecipeArguments`] and [`~transformers.TrainingArguments`] side by side.
 
@@ -354,7 +338,24 @@ def make_recipe(values: dict[str, Any], source: str = "the recipe") -> Recipe:
     except TypeError as error:
         raise ValueError(f"{source} is not a complete recipe: {error}") from error
     check_loss_is_the_models(training_arguments)
+    _check_best(training_arguments, arguments.eval_sets, source)
     return Recipe(arguments, training_arguments, values)
+
+
+def _check_best(training: TrainingArguments, eval_sets: Collection[str], source: str) -> None:
+    """Refuse to look for the best by a metric that no evaluation set has: Trainer would find out at the first."""
+    asked = {
+        "load_best_model_at_end": training.load_best_model_at_end,
+        "save_strategy: best": training.save_strategy == SaveStrategy.BEST,
+        "lr_scheduler_type: reduce_lr_on_plateau": training.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU,
+    }
+    metric = training.metric_for_best_model or "loss"
+    if any(asked.values()) and not metric.removeprefix("eval_").startswith(tuple(f"{name}_" for name in eval_sets)):
+        named = " or ".join(f"{name}_loss" for name in eval_sets) or "that of a set, of which it has none"
+        raise ValueError(
+            f"{' and '.join(name for name, given in asked.items() if given)} in {source} goes by "
+            f"metric_for_best_model, which is {metric!r}. Each evaluation set has metrics of its own: give {named}."
+        )
 
 
 def _check_kinds(values: dict[str, Any], source: str) -> None:

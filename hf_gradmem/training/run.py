@@ -37,6 +37,7 @@ from ..checkpoint.run_facts import (
     set_arguments,
 )
 from ..checkpoint.tokenizer import open_tokenizer
+from ..checkpoint.whole_save import check_apart
 from ..commands.packaged import HUB_NAME, find_demo_model, needs_copy, packaged_adapter
 from ..files import check_directory, save_text
 from ..modeling_gradmem import GradMemForCausalLM, get_gradmem_model
@@ -68,10 +69,12 @@ def run_training(recipe: Recipe, *, trust_remote_code: bool = False, show_progre
     Raises:
         FloatingPointError: training diverged.
         OSError: `output_dir` cannot be written to.
-        ValueError: the recipe does not fit its task or base, or `output_dir` holds a run of another recipe.
+        ValueError: the recipe does not fit its task or base, or `output_dir` holds a run of another recipe, or
+            the base.
     """
     output = Path(str(recipe.training.output_dir))
     check_directory(output)
+    check_apart(recipe.arguments.base_model, output)
     check_pushed(recipe, output)
     check_recipe(recipe, output)
     if not show_progress:
@@ -382,7 +385,7 @@ def _rows_of_stages(
         repeated = _repeated(rows, orders)
         for step in range(steps):
             for row in itertools.islice(repeated, per_step):
-                yield {name: row[name] for name in columns} | {"write_steps": int(drawn[step])}
+                yield {name: row.get(name) for name in columns} | {"write_steps": int(drawn[step])}
 
 
 def _repeated(rows: Dataset | IterableDataset, orders: Iterator[int]) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,12 @@ def test_rows_are_a_function_of_seed_split_and_index():
     assert rows[0] != load_task("facts", "test", num_contexts=1, seed=3)[0]
 
 
+def test_there_are_names_for_so_many_people():
+    with pytest.raises(ValueError, match="num_people=70 are more than the 69"):
+        Facts(num_people=(1, 70))
+    assert Facts(num_people=69, num_facts=69, not_told=0.5).row(0)["queries"]
+
+
 def test_every_answer_stands_in_its_context_or_is_said_not_to():
     for index in range(200):
         row = Facts().row(index)

@@ -1,8 +1,9 @@
 """What holds for every task: unknown names, missing sources, rows that cannot be trained on."""
 
 import pytest
+from datasets import Dataset
 
-from hf_gradmem.tasks import check_row, load_task
+from hf_gradmem.tasks import check_row, columns_of, load_task
 
 
 def test_unknown_task_is_named():
@@ -30,6 +31,10 @@ def test_task_needs_a_source_that_exists(name, tmp_path):
         ({"queries": ["q", "r"]}, "2 queries and 1 targets"),
         ({"queries": [], "targets": []}, "0 queries"),
         ({"queries": "q"}, "lists of texts"),
+        ({"queries": [None]}, "The queries of row 3 must be texts, got None among them"),
+        ({"queries": [5]}, "The queries of row 3 must be texts, got 5"),
+        ({"targets": [["t"]]}, r"The targets of row 3 must be texts, got \['t'\]"),
+        ({"context": ["c", None]}, "The context of row 3 must be texts, got None"),
         ({"answers": ["t"]}, "a list of accepted texts for each query, got 't'"),
         ({"answers": [["t", None]]}, "a list of accepted texts for each query"),
         ({"answers": [["t"], ["u"]]}, "1 queries and 2 answers"),
@@ -42,3 +47,20 @@ def test_row_that_cannot_be_trained_on_is_refused(change, message):
     del row["targets"]
     with pytest.raises(ValueError, match="no column 'targets'"):
         check_row(row, "row 3")
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [("kv_retrieval", "segmented"), ("facts", "other_words"), ("squad", "short"), ("babi", "segmented")],
+)
+def test_a_text_is_neither_true_nor_false(task, name):
+    with pytest.raises(ValueError, match=rf"{name} must be true or false, without quotes, got 'false'"):
+        load_task(task, **{name: "false"})
+
+
+def test_rows_of_several_tables_keep_what_some_say_of_their_ends_and_quotes_that_all_have():
+    plain = Dataset.from_dict({"context": [["c"]], "queries": [["q"]], "targets": [["t"]]})
+    quoted, open_ended = plain.add_column("quotes", [["c"]]), plain.add_column("add_end_token", [False])
+    assert set(columns_of(plain, open_ended)) == {"context", "queries", "targets", "add_end_token"}
+    assert set(columns_of(plain, quoted)) == {"context", "queries", "targets"}
+    assert set(columns_of(quoted, quoted)) == {"context", "queries", "targets", "quotes"}

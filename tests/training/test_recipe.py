@@ -33,12 +33,14 @@ def test_recipe_file_and_overrides(tmp_path):
         ("a: [", "not a readable recipe"),
         ("- a", "holds list"),
         ("", "holds NoneType"),
+        ("seed: 1\nlearning_rate: 1\nseed: 2", "seed is given twice"),
+        ("gradmem: {write_steps: 1, write_steps: 2}", "write_steps is given twice"),
     ],
 )
 def test_unreadable_recipe_is_named(text, message, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match=rf"recipe\.yaml.*{message}"):
+    with pytest.raises(ValueError, match=rf"(?s)recipe\.yaml.*{message}"):
         load_recipe(path)
     with pytest.raises(OSError, match=r"missing\.yaml"):
         load_recipe(tmp_path / "missing.yaml")
@@ -69,6 +71,7 @@ def test_unreadable_recipe_is_named(text, message, tmp_path):
         ("max_steps=3", "set by its stages: it is 6, not 3"),
         ("num_train_epochs=3", "num_train_epochs in .* would do nothing: the steps of its stages"),
         ("dataloader_drop_last=true", "dataloader_drop_last: True in .* leaves rows out"),
+        ("ignore_data_skip=true", "ignore_data_skip: True in .* begins the stages anew"),
         ("train_sampling_strategy=group_by_length", "group_by_length in .* by a length that they do not have"),
         ("resume_from_checkpoint=runs/a", "resume_from_checkpoint in .* would do nothing: it goes on"),
         ('gradmem.num_memory_tokens="4"', "gradmem holds a value of another kind: .*'num_memory_tokens' expected int"),
@@ -121,6 +124,27 @@ def test_a_base_that_cannot_be_is_refused_by_what_is_wrong_with_it(options, mess
 def test_wrong_task_arguments_are_refused_before_training(tmp_path):
     with pytest.raises(ValueError, match=r"kv_retrieval.*pairs"):
         build_trainer(tiny_recipe(tmp_path, stages=[{"steps": 2, "task_arguments": {"pairs": 3}}]))
+
+
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        (
+            {"load_best_model_at_end": True, "eval_strategy": "steps", "save_strategy": "steps"},
+            "load_best_model_at_end",
+        ),
+        ({"save_strategy": "best", "eval_strategy": "steps"}, "save_strategy: best"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau", "eval_strategy": "steps"}, "reduce_lr_on_plateau"),
+    ],
+)
+def test_the_best_is_looked_for_by_the_metric_of_an_evaluation_set(asked, named):
+    sets = {"eval_sets": {"few": {}, "many": {"num_pairs": 4}}}
+    for metric in ({}, {"metric_for_best_model": "exact_match"}):
+        message = rf"{named}.* in .* goes by metric_for_best_model, .*: give few_loss or many_loss"
+        with pytest.raises(ValueError, match=message):
+            make_recipe(TINY | sets | {"output_dir": "unused"} | asked | metric)
+    own = {"metric_for_best_model": "eval_many_exact_match"}
+    assert make_recipe(TINY | sets | {"output_dir": "unused"} | asked | own).training.metric_for_best_model
 
 
 def test_noise_on_the_vectors_of_a_base_that_does_not_train_is_refused():

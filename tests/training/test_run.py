@@ -15,7 +15,7 @@ from hf_gradmem.evaluation.results import evaluate_model
 from hf_gradmem.tasks import load_set, load_task
 from hf_gradmem.tasks.kv_retrieval import build_tokenizer
 from hf_gradmem.training.callbacks import log_writes
-from hf_gradmem.training.checkpoints import last_checkpoint
+from hf_gradmem.training.checkpoints import keep_recipe, last_checkpoint
 from hf_gradmem.training.optimizer import build_optimizer
 from hf_gradmem.training.recipe import make_recipe
 from hf_gradmem.training.run import build_model, build_trainer, run_training
@@ -311,7 +311,9 @@ def test_killed_and_resumed_run_equals_an_unbroken_one(tmp_path, monkeypatch, op
             if state.global_step == 5:
                 raise KilledError
 
-    broken = build_trainer(tiny_recipe(tmp_path / "broken", **settings))
+    recipe = tiny_recipe(tmp_path / "broken", **settings)
+    broken = build_trainer(recipe)
+    keep_recipe(recipe, tmp_path / "broken")
     broken.add_callback(Kill())
     with pytest.raises(KilledError):
         broken.train()
@@ -419,6 +421,28 @@ def test_a_run_whose_folder_was_moved_is_the_same_run(tmp_path, monkeypatch):
     assert_same_weights(weights("moved"), trained)
     with pytest.raises(ValueError, match="another recipe; seed changed"):
         run_training(tiny_recipe(tmp_path / "moved", seed=1))
+
+
+def test_a_run_that_no_recipe_wrote_is_not_gone_on_from(tmp_path):
+    run_training(tiny_recipe(tmp_path, save_strategy="steps", save_steps=6))
+    for name in ("recipe.yaml", "_recipe.yaml"):
+        (tmp_path / name).unlink()
+    with pytest.raises(ValueError, match="holds a run that no recipe wrote"):
+        run_training(tiny_recipe(tmp_path))
+
+
+@pytest.mark.parametrize("train_base", [False, True])
+def test_a_base_is_not_saved_over_by_what_is_trained_on_it(tmp_path, train_base):
+    tiny_model().base_model.save_pretrained(tmp_path)
+    build_tokenizer().save_pretrained(tmp_path)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    recipe = tiny_recipe(tmp_path, base_model=str(tmp_path), base_config=None, train_base=train_base)
+    with pytest.raises(ValueError, match="is where the base lies"):
+        run_training(recipe)
+    model = get_gradmem_model(AutoModelForCausalLM.from_pretrained(tmp_path), GradMemConfig())
+    with pytest.raises(ValueError, match="is where the base lies"):
+        model.save_pretrained(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
 def test_a_recipe_of_ones_own_in_the_runs_folder_is_not_written_over(tmp_path):
@@ -570,6 +594,19 @@ def test_whether_targets_end_in_an_end_token_is_each_sets_own(tmp_path, written)
     assert ends["text"] == 0
     assert ends["pairs"] == 1
     assert 0 < ends["both"] < 1
+
+
+def test_whether_targets_end_is_each_stages_own(tmp_path):
+    row = {"context": "!a:1!", "question": "?!a:", "answer": "1"}
+    stages = []
+    for name, own in (("open", {"add_end_token": False}), ("plain", {})):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row | own) + "\n", encoding="utf-8")
+        stages.append({"steps": 1, "task_arguments": {"path": {"train": str(tmp_path / f"{name}.jsonl")}}})
+    tiny_model().base_model.save_pretrained(tmp_path / "base")
+    build_tokenizer().save_pretrained(tmp_path / "base")
+    base = {"base_model": str(tmp_path / "base"), "base_config": None}
+    recipe = tiny_recipe(tmp_path / "run", task="jsonl", task_arguments={}, stages=stages, **base)
+    assert [row["add_end_token"] for row in build_trainer(recipe).train_dataset] == [False] * 4 + [None] * 4
 
 
 def test_streamed_set_on_two_processes_keeps_queries_with_their_contexts():
