@@ -92,7 +92,8 @@ def write_table() -> None:
         "of 62; the paper's shape, m = 8, K = 2, 16 contexts in an outer step, Muon for the base's matrices. "
         "Exact match of generated answers on 128 contexts that no run looked at; beside it the teacher-forced one on "
         f"128 others: an arm ends where both orders are at {ENOUGH} there, or its steps are used up. "
-        "One run for each row; the minutes are of one thread of a machine that did other work as well. "
+        "One run for each row; the minutes are of one thread of a machine that did other work as well, for which "
+        "alignment_seed_1 stood still most of its time. "
         "Command: `python -m benchmarks.orders`; recipe: `benchmarks/orders.yaml`.",
         "| arm | trained on | forward | backward | forward, forced | backward, forced | outer steps | minutes |",
         map(row_of, ARMS),
