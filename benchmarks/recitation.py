@@ -1,4 +1,4 @@
-"""How long a text a memory recites, by its vectors and the steps of WRITE (the paper's appendix I).
+"""How long a text a memory recites, by its positions and the steps of WRITE (the paper's appendix I).
 
     python -m benchmarks.recitation                                        # what has no result yet, on SmolLM2-135M
     python -m benchmarks.recitation --form values --output values.json     # positions of values in place of vectors
@@ -192,7 +192,7 @@ def tables(values: dict[str, Any]) -> list[str]:
         f"as well, of {', '.join(lengths)} (– : not the shortest).",
         "",
     ]
-    lines += [f"| vectors | {' | '.join(f'{step} steps' for step in steps)} |", "|---" * (len(steps) + 1) + "|"]
+    lines += [f"| positions | {' | '.join(f'{step} steps' for step in steps)} |", "|---" * (len(steps) + 1) + "|"]
     for size in sizes:
         found = []
         for step in steps:
@@ -201,7 +201,7 @@ def tables(values: dict[str, Any]) -> list[str]:
         lines.append(f"| {size} | {' | '.join(found)} |")
     lines += ["", "Share of the tokens, the mean over passages:", ""]
     lines += [
-        f"| vectors | tokens | {' | '.join(f'{step} steps' for step in steps)} |",
+        f"| positions | tokens | {' | '.join(f'{step} steps' for step in steps)} |",
         "|---" * (len(steps) + 2) + "|",
     ]
     for cell in sorted(cells, key=lambda cell: (cell["vectors"], cell["tokens"])):
@@ -213,7 +213,7 @@ def tables(values: dict[str, Any]) -> list[str]:
             f"Nats a token of the {CONTINUED - 1} tokens from the second one after a passage of {WRITTEN} on, given "
             "its memory, the passage itself, or nothing:",
             "",
-            "| vectors | steps | memory | full context | nothing |",
+            "| positions | steps | memory | full context | nothing |",
             "|---|---|---|---|---|",
         ]
         for cell in values["continuation"].values():
