@@ -84,7 +84,7 @@ def test_an_output_that_cannot_be_written_is_found_out_before_anything_is_loaded
     for name in ("evaluation.results.load_sets", "evaluation.results.load_records", "training.run.build_trainer"):
         monkeypatch.setattr(f"hf_gradmem.{name}", too_late)
     recipe = tmp_path / "recipe.yaml"
-    lines = ["task: kv_retrieval", "base_config: {model_type: llama}", "stages: [{steps: 1}]"]
+    lines = ["task: kv_retrieval", "base_config: {model_type: llama}", "stages: [{steps: 1}]", "eval_sets: {a: {}}"]
     recipe.write_text("\n".join(lines), encoding="utf-8")
     (tmp_path / "file").touch()
     place = tmp_path / "file" / "below"
