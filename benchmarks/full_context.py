@@ -29,7 +29,6 @@ from transformers import (
     TrainerCallback,
     TrainerControl,
     TrainingArguments,
-    get_scheduler,
     set_seed,
 )
 
@@ -138,7 +137,6 @@ def train(model: PreTrainedModel, arguments: dict[str, Any]) -> list[int]:
             report_to="none",
             remove_unused_columns=False,
         )
-        schedule = get_scheduler(training.lr_scheduler_type, optimizer, training.warmup_steps, stage.steps)
         trainer = Trainer(
             model,
             training,
@@ -146,7 +144,7 @@ def train(model: PreTrainedModel, arguments: dict[str, Any]) -> list[int]:
                 training_rows, gen_kwargs={"rows": TASK.stream("train", **drawn)}
             ),
             data_collator=DataCollatorForSeq2Seq(TOKENIZER),
-            optimizers=(optimizer, schedule),
+            optimizers=(optimizer, None),
             callbacks=[StopBelow(stage.enough)],
         )
         trainer.train()

@@ -217,7 +217,7 @@ def calibrate(
     the coefficients were not fitted on.
     """
     from hf_gradmem.commands import calibrate as calibration
-    from hf_gradmem.commands.opening import load_model
+    from hf_gradmem.commands.opening import checkpoint_files, load_model
     from hf_gradmem.evaluation import results
     from hf_gradmem.evaluation.limits import limits_of
     from hf_gradmem.training.recipe import load_recipe
@@ -225,7 +225,7 @@ def calibrate(
     directory = calibration.check_adapter_directory(model)
     _check_memory_options([model], override or ())
     check_files(None if check else directory / "config.json")
-    check_files(report, beside=[recipe, *calibration.own_files(directory)])
+    check_files(report, beside=[recipe, *checkpoint_files([str(directory)])])
     arguments = load_recipe(recipe, override or ()).arguments
     sets = results.evaluation_sets(arguments.eval_sets, arguments.task_arguments, eval_set or ())
     rows = results.load_sets(arguments.task, sets, split)

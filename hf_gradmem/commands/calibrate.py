@@ -43,11 +43,6 @@ def check_adapter_directory(name: str) -> Path:
     return directory
 
 
-def own_files(directory: Path) -> list[Path]:
-    """The files of an adapter's directory that a confidence goes into."""
-    return [directory / CONFIG_NAME, directory / CARD_FILE]
-
-
 def first_contexts(rows: Dataset, most: int) -> Dataset:
     """The rows on the first so many contexts, each of which may have several."""
     return rows.select([place for place, number in enumerate(context_numbers(rows)) if number < most])

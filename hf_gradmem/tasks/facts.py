@@ -16,7 +16,7 @@ from datasets import Dataset, IterableDataset
 
 from . import generated
 from .generated import number_range
-from .rows import FEATURES_WITH_QUOTES, SPLITS, check_flags, check_split
+from .rows import FEATURES_WITH_QUOTES, SPLITS, check_split
 from .task import Task
 
 NOT_TOLD = "not in memory"
@@ -188,7 +188,7 @@ class Facts:
 
     def __post_init__(self) -> None:
         check_split(self.split)
-        check_flags({name: getattr(self, name) for name in ("other_words", "segmented")})
+        generated.check_flags_of(self)
         _, most = number_range("num_facts", self.num_facts)
         fewest, most_people = number_range("num_people", self.num_people)
         named = min(len(_FIRST), len(_LAST)) - 1  # one more is a stranger

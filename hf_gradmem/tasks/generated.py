@@ -2,11 +2,12 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import Any, Protocol
 
 from datasets import Dataset, Features, IterableDataset
 
-from .rows import FEATURES
+from .rows import FEATURES, check_flags
 
 
 class Distribution(Protocol):
@@ -14,6 +15,11 @@ class Distribution(Protocol):
 
     def row(self, index: int) -> dict[str, Any]:
         """The context of this index, a pure function of it."""
+
+
+def check_flags_of(task: Any) -> None:
+    """Raise a `ValueError` unless those fields of a dataclass are true or false that are so by default."""
+    check_flags({own.name: getattr(task, own.name) for own in fields(task) if isinstance(own.default, bool)})
 
 
 def table(task: Distribution, num_contexts: int, features: Features = FEATURES) -> Dataset:

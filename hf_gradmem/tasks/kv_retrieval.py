@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from . import generated
 from .generated import number_range
-from .rows import SPLITS, check_flags, check_split
+from .rows import SPLITS, check_split
 from .task import Task
 
 SYMBOLS = string.ascii_lowercase + string.ascii_uppercase + string.digits
@@ -25,7 +25,6 @@ PUNCTUATION = "!:?"
 END = "|"
 PAD, BOS, UNKNOWN = "<pad>", "<bos>", "<unk>"
 Asked = Literal["both", "forward", "backward"]
-FLAGS = ("end_mark", "mirrored", "mixed_orders", "shared_first_symbol", "segmented")
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class KVRetrieval:
 
     def __post_init__(self) -> None:
         check_split(self.split)
-        check_flags({name: getattr(self, name) for name in FLAGS})
+        generated.check_flags_of(self)
         if not 1 <= self.num_symbols <= len(SYMBOLS):
             raise ValueError(f"num_symbols must lie in 1..{len(SYMBOLS)}, got {self.num_symbols}.")
         for name, lowest in (("key_length", 1), ("value_length", 1), ("noise_length", 0), ("seed", 0)):

@@ -93,8 +93,8 @@ def check_row(row: Mapping[str, Any], name: str = "the row", *, asked: bool = Tr
                 "name: set remove_unused_columns=False."
             )
     context = row["context"]
-    if context is not None and not isinstance(context, str):
-        _check_texts(context, "the context", name)
+    if not isinstance(context, str | None):
+        _check_texts(context, "context", name)
     if context is None or not context_text(context):
         raise ValueError(f"The context of {name} is empty: {context!r}.")
     if asked:
@@ -105,8 +105,8 @@ def _check_queries(row: Mapping[str, Any], name: str) -> None:
     queries, targets = row["queries"], row["targets"]
     if isinstance(queries, str) or isinstance(targets, str):
         raise ValueError(f"queries and targets of {name} must be lists of texts, got {queries!r} and {targets!r}.")
-    _check_texts(queries, "the queries", name)
-    _check_texts(targets, "the targets", name)
+    _check_texts(queries, "queries", name)
+    _check_texts(targets, "targets", name)
     if len(queries) != len(targets) or not queries:
         raise ValueError(
             f"{name} has {len(queries)} queries and {len(targets)} targets; it needs as many, and one at least."
@@ -131,7 +131,7 @@ def _check_queries(row: Mapping[str, Any], name: str) -> None:
 def _check_texts(texts: Sequence[Any], what: str, name: str) -> None:
     for text in texts:
         if not isinstance(text, str):
-            raise ValueError(f"{what[0].upper()}{what[1:]} of {name} must be texts, got {text!r} among them.")
+            raise ValueError(f"The {what} of {name} must be texts, got {text!r} among them.")
 
 
 def with_lists(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,10 +73,8 @@ def test_training_prints_its_result_alone_and_quietly_nothing(tmp_path: Path, ba
 def test_results_are_not_written_over_what_is_evaluated(base: str, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text('{"context": "c", "question": "q", "answer": "a"}\n', encoding="utf-8")
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(RECIPE.replace("two: {", "own: {task: jsonl, path: ROWS}, two: {"), encoding="utf-8")
-    recipe.write_text(
-        recipe.read_text(encoding="utf-8").replace("ROWS", str(tmp_path / "rows.jsonl")), encoding="utf-8"
-    )
+    own = f"own: {{task: jsonl, path: {tmp_path / 'rows.jsonl'}}}, two: {{"
+    recipe.write_text(RECIPE.replace("two: {", own), encoding="utf-8")
     for place in (Path(base) / "config.json", Path(base) / "model.safetensors", tmp_path / "rows.jsonl"):
         for option in ("--output", "--answers"):
             message = mistake(run("evaluate", base, "--recipe", recipe, option, place))
